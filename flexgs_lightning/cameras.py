@@ -1,0 +1,99 @@
+"""Pinhole cameras. The package's one camera convention is stated here and nowhere else.
+
+Convention (OpenCV, as in COLMAP and gsplat): the camera looks along +z, +x points right in the image
+and +y down. ``viewmats`` map homogeneous world points to camera space. Pixel (i, j) covers the square
+[j, j + 1] x [i, i + 1], so its centre lies at (j + 0.5, i + 0.5); ``Ks`` are in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """A batch of C pinhole cameras that share one image size.
+
+    Attributes:
+        viewmats: [C, 4, 4] world-to-camera matrices, float32, in the units of the capture's world.
+        Ks: [C, 3, 3] intrinsics in pixels, float32.
+        width: image width in pixels.
+        height: image height in pixels.
+    """
+
+    viewmats: Float[Tensor, "C 4 4"]
+    Ks: Float[Tensor, "C 3 3"]
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        count = self.viewmats.shape[0]
+        if self.viewmats.shape != (count, 4, 4) or self.Ks.shape != (count, 3, 3):
+            raise ValueError(
+                f"Cameras: expected viewmats [C, 4, 4] and Ks [C, 3, 3], "
+                f"found {tuple(self.viewmats.shape)} and {tuple(self.Ks.shape)}."
+            )
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"Cameras: image size must be positive, found {self.width}x{self.height}.")
+
+    def __len__(self) -> int:
+        return self.viewmats.shape[0]
+
+    def __getitem__(self, index: int | slice | Tensor) -> Cameras:
+        """Select cameras; an int gives a batch of one."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):  # an IndexError also ends iteration
+                raise IndexError(f"camera {index} of {len(self)}")
+            index = slice(index % len(self), index % len(self) + 1)
+        return replace(self, viewmats=self.viewmats[index], Ks=self.Ks[index])
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the matrices."""
+        return self.viewmats.device
+
+    @property
+    def positions(self) -> Float[Tensor, "C 3"]:
+        """[C, 3] camera centres in world space."""
+        rotations, translations = self.viewmats[:, :3, :3], self.viewmats[:, :3, 3]
+        return -(rotations.mT @ translations[..., None]).squeeze(-1)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Cameras:
+        """Move to a device."""
+        viewmats = self.viewmats.to(device, non_blocking=non_blocking)
+        return replace(self, viewmats=viewmats, Ks=self.Ks.to(device, non_blocking=non_blocking))
+
+    def resized(self, width: int, height: int) -> Cameras:
+        """The same cameras for images resampled to ``width`` x ``height``; each axis scales by itself."""
+        factors = self.Ks.new_tensor([width / self.width, height / self.height, 1.0])
+        return replace(self, Ks=self.Ks * factors[:, None], width=width, height=height)
+
+    @staticmethod
+    def stack(cameras: Sequence[Cameras]) -> Cameras:
+        """Concatenate batches of one image size.
+
+        Raises:
+            ValueError: no cameras, or image sizes differ.
+        """
+        sizes = {(camera.width, camera.height) for camera in cameras}
+        if len(sizes) != 1:
+            raise ValueError(f"Cameras.stack: expected one image size, found {sorted(sizes)}.")
+        ((width, height),) = sizes
+        viewmats = torch.cat([camera.viewmats for camera in cameras])
+        return Cameras(viewmats, torch.cat([camera.Ks for camera in cameras]), width, height)
+
+
+def scene_extent(positions: Float[Tensor, "C 3"]) -> float:
+    """Radius of the cameras' bounding ball with 10 % margin (Kerbl et al. 2023), in world units.
+
+    Scale-dependent settings (learning rate of positions, densification thresholds) are relative to it,
+    because the world frame itself is never re-normalised. One camera alone has extent 0; callers get
+    1.0 then, so that such settings stay usable.
+    """
+    radius = 1.1 * (positions - positions.mean(dim=0)).norm(dim=-1).max().item()
+    return radius if radius > 0 else 1.0

@@ -1,0 +1,136 @@
+"""Capture: photos of a scene with their cameras. Knows no file format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from flexgs_lightning.cameras import Cameras, scene_extent
+
+TEST_EVERY = 8
+"""Every 8th image by sorted name is held out: the field's protocol since Mip-NeRF 360."""
+
+
+class ImageSource(Protocol):
+    """Where a view's pixels come from. Picklable, so that worker processes can decode."""
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether ``read`` returns four channels."""
+        ...
+
+    def read(self) -> UInt8[np.ndarray, "H W 3|4"]:
+        """Decode to the size and lens of the view's camera: uint8 RGB, or RGBA (straight alpha).
+
+        Raises:
+            InputError: the file is missing, unreadable, or not of the size that its camera states.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class View:
+    """One photo.
+
+    Attributes:
+        name: file name relative to the capture's image folder.
+        camera: one camera (C = 1, on the CPU) whose size and intrinsics match what ``source`` reads.
+        source: the pixels.
+    """
+
+    name: str
+    camera: Cameras
+    source: ImageSource
+
+
+@dataclass(frozen=True)
+class Points:
+    """SfM points: positions [P, 3] float32 in world units and colours [P, 3] uint8."""
+
+    positions: Float[Tensor, "P 3"]
+    colors: UInt8[Tensor, "P 3"]
+
+    def __len__(self) -> int:
+        return self.positions.shape[0]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A scene as photographed: views sorted by name, and SfM points (possibly none).
+
+    Attributes:
+        name: short name for reports.
+        views: all views, sorted by name.
+        points: SfM points in the same world frame.
+        protocol: how the images were obtained, for reports ("images_4 as shipped", "images/ reduced by
+            4, area filter").
+        test_every: every n-th view, starting with the first, is held out; 0 holds out none.
+    """
+
+    name: str
+    views: tuple[View, ...]
+    points: Points
+    protocol: str
+    test_every: int = TEST_EVERY
+
+    @property
+    def train_views(self) -> tuple[View, ...]:
+        """Views to fit."""
+        if self.test_every == 0:
+            return self.views
+        return tuple(view for i, view in enumerate(self.views) if i % self.test_every)
+
+    @property
+    def test_views(self) -> tuple[View, ...]:
+        """Held-out views."""
+        return self.views[:: self.test_every] if self.test_every else ()
+
+    @property
+    def extent(self) -> float:
+        """Scene extent from all cameras; see ``cameras.scene_extent``."""
+        return scene_extent(torch.cat([view.camera.positions for view in self.views]))
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """C views of one image size.
+
+    Attributes:
+        cameras: C cameras.
+        images: [C, H, W, 3] uint8 RGB.
+        alphas: [C, H, W, 1] uint8 coverage, or None where the photos have no alpha.
+        indices: [C] int64 position in the split's tuple of views.
+        names: C view names.
+    """
+
+    cameras: Cameras
+    images: UInt8[Tensor, "C H W 3"]
+    alphas: UInt8[Tensor, "C H W 1"] | None
+    indices: Int[Tensor, " C"]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.cameras)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
+        """Move to a device (Lightning calls this)."""
+        return ViewBatch(
+            self.cameras.to(device, non_blocking),
+            self.images.to(device, non_blocking=non_blocking),
+            None if self.alphas is None else self.alphas.to(device, non_blocking=non_blocking),
+            self.indices.to(device, non_blocking=non_blocking),
+            self.names,
+        )
+
+    def targets(self, background: Float[Tensor, " 3"]) -> Float[Tensor, "C H W 3"]:
+        """Photos in [0, 1], composited over ``background`` where they have alpha."""
+        images = self.images.float() / 255.0
+        if self.alphas is None:
+            return images
+        alphas = self.alphas.float() / 255.0
+        return images * alphas + background * (1.0 - alphas)

@@ -1,0 +1,72 @@
+"""Splats: activated Gaussians, ready to draw. The type that passes between the package's rooms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MAX_SH_DEGREE = 3
+SH_C0 = 0.28209479177387814
+"""The constant basis function 1 / (2 sqrt(pi)): colour = 0.5 + SH_C0 * sh[:, 0]."""
+
+
+@dataclass(frozen=True)
+class Splats:
+    """N Gaussians with every activation applied.
+
+    Attributes:
+        means: [N, 3] centres in world space.
+        quats: [N, 4] rotations (w, x, y, z); the rasterizer normalises them.
+        scales: [N, 3] standard deviations along the local axes, world units, positive.
+        opacities: [N] in (0, 1).
+        sh: [N, K, 3] spherical-harmonics coefficients of RGB in the 3DGS basis and order,
+            K = (degree + 1)^2 for a degree of 0 to 3; colour = SH + 0.5, clamped at 0.
+    """
+
+    means: Float[Tensor, "N 3"]
+    quats: Float[Tensor, "N 4"]
+    scales: Float[Tensor, "N 3"]
+    opacities: Float[Tensor, " N"]
+    sh: Float[Tensor, "N K 3"]
+
+    def __post_init__(self) -> None:
+        count = self.means.shape[0]
+        expected = {"means": (count, 3), "quats": (count, 4), "scales": (count, 3), "opacities": (count,)}
+        for name, shape in expected.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise ValueError(f"Splats: {name} must have shape {shape}, found {found}.")
+        bases = self.sh.shape[1] if self.sh.ndim == 3 else 0
+        if self.sh.shape != (count, bases, 3) or bases not in (1, 4, 9, 16):
+            raise ValueError(
+                f"Splats: sh must have shape ({count}, 1|4|9|16, 3), found {tuple(self.sh.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return self.means.shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> Splats:
+        """Select Gaussians by slice, index tensor or boolean mask."""
+        return Splats(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tensors."""
+        return self.means.device
+
+    @property
+    def sh_degree(self) -> int:
+        """Degree of the stored spherical harmonics, 0 to 3."""
+        return math.isqrt(self.sh.shape[1]) - 1
+
+    def to(self, device: torch.device | str) -> Splats:
+        """Move to a device."""
+        return Splats(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    def detach(self) -> Splats:
+        """The same values without gradient history."""
+        return Splats(**{field.name: getattr(self, field.name).detach() for field in fields(self)})
