@@ -1,0 +1,1 @@
+"""Captures: photos with cameras, from files to batches."""

@@ -1,0 +1,1 @@
+"""What leaves the house: standard files, images, videos."""

@@ -1,0 +1,1 @@
+"""Drawing Gaussians: one meaning, a CUDA and a CPU backend."""

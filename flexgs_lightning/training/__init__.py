@@ -1,0 +1,1 @@
+"""How it is learned: the LightningModule, losses, densification, callbacks."""

@@ -1,0 +1,27 @@
+"""Fixtures that more than one test file uses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import flexgs_lightning  # noqa: F401  (before torch: it sets the thread policy)
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip ``gpu`` tests where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real captures beside the checkout; tests that need it are skipped without it."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no real captures at {SHARED_DATA}")
+    return SHARED_DATA
