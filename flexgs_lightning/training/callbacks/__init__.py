@@ -1,0 +1,16 @@
+"""What happens beside the training step: saving, showing, reporting."""
+
+from flexgs_lightning.training.callbacks.checkpointing import Checkpointing
+from flexgs_lightning.training.callbacks.interruption import GracefulInterruption
+from flexgs_lightning.training.callbacks.progress import ThroughputLogger, TrainingProgress
+from flexgs_lightning.training.callbacks.test_report import TestReport
+from flexgs_lightning.training.callbacks.validation_images import ValidationImages
+
+__all__ = [
+    "Checkpointing",
+    "GracefulInterruption",
+    "TestReport",
+    "ThroughputLogger",
+    "TrainingProgress",
+    "ValidationImages",
+]

@@ -1,0 +1,82 @@
+"""Checkpoints: when they are written, and how."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.files import atomic_path
+from flexgs_lightning.model.checkpoint import read_checkpoint
+
+LAST = "last.ckpt"
+FOLDER = "checkpoints"
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Writes whole files or none; reads tensors and plain values only, with clear messages."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write under a temporary name, then rename; a full disk leaves the earlier file in place."""
+        with atomic_path(path) as temporary:
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # torch's zip writer reports a full disk so
+                raise OSError(str(error)) from error
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """As ``read_checkpoint``."""
+        return read_checkpoint(path)
+
+
+class Checkpointing(Checkpoint):
+    """Writes ``checkpoints/last.ckpt`` in the run folder regularly and after the last iteration.
+
+    Args:
+        every_n_steps: iterations between two checkpoints.
+        keep: also keep every checkpoint, as ``step_<n>.ckpt``.
+    """
+
+    def __init__(self, every_n_steps: int = 1_000, keep: bool = False) -> None:
+        if every_n_steps < 1:
+            raise InputError(f"checkpoint.every_n_steps: expected at least 1, found {every_n_steps}.")
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time, or if this was the last iteration (also when an interruption asked to stop).
+
+        Only here is an iteration complete and Lightning's own bookkeeping in a state that it can resume.
+        """
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop:
+            self._save(trainer, LAST)
+            if self.keep:
+                self._save(trainer, f"step_{step}.ckpt")
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        trainer.save_checkpoint(checkpoint_folder(trainer) / name)
+
+
+def checkpoint_folder(trainer: Trainer) -> Path:
+    """Folder of a run's checkpoints."""
+    return Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
+
+
+def newest_checkpoint(runs: Path) -> Path:
+    """The most recently written ``last.ckpt`` below ``runs``.
+
+    Raises:
+        InputError: there is none; starting afresh in silence would waste the run to be resumed.
+    """
+    found = sorted(runs.glob(f"**/{FOLDER}/{LAST}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError(f"--ckpt_path last: no {FOLDER}/{LAST} below {runs}; there is no run to resume.")
+    return found[-1]

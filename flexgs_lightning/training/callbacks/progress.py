@@ -1,0 +1,62 @@
+"""How far training is, and how fast."""
+
+import time
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+
+class TrainingProgress(TQDMProgressBar):
+    """One bar over all iterations with loss, PSNR, number of Gaussians and time left."""
+
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+
+    def __init__(self, refresh_rate: int = 10) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+
+    def init_train_tqdm(self) -> Tqdm:
+        """Name what is counted: there are no epochs here."""
+        bar = super().init_train_tqdm()
+        bar.unit = "step"
+        return bar
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Count from the iteration that a resumed run goes on from, so that rate and time left are right."""
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.initial = self.train_progress_bar.n = trainer.global_step
+        self.train_progress_bar.set_description("Training")
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Leave out Lightning's version number; write counts as counts."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        if "gaussians" in metrics:
+            metrics["gaussians"] = f"{int(float(metrics['gaussians'])):,}"
+        return metrics
+
+
+class ThroughputLogger(Callback):
+    """Logs iterations per second, validation excluded."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._steps = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the mean rate since the last log."""
+        now = time.perf_counter()
+        if self._since is None:  # the first iteration compiles and loads: not the rate of the others
+            self._since = now
+            return
+        self._steps += 1
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log("train/steps_per_second", self._steps / (now - self._since))
+            self._since, self._steps = now, 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restart the clock after validation."""
+        self._since, self._steps = None, 0

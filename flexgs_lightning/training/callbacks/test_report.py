@@ -1,0 +1,103 @@
+"""metrics.json: what ``flexgs test`` measured, and under which protocol."""
+
+import json
+import logging
+import platform
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from flexgs_lightning.files import atomic_path
+from flexgs_lightning.training.module import FlexGSModule
+
+log = logging.getLogger(__name__)
+LIBRARIES = ("flexgs-lightning", "torch", "lightning", "gsplat", "numba")
+
+
+class TestReport(Callback):
+    """Writes ``metrics.json`` into the run folder when a test ends.
+
+    It holds PSNR, SSIM and LPIPS for each image and averaged over images, number of Gaussians, megabytes of
+    parameters, milliseconds for a render, the protocol and the versions of the libraries.
+    """
+
+    __test__ = False  # the name is no invitation to pytest
+
+    def __init__(self) -> None:
+        self._images: list[dict[str, Any]] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier test."""
+        self._images = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note each image's metrics, and time another render of it."""
+        assert isinstance(pl_module, FlexGSModule)
+        values = {key: value for key, value in outputs.items() if key not in ("render", "photo")}
+        milliseconds = self._time_render(pl_module, batch) / len(batch)
+        for i, name in enumerate(batch.names):
+            metrics = {key: value[i].item() for key, value in values.items()}
+            self._images.append({"name": name, **metrics, "milliseconds": milliseconds})
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the report."""
+        assert isinstance(pl_module, FlexGSModule)
+        path = Path(trainer.log_dir or trainer.default_root_dir) / "metrics.json"
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(self._report(pl_module), indent=2) + "\n")
+        log.info("Metrics of each image: %s", path)
+
+    def _time_render(self, module: FlexGSModule, batch: Any) -> float:
+        """Milliseconds of one render, the second of this view: caches are warm, as in a viewer."""
+        self._synchronize(module)
+        start = time.perf_counter()
+        module.render(batch, module.evaluation_background)
+        self._synchronize(module)
+        return 1e3 * (time.perf_counter() - start)
+
+    @staticmethod
+    def _synchronize(module: FlexGSModule) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
+
+    def _report(self, module: FlexGSModule) -> dict[str, Any]:
+        keys = [key for key in self._images[0] if key not in ("name", "milliseconds")] if self._images else []
+        parameters = sum(parameter.numel() * 4 for parameter in module.gaussians.parameters())
+        capture = module.capture
+        return {
+            "mean": {key: statistics.fmean(image[key] for image in self._images) for key in keys},
+            "gaussians": len(module.gaussians),
+            "megabytes": parameters / 1e6,
+            "milliseconds": statistics.median(image["milliseconds"] for image in self._images),
+            "iteration": module.iterations_trained,
+            "capture": capture.name,
+            "protocol": {
+                "images": capture.protocol,
+                "split": f"every {capture.test_every}th image by sorted name is held out",
+                "background": module.background if module.background != "random" else "black",
+                **module.image_metrics.protocol(),
+            },
+            "device": device_name(module.device),
+            "versions": {library: version(library) for library in LIBRARIES},
+            "images": self._images,
+        }
+
+
+def device_name(device: torch.device) -> str:
+    """The machine's name for the device, for reports."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,51 @@
+"""Optimizers and learning-rate schedules of the Gaussians."""
+
+from dataclasses import dataclass
+
+import torch
+
+from flexgs_lightning.model.gaussians import Gaussians
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Adam's learning rate for each attribute (the published values of 3DGS).
+
+    Args:
+        means: positions at the start, times the scene extent.
+        means_final: positions at the end, times the scene extent; exponential in between.
+        quats: rotations.
+        scales: log-scales.
+        opacities: opacity logits.
+        sh0: constant colour.
+        shN: view-dependent colour.
+    """
+
+    means: float = 1.6e-4
+    means_final: float = 1.6e-6
+    quats: float = 1e-3
+    scales: float = 5e-3
+    opacities: float = 5e-2
+    sh0: float = 2.5e-3
+    shN: float = 2.5e-3 / 20  # noqa: N815
+
+
+def gaussian_optimizers(
+    gaussians: Gaussians, rates: LearningRates, extent: float
+) -> dict[str, torch.optim.Optimizer]:
+    """One Adam for each attribute, as densification expects: its state must be resizable by name."""
+    initial = {name: getattr(rates, name) for name in gaussians.params}
+    initial["means"] *= extent
+    return {
+        name: torch.optim.Adam([{"params": [parameter], "name": name}], lr=initial[name], eps=1e-15, fused=True)
+        for name, parameter in gaussians.params.items()
+    }
+
+
+def exponential_decay(start: float, end: float, step: int, total: int) -> float:
+    """Log-linear interpolation from ``start`` at step 0 to ``end`` at step ``total``.
+
+    A function of the step alone, so that schedules need no state and resume exactly.
+    """
+    progress = min(max(step / max(total, 1), 0.0), 1.0)
+    return float(start ** (1.0 - progress) * end**progress)
