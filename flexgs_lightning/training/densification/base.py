@@ -1,0 +1,238 @@
+"""Densification: the interface of every density control, and what all of them share."""
+
+# No `from __future__ import annotations` here: jsonargparse reads the constructors' types.
+import logging
+import math
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from gsplat.strategy.ops import remove
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.rendering.rasterizer import Rendering
+from flexgs_lightning.training.densification.checks import (
+    MIN_GAUSSIANS,
+    check_enough_left,
+    check_optimizers,
+    check_option,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DensificationReport:
+    """What one call of :meth:`Densification.after_step` did.
+
+    Attributes:
+        count: Gaussians afterwards.
+        cloned: Gaussians that were duplicated in place.
+        split: Gaussians that were replaced by two smaller ones.
+        added: Gaussians that MCMC drew from the opacity distribution.
+        relocated: dead Gaussians that MCMC moved onto live ones.
+        pruned: Gaussians removed, non-finite ones included.
+        opacity_reset: whether all opacities were lowered.
+    """
+
+    count: int = 0
+    cloned: int = 0
+    split: int = 0
+    added: int = 0
+    relocated: int = 0
+    pruned: int = 0
+    opacity_reset: bool = False
+
+    @property
+    def grown(self) -> int:
+        """Gaussians that this step brought, before pruning."""
+        return self.cloned + self.split + self.added
+
+    def counts(self) -> dict[str, int]:
+        """Every attribute by name, as a number to log."""
+        return {name: int(value) for name, value in asdict(self).items()}
+
+
+class Densification(ABC):
+    """Adds, moves and removes Gaussians while they are trained.
+
+    Steps: iterations are counted from 0, and ``after_step(step)`` ends iteration ``step``, so that
+    ``step + 1`` iterations are complete. All options count *completed* iterations: refinements happen at
+    multiples of ``every`` that lie strictly between ``start_step`` and ``stop_step``.
+
+    Random numbers come from the global generator of the parameters' device: a bit-exact continuation needs
+    that generator in the same state, beside :meth:`state_dict`.
+
+    Parameters and optimizers are the Gaussians' own: parameters are replaced in ``gaussians.params`` and
+    in ``optimizers`` together, rows of Adam's moments follow their Gaussian and start at zero for new
+    ones, and Adam's step count stays.
+    """
+
+    kind: ClassVar[str]
+    """Name in checkpoints."""
+
+    def __init__(self, start_step: int = 500, stop_step: int | None = None, every: int = 100) -> None:
+        check_option("start_step", start_step, start_step >= 0, "0 or more")
+        check_option(
+            "stop_step",
+            stop_step,
+            stop_step is None or stop_step > start_step,
+            f"null (the stage's end) or more than start_step ({start_step})",
+        )
+        check_option("every", every, every >= 1, "1 or more")
+        self.start_step, self.stop_step, self.every = start_step, stop_step, every
+
+    def start(
+        self,
+        gaussians: Gaussians,
+        optimizers: dict[str, torch.optim.Optimizer],
+        scene_extent: float,
+        total_steps: int,
+    ) -> None:
+        """Bind to what is trained, before the first step.
+
+        Args:
+            gaussians: holds ``params``: means [N, 3], quats [N, 4], scales [N, 3] (log), opacities [N]
+                (logit) and any others with N rows.
+            optimizers: one for each trainable parameter, by its name, with one group of one parameter.
+            scene_extent: radius of the cameras' ball in world units (``cameras.scene_extent``).
+            total_steps: iterations of the stage; ``stop_step: null`` means this.
+
+        Raises:
+            ValueError: parameters and optimizers do not fit together.
+            InputError: fewer than :data:`MIN_GAUSSIANS`, or more than ``max_gaussians``.
+        """
+        check_optimizers(gaussians.params, optimizers)
+        self._gaussians, self._optimizers = gaussians, optimizers
+        self._scene_extent, self._total_steps = scene_extent, total_steps
+        self._stop = total_steps if self.stop_step is None else min(self.stop_step, total_steps)
+        self._check_count()
+        self._statistics = self._initial_statistics()
+
+    def before_backward(self, step: int, rendering: Rendering) -> None:  # noqa: B027 (a hook)
+        """Ask for what :meth:`after_step` reads; call between rendering and ``backward``."""
+
+    @torch.no_grad()
+    def after_step(self, step: int, rendering: Rendering) -> DensificationReport | None:
+        """Grow, move, prune and reset; call after ``backward`` and the optimizers of iteration ``step``.
+
+        Returns:
+            What changed, or None where nothing was due.
+
+        Raises:
+            InputError: a prune would leave (almost) nothing.
+        """
+        completed = step + 1
+        report = DensificationReport()
+        self._observe(completed, rendering)
+        due = self.start_step < completed < self._stop and completed % self.every == 0
+        if completed % self.every == 0 or completed == self._total_steps:
+            report.pruned = self._remove_non_finite(completed)
+        if due:
+            self._refine(completed, report)
+        self._finish(completed, report)
+        report.count = self._count
+        return report if due or report.pruned or report.opacity_reset else None
+
+    def regularization(self) -> Tensor | None:
+        """A differentiable scalar to add to the loss; None for nothing."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of what lies between refinements; tensors and plain values only."""
+        return {"kind": self.kind, "statistics": {name: v.clone() for name, v in self._statistics.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`; call after :meth:`start`.
+
+        Raises:
+            InputError: the state comes from another kind of density control, or belongs to another number
+                of Gaussians.
+        """
+        if state["kind"] != self.kind:
+            raise InputError(
+                f"densification: the checkpoint was trained with '{state['kind']}' density control, "
+                f"but this run asks for '{self.kind}'."
+            )
+        for name, value in state["statistics"].items():
+            expected = self._statistics[name].shape
+            if value.shape != expected:
+                raise InputError(
+                    f"densification: the checkpoint's statistic '{name}' has shape {tuple(value.shape)}, "
+                    f"but the Gaussians ask for {tuple(expected)}."
+                )
+            self._statistics[name] = value.detach().to(self._device, copy=True)
+
+    # What kinds of density control fill in.
+
+    def _initial_statistics(self) -> dict[str, Tensor]:
+        """Per-Gaussian tensors [N, ...] that are gathered between refinements."""
+        return {}
+
+    def _observe(self, completed: int, rendering: Rendering) -> None:  # noqa: B027 (a hook)
+        """Gather statistics of one iteration."""
+
+    @abstractmethod
+    def _refine(self, completed: int, report: DensificationReport) -> None:
+        """Change the set of Gaussians."""
+
+    def _finish(self, completed: int, report: DensificationReport) -> None:  # noqa: B027 (a hook)
+        """Act after every iteration, refinement or not."""
+
+    @property
+    @abstractmethod
+    def _cap(self) -> int | None:
+        """Most Gaussians allowed, None for any number."""
+
+    # What they share.
+
+    @property
+    def _params(self) -> nn.ParameterDict:
+        return self._gaussians.params
+
+    @property
+    def _device(self) -> torch.device:
+        return self._params["means"].device
+
+    @property
+    def _count(self) -> int:
+        return self._params["means"].shape[0]
+
+    def _check_count(self) -> None:
+        if self._count < MIN_GAUSSIANS:
+            raise InputError(
+                f"densification: training starts with {self._count} Gaussians, "
+                f"expected at least {MIN_GAUSSIANS}; add points to the capture."
+            )
+        if self._cap is not None and self._count > self._cap:
+            raise InputError(
+                f"densification.max_gaussians: expected at least the {self._count} Gaussians that training "
+                f"starts with, found {self._cap}."
+            )
+
+    def _remove_non_finite(self, completed: int) -> int:
+        """Remove Gaussians that the rasterizer would silently skip for ever."""
+        broken = {}
+        for name, param in self._params.items():
+            rows = param.reshape(self._count, math.prod(param.shape[1:]))
+            broken[name] = ~rows.isfinite().all(dim=1)
+        mask = torch.stack(list(broken.values())).any(dim=0)
+        names = ", ".join(name for name, rows in broken.items() if rows.any())
+        if names:
+            number = int(mask.sum())
+            logger.warning(
+                "step %d: removing %d of %d Gaussians, non-finite %s", completed, number, self._count, names
+            )
+        return self._prune(mask, completed, f"non-finite {names}")
+
+    def _prune(self, mask: Bool[Tensor, " N"], completed: int, reason: str) -> int:
+        """Remove the Gaussians in ``mask`` [N] and return how many they were."""
+        pruned = int(mask.sum())
+        if pruned:
+            check_enough_left(self._count, pruned, completed, reason)
+            remove(self._params, self._optimizers, self._statistics, mask)
+        return pruned

@@ -1,0 +1,56 @@
+"""What density control refuses: impossible options, optimizers that do not fit, ruinous prunes."""
+
+import math
+
+import torch
+from torch import nn
+
+from flexgs_lightning.errors import InputError
+
+MIN_GAUSSIANS = 10
+"""A scene of fewer Gaussians is a training gone wrong: nothing is pruned below this."""
+MIN_KEPT_FRACTION = 0.01
+"""No single prune may leave less than this part of the Gaussians."""
+
+REQUIRED_PARAMETERS = ("means", "quats", "scales", "opacities")
+
+
+def check_option(name: str, value: object, valid: bool, expected: str) -> None:
+    """Raise InputError that names the option unless ``valid``."""
+    if not valid:
+        raise InputError(f"densification.{name}: expected {expected}, found {value}.")
+
+
+def check_number(name: str, value: float, low: float = 0.0, high: float = math.inf) -> None:
+    """Raise InputError unless ``value`` is finite and ``low <= value < high``."""
+    bounds = f"a number of at least {low:g}" + (f" and below {high:g}" if high < math.inf else "")
+    check_option(name, value, math.isfinite(value) and low <= value < high, bounds)
+
+
+def check_optimizers(params: nn.ParameterDict, optimizers: dict[str, torch.optim.Optimizer]) -> None:
+    """Raise ValueError unless each trainable parameter has exactly one optimizer to itself."""
+    missing = [name for name in REQUIRED_PARAMETERS if name not in params]
+    if missing:
+        raise ValueError(f"densification: expected parameters {REQUIRED_PARAMETERS}, missing {missing}.")
+    trainable = {name for name, param in params.items() if param.requires_grad}
+    if trainable != set(optimizers):
+        raise ValueError(
+            f"densification: expected optimizers for {sorted(trainable)}, found {sorted(optimizers)}."
+        )
+    for name, optimizer in optimizers.items():
+        groups = [group["params"] for group in optimizer.param_groups]
+        if len(groups) != 1 or len(groups[0]) != 1 or groups[0][0] is not params[name]:
+            raise ValueError(
+                f"densification: optimizer '{name}' must hold params['{name}'] and nothing else."
+            )
+
+
+def check_enough_left(count: int, lost: int, completed: int, reason: str) -> None:
+    """Raise InputError if losing ``lost`` of ``count`` Gaussians means that training has failed."""
+    left, needed = count - lost, max(MIN_GAUSSIANS, math.ceil(MIN_KEPT_FRACTION * count))
+    if left < needed:
+        raise InputError(
+            f"densification: at step {completed}, {lost} of {count} Gaussians would go ({reason}), "
+            f"leaving {left}; expected at least {needed}. Training has degenerated: check the learning "
+            f"rates, the cameras and the densification thresholds."
+        )
