@@ -1,0 +1,163 @@
+"""CaptureDataModule: streams batches of views with bounded memory."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule
+
+from flexgs_lightning.data.capture import TEST_EVERY, Capture, View
+from flexgs_lightning.data.colmap import read_colmap
+from flexgs_lightning.data.ordering import HeldOutOrder, TrainingOrder
+from flexgs_lightning.data.streaming import (
+    ImageCache,
+    ViewDataset,
+    ViewLoader,
+    WorkerContext,
+    image_bytes,
+)
+from flexgs_lightning.errors import InputError
+
+MAX_AUTOMATIC_WORKERS = 4
+
+
+class CaptureDataModule(LightningDataModule):
+    """Photos of one scene with their cameras, from a COLMAP folder.
+
+    Training is one endless epoch, and which views iteration k sees is a function of ``seed`` and k alone:
+    a resumed run goes on with exactly the views that an uninterrupted one would see.
+
+    Args:
+        root: Folder of the capture: ``images/`` and a COLMAP model in ``sparse/0``.
+        downscale: Reduce photos by this factor. ``images_N`` is used if present; otherwise ``images`` is
+            reduced by an area filter.
+        test_every: Every n-th photo by sorted name is held out, beginning with the first; 0 holds out none.
+        batch_size: Views per training iteration and process. With several processes an iteration sees
+            ``batch_size`` views in each of them.
+        cache_megabytes: Memory for decoded photos, in each training process. Photos beyond it are decoded
+            at each use. Training photos come first, held-out ones get what is left.
+        num_workers: Worker processes that decode training photos. By default none if all training photos
+            fit the cache, otherwise one per core, at most 4.
+        seed: Seed of the order of training views.
+        images: Folder of the photos inside ``root``.
+        masks: Folder inside ``root`` of grey images that serve as alpha; it need not exist.
+        name: Short name of the scene for reports; the folder's by default.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        downscale: int = 1,
+        test_every: int = TEST_EVERY,
+        batch_size: int = 1,
+        cache_megabytes: int = 2048,
+        num_workers: int | None = None,
+        seed: int = 0,
+        images: str = "images",
+        masks: str = "masks",
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        least = {"batch_size": (batch_size, 1), "cache_megabytes": (cache_megabytes, 0), "seed": (seed, 0)}
+        least["num_workers"] = (num_workers or 0, 0)
+        for option, (value, minimum) in least.items():
+            if value < minimum:
+                raise InputError(f"{option}: found {value}, expected {minimum} or more.")
+        self.root = root
+        self.downscale = downscale
+        self.test_every = test_every
+        self.batch_size = batch_size
+        self.cache_megabytes = cache_megabytes
+        self.num_workers = num_workers
+        self.seed = seed
+        self.images = images
+        self.masks = masks
+        self.name = name
+        # With more processes than held-out views, some process has none.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self._capture: Capture | None = None
+        self._cache: ImageCache | None = None
+        self._context: WorkerContext | None = None
+        self._workers = 0
+
+    @property
+    def capture(self) -> Capture:
+        """The capture; available after ``setup``."""
+        if self._capture is None:
+            raise RuntimeError("CaptureDataModule.capture is available after setup().")
+        return self._capture
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the capture, once.
+
+        Raises:
+            InputError: see ``read_colmap``.
+        """
+        if self._capture is None:
+            self._capture = read_colmap(
+                Path(self.root),
+                downscale=self.downscale,
+                test_every=self.test_every,
+                images=self.images,
+                masks=self.masks,
+                name=self.name,
+            )
+        training = stage in (None, "fit")
+        self._workers = self._worker_count(self._capture.train_views) if training else 0
+        self._context = WorkerContext() if self._workers else None
+
+    def train_dataloader(self) -> ViewLoader:
+        """Endless shuffled batches, or up to the trainer's ``max_steps``, from its ``global_step`` on."""
+        views = self.capture.train_views
+        rank, world_size = self._rank_and_world_size()
+        max_steps = self.trainer.max_steps if self.trainer else -1
+        order = TrainingOrder(
+            sizes=[(view.camera.width, view.camera.height) for view in views],
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            iterations=max_steps if max_steps >= 0 else None,
+            first=self._iteration,
+        )
+        return ViewLoader(ViewDataset(views, self._images()), order, self._workers, self._context)
+
+    def val_dataloader(self) -> ViewLoader | list[ViewLoader]:
+        """Held-out views in order, one per batch, decoded in this process; no loader if there are none."""
+        views = self.capture.test_views
+        if not views:
+            return []
+        order = HeldOutOrder(len(views), *self._rank_and_world_size())
+        return ViewLoader(ViewDataset(views, self._images()), order)
+
+    def test_dataloader(self) -> ViewLoader | list[ViewLoader]:
+        """The same as ``val_dataloader``."""
+        return self.val_dataloader()
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the decoded photos."""
+        self._cache = None
+
+    def _iteration(self) -> int:
+        return self.trainer.global_step if self.trainer else 0
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _worker_count(self, views: Sequence[View]) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        if sum(image_bytes(view) for view in views) <= self._budget:
+            return 0
+        return min(MAX_AUTOMATIC_WORKERS, os.cpu_count() or 1)
+
+    @property
+    def _budget(self) -> int:
+        return self.cache_megabytes * 2**20
+
+    def _images(self) -> ImageCache:
+        """The cache of both splits, made at first use."""
+        if self._cache is None:
+            views = self.capture.train_views + self.capture.test_views
+            self._cache = ImageCache(views, self._budget, self._context)
+        return self._cache

@@ -1,0 +1,243 @@
+"""From views to batches: the cache, and decoding in worker processes.
+
+This module is all that a worker process loads: no compiled kernels, no Lightning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import signal
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.data.capture import ImageSource, View, ViewBatch
+from flexgs_lightning.errors import InputError
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Keep spawned processes from importing the program that starts them, kernels and all."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+class _WorkerProcess(SpawnProcess):
+    def start(self) -> None:
+        with _hidden_main():
+            super().start()
+
+
+class WorkerContext(SpawnContext):
+    """Starts light worker processes: spawned, because OpenMP aborts in forked ones."""
+
+    Process = _WorkerProcess
+
+
+def image_bytes(view: View) -> int:
+    """Memory that a view's decoded image takes."""
+    return int(np.prod(_shape(view)))
+
+
+def _shape(view: View) -> tuple[int, int, int]:
+    return view.camera.height, view.camera.width, 4 if view.source.has_alpha else 3
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the cache keeps a view: ``slot`` of the flags, first byte and shape of the pixels."""
+
+    slot: int
+    start: int
+    shape: tuple[int, int, int]
+
+
+class ImageCache:
+    """Decoded images of a fixed subset of the views, in memory that all workers share.
+
+    Each pass visits every view once in a new order. Then the best any cache can do is to keep a fixed
+    subset: evicting what was used longest ago evicts what comes soonest. So the first views that fit
+    the budget get a place each, filled by whoever decodes them first; the others are decoded each time.
+
+    Args:
+        views: in order of preference.
+        budget: bytes.
+        context: how workers are started; None if there are none, then the memory is this process's own.
+
+    Attributes:
+        size: bytes that the places take when all are filled.
+    """
+
+    def __init__(self, views: Sequence[View], budget: int, context: BaseContext | None = None) -> None:
+        self._places: dict[str, _Place] = {}
+        self.size = 0
+        for view in views:
+            end = self.size + image_bytes(view)
+            if end <= budget:
+                self._places[view.name] = _Place(len(self._places), self.size, _shape(view))
+                self.size = end
+        self._pixels = _memory(self.size, context)
+        self._filled = _memory(len(self._places), context)
+        self._lock = (context or multiprocessing.get_context()).Lock()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a view has a place (filled or not)."""
+        return name in self._places
+
+    def __len__(self) -> int:
+        """Number of views that have a place."""
+        return len(self._places)
+
+    def read(self, name: str, source: ImageSource) -> UInt8[np.ndarray, "H W 3|4"]:
+        """A view's image, from memory or decoded; not to be written to.
+
+        Raises:
+            InputError: see ``ImageSource.read``.
+        """
+        if name not in self._places:
+            return source.read()
+        place = self._places[name]
+        end = place.start + int(np.prod(place.shape))
+        pixels = np.frombuffer(self._pixels, np.uint8)[place.start : end].reshape(place.shape)
+        filled = np.frombuffer(self._filled, np.uint8)
+        with self._lock:  # it also orders memory: who sees the flag sees the pixels
+            if filled[place.slot]:
+                return pixels
+        pixels[:] = source.read()
+        with self._lock:
+            filled[place.slot] = 1
+        return pixels
+
+
+def _memory(size: int, context: BaseContext | None) -> Any:
+    """Zeroed bytes, shared with the processes that ``context`` starts."""
+    if context is None:
+        return np.zeros(size, np.uint8)
+    return context.RawArray(ctypes.c_uint8, size)
+
+
+class ViewDataset(Dataset[ViewBatch | InputError]):
+    """Batches of views by lists of indices into ``views``.
+
+    A worker's exception would reach the user as a traceback within a traceback, so an ``InputError`` is
+    handed over as an item; ``ViewLoader`` raises it.
+    """
+
+    def __init__(self, views: Sequence[View], cache: ImageCache) -> None:
+        self.names = [view.name for view in views]
+        self.sources = [view.source for view in views]
+        self.sizes = [(view.camera.width, view.camera.height) for view in views]
+        # As arrays: each tensor that goes to a worker would hold a file descriptor open.
+        self.viewmats = np.concatenate([view.camera.viewmats.numpy() for view in views])
+        self.Ks = np.concatenate([view.camera.Ks.numpy() for view in views])
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, indices: list[int]) -> ViewBatch | InputError:
+        """Load views of one image size."""
+        try:
+            images = [self.cache.read(self.names[i], self.sources[i]) for i in indices]
+        except InputError as error:
+            return error
+        width, height = self.sizes[indices[0]]
+        return ViewBatch(
+            cameras=Cameras(
+                torch.from_numpy(self.viewmats[indices]), torch.from_numpy(self.Ks[indices]), width, height
+            ),
+            images=torch.from_numpy(np.stack([image[..., :3] for image in images])),
+            alphas=_alphas(images),
+            indices=torch.tensor(indices),
+            names=tuple(self.names[i] for i in indices),
+        )
+
+
+def _alphas(images: list[UInt8[np.ndarray, "H W 3|4"]]) -> UInt8[torch.Tensor, "C H W 1"] | None:
+    """Alpha of a batch, opaque for its photos without; None if no photo has any."""
+    if all(image.shape[-1] == 3 for image in images):
+        return None
+    opaque = np.full((*images[0].shape[:2], 1), 255, np.uint8)
+    return torch.from_numpy(
+        np.stack([image[..., 3:] if image.shape[-1] == 4 else opaque for image in images])
+    )
+
+
+class ViewLoader:
+    """Iterates over the batches of an order; decodes here or in worker processes.
+
+    It is not a ``DataLoader`` but holds one, so Lightning leaves its order alone: it can inject no
+    ``DistributedSampler``. It has nothing to save, because the order is a function of the iteration.
+
+    Args:
+        dataset: the views.
+        order: lists of indices into the dataset.
+        num_workers: worker processes; 0 decodes in this one.
+        context: how to start them.
+    """
+
+    def __init__(
+        self,
+        dataset: ViewDataset,
+        order: Sampler[list[int]],
+        num_workers: int = 0,
+        context: BaseContext | None = None,
+    ) -> None:
+        self.order = order
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,  # an item is a batch
+            sampler=cast(Any, order),
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            multiprocessing_context=context if num_workers else None,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_start_worker,
+        )
+
+    def __iter__(self) -> Iterator[ViewBatch]:
+        """Iterate from the beginning of the order.
+
+        Raises:
+            InputError: a photo cannot be read.
+        """
+        for item in self._loader:
+            if isinstance(item, InputError):
+                raise item
+            yield item
+
+    def __len__(self) -> int:
+        """Number of batches; ``TypeError`` if endless."""
+        return len(cast(Any, self.order))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing; that it exists tells Lightning that the middle of an epoch can be resumed."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _start_worker(_: int) -> None:
+    """Leave Ctrl-C to the main process, which ends its workers itself."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
