@@ -16,6 +16,8 @@ from flexgs_lightning.errors import InputError
 
 _LEAST_SPREAD = 1e-4
 """Variance of the axes' directions below which no point is seen from two sides: about 0.6 degrees."""
+_TRUST_IN_MEAN_UP = 0.01
+"""Weight of the mean up direction against level x axes: the two balance for photos over some 20 degrees."""
 _LARGEST_GAP = math.radians(100)
 """A full turn needs photos all around; where they leave a wider gap, the orbit swings to and fro instead."""
 
@@ -40,8 +42,8 @@ def focus_point(cameras: Cameras) -> Float[Tensor, " 3"]:
 def orbit(cameras: Cameras, frames: int = 120) -> Cameras:
     """A path around the capture's focus, always looking at it.
 
-    The circle stands upright on the mean up direction of the capture's cameras, at their median distance
-    and height; size and intrinsics are the median camera's. Where the photos surround the focus, the path
+    The circle is level, at the median distance and height of the capture's cameras; size and intrinsics
+    are the median camera's. Where the photos surround the focus, the path
     is a full turn that ends one step before its start. Where they leave a gap of more than 100 degrees,
     it swings once over the part that was photographed and back, slowing down at the turns.
 
@@ -55,7 +57,7 @@ def orbit(cameras: Cameras, frames: int = 120) -> Cameras:
     """
     _require_frames(frames)
     focus = focus_point(cameras).double()
-    up = _unit(-cameras.viewmats[:, 1, :3].double().mean(dim=0), "the cameras have no common up direction")
+    up = _up(cameras)
     offsets = cameras.positions.double() - focus
     heights = offsets @ up
     level = offsets - heights[:, None] * up
@@ -88,6 +90,18 @@ def interpolate(cameras: Cameras, frames: int) -> Cameras:
     Ks = cameras.Ks.double().cpu().numpy()
     Ks = Ks[before] + fraction[:, None, None] * (Ks[after] - Ks[before])
     return _assemble(cameras, *map(torch.from_numpy, (turning.as_matrix(), positions, Ks)))
+
+
+def _up(cameras: Cameras) -> Float[Tensor, " 3"]:
+    """The direction that is up for people who hold their cameras level: across all the images' x axes.
+
+    The mean of the images' up directions alone would lean towards the side that was photographed, because
+    cameras look down on things. It decides the sign, and the rest where all cameras look one way.
+    """
+    across, upward = cameras.viewmats[:, 0, :3].double(), -cameras.viewmats[:, 1, :3].double().mean(dim=0)
+    scatter = across.mT @ across / len(cameras) - _TRUST_IN_MEAN_UP * torch.outer(upward, upward)
+    up = torch.linalg.eigh(scatter).eigenvectors[:, 0]
+    return up if up @ upward > 0 else -up
 
 
 def _sweep(angles: Float[Tensor, " C"], frames: int) -> Float[Tensor, " F"]:
