@@ -1,0 +1,1 @@
+"""Numba kernels of the CPU backend: projection, tiles and blending."""

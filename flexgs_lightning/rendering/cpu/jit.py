@@ -1,0 +1,124 @@
+"""How the CPU kernels are compiled and shared out over threads.
+
+Kernels release the GIL and run on a plain thread pool instead of numba's ``prange``. Numba's threading
+layers each have a trap that a training process meets: OpenMP's aborts in a forked child, workqueue's
+aborts when two threads call at once (a viewer beside the trainer), TBB is one more package. Here any
+number of threads may call, a forked child gets a fresh pool, and compilation is several times shorter.
+
+Work is cut into numbered items that do not depend on the number of threads. Each thread takes the next
+number from a shared counter, so uneven tiles balance themselves, and since every item writes to its own
+place the results are bit-identical for any number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+# Reordering and fused multiply-add let loops vectorise. NaN and infinity keep their meaning (no nnan,
+# no ninf): comparisons must stay false for NaN, so that a broken Gaussian is culled.
+FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
+
+kernel = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+"""Decorator of functions that Python calls."""
+
+inlined = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy", forceinline=True)
+"""Decorator of functions that kernels call; always inlined, so unused results cost nothing."""
+
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
+
+
+def run(function: Callable[..., None], count: int, *arguments: Any) -> None:
+    """Run ``function(counter, count, *arguments)`` on several threads until ``count`` items are taken.
+
+    The number of threads is ``torch.get_num_threads()``, at most ``NUMBA_NUM_THREADS``. The calling
+    thread works too; helpers that have not started when it is done are not waited for.
+    """
+    counter = np.zeros(1, dtype=np.int64)
+    helpers = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, count) - 1
+    futures = [_get_pool().submit(function, counter, count, *arguments) for _ in range(helpers)]
+    function(counter, count, *arguments)
+    for future in futures:
+        if not future.cancel():
+            future.result()
+
+
+def _get_pool() -> ThreadPoolExecutor:
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            workers = max(1, numba.config.NUMBA_NUM_THREADS)
+            _pool = ThreadPoolExecutor(workers, thread_name_prefix="flexgs-cpu")
+        return _pool
+
+
+def _forget_pool() -> None:
+    """Threads do not survive a fork: the child starts its own pool when it needs one."""
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+@intrinsic
+def next_item(typing_context: Any, counter: Any) -> Any:
+    """Take the next item's number from ``counter`` (int64 [1]); an atomic fetch-and-add."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        one = ir.Constant(ir.IntType(64), 1)
+        return builder.atomic_rmw("add", array.data, one, "monotonic")
+
+    return types.int64(counter), generate
+
+
+@intrinsic
+def float_from_bits(typing_context: Any, bits: Any) -> Any:
+    """Reinterpret an int32 as a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+_LOG2_E = np.float32(1.4426950408889634)
+_LARGEST_EXPONENT = np.float32(126.0)
+_HALF = np.float32(0.5)
+_ONE = np.float32(1.0)
+# Taylor coefficients of 2^f for |f| <= 1/2: ln(2)^n / n!, whose first omitted term is below 2e-7 * 2^-1.
+_P1, _P2, _P3, _P4, _P5, _P6 = (
+    np.float32(value)
+    for value in (
+        0.6931471805599453,
+        0.2402265069591007,
+        0.05550410866482158,
+        0.009618129107628477,
+        0.0013333558146428443,
+        0.0001540353039338161,
+    )
+)
+_BIAS, _MANTISSA_BITS = np.int32(127), np.int32(23)
+
+
+@inlined
+def exp_negative(x):  # type: ignore[no-untyped-def]
+    """exp(-x) for float32 x >= 0 to about 1e-7, in operations that vectorise (libm's does not)."""
+    y = min(x * _LOG2_E, _LARGEST_EXPONENT)
+    n = np.int32(y + _HALF)
+    f = np.float32(n) - y
+    power = _ONE + f * (_P1 + f * (_P2 + f * (_P3 + f * (_P4 + f * (_P5 + f * _P6)))))
+    return power * float_from_bits((_BIAS - n) << _MANTISSA_BITS)

@@ -1,0 +1,284 @@
+"""Blending the tiles' Gaussians front to back, and the way back.
+
+The field's volume rendering (Kerbl et al. 2023): a Gaussian's alpha at a pixel is
+min(0.999, opacity exp(-sigma)), below 1 / 255 it is skipped, its weight is alpha T with T the
+transmittance in front of it, and a pixel stops before the Gaussian that would take T to 1e-4 or less.
+
+The loops over pixels must vectorise, or they are five times slower; what they need: all state of a
+tile's pixels in one float32 array with planes at constant offsets (so that no aliasing has to be
+excluded), one flat loop over the rows that a Gaussian covers, unsigned indices (signed ones wrap around),
+float32 constants (literals are float64), and selections instead of branches. A pixel is finished from
+the Gaussian whose place in the tile's list is ``stop`` on; outside the image that is the first.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from flexgs_lightning.rendering.cpu.jit import exp_negative, inlined, kernel, next_item
+from flexgs_lightning.rendering.cpu.tiles import TILE_HEIGHT, TILE_WIDTH
+
+GRADIENTS = 10
+"""Columns of an intersection's gradients: means2d (2), then the features."""
+_PIXELS = TILE_WIDTH * TILE_HEIGHT
+_CHECK_EVERY = 16
+"""Gaussians between two checks whether a whole tile is finished."""
+_CHUNK = 2048
+
+# Planes of the pixels' state. T is the transmittance.
+_X, _Y, _T, _STOP, _RED, _GREEN, _BLUE, _DEPTH, _ALPHA, _BEHIND = (
+    np.uint64(plane * _PIXELS) for plane in range(10)
+)
+_PLANES = 10
+
+_ZERO, _ONE, _TWO = np.float32(0.0), np.float32(1.0), np.float32(2.0)
+_HALF = np.float32(0.5)
+_ALPHA_MIN, _ALPHA_MAX, _T_MIN = np.float32(1.0 / 255.0), np.float32(0.999), np.float32(1e-4)
+_NEVER = np.float32(3e38)
+_MARGIN = np.float32(0.01)
+
+
+@inlined
+def _covered(my, extent, top):  # type: ignore[no-untyped-def]
+    """Range of the tile's pixels, whole rows, that a Gaussian can reach."""
+    first = max(math.ceil(my - extent - _HALF - _MARGIN) - top, 0)
+    last = min(math.floor(my + extent - _HALF + _MARGIN) - top + 1, TILE_HEIGHT)
+    return np.uint64(first * TILE_WIDTH), np.uint64(max(first, last) * TILE_WIDTH)
+
+
+@inlined
+def _place_pixels(state, left, top, width, height):  # type: ignore[no-untyped-def]
+    """Pixel centres of a tile; pixels outside the image are finished before the first Gaussian."""
+    for row in range(TILE_HEIGHT):
+        for column in range(TILE_WIDTH):
+            i = np.uint64(row * TILE_WIDTH + column)
+            state[_X + i] = np.float32(left + column) + _HALF
+            state[_Y + i] = np.float32(top + row) + _HALF
+            state[_STOP + i] = _NEVER if left + column < width and top + row < height else _ZERO
+
+
+@inlined
+def _all_finished(state, place):  # type: ignore[no-untyped-def]
+    running = 0
+    for i in range(np.uint64(_PIXELS)):
+        running += state[_STOP + i] > place
+    return running == 0
+
+
+@kernel
+def draw(
+    counter, count, tile_offsets, tile_splats, tile_entries, columns, tiles,
+    means2d, features, extents, background, image, alpha, depth, transmittance, stop, importance,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Blend all tiles; one item is a tile of one camera.
+
+    Args:
+        counter: shared item counter; ``count`` items are C x ``tiles``.
+        tile_offsets, tile_splats, tile_entries, columns, tiles: see ``TileLists``.
+        means2d, features, extents: [C N, ...] as from ``project``.
+        background: [C, 3].
+        image, alpha, depth: out, [C, H, W, 3 | 1 | 1].
+        transmittance, stop: out, [C, H, W] final T, and the place in the tile's list where blending
+            stopped, for the backward pass.
+        importance: out, [M, 2] sum of weights and number of pixels per slot, or None.
+    """
+    height, width = stop.shape[1], stop.shape[2]
+    state = np.empty(_PLANES * _PIXELS, np.float32)
+    tile = next_item(counter)
+    while tile < count:
+        c = tile // tiles
+        top, left = tile % tiles // columns * TILE_HEIGHT, tile % tiles % columns * TILE_WIDTH
+        _place_pixels(state, left, top, width, height)
+        state[_T:_STOP] = _ONE
+        state[_RED:_BEHIND] = _ZERO
+        first, finished = tile_offsets[tile], False
+        for place in range(tile_offsets[tile + 1] - first):
+            if place % _CHECK_EVERY == 0 and not finished:
+                finished = _all_finished(state, np.float32(place))
+            weight, hits = _ZERO, _ZERO
+            if not finished:
+                splat = tile_splats[first + place]
+                begin, end = _covered(means2d[splat, 1], extents[splat, 1], top)
+                weight, hits = _blend(state, begin, end, np.float32(place), means2d[splat], features[splat])
+            elif importance is None:
+                break
+            if importance is not None:
+                entry = tile_entries[first + place]
+                importance[entry, 0], importance[entry, 1] = weight, hits
+        _store(state, c, left, top, background, image, alpha, depth, transmittance, stop)
+        tile = next_item(counter)
+
+
+@inlined
+def _blend(state, begin, end, place, mean2d, feature):  # type: ignore[no-untyped-def]
+    """Add one Gaussian to the pixels begin..end; return the sum of its weights and its pixel count."""
+    mx, my, h, k, g = mean2d[0], mean2d[1], feature[0], feature[1], feature[2]
+    opacity, red, green, blue, depth = feature[3], feature[4], feature[5], feature[6], feature[7]
+    total, hits = _ZERO, _ZERO
+    for i in range(begin, end):
+        dy = state[_Y + i] - my
+        u = state[_X + i] - mx + k * dy
+        alpha = min(_ALPHA_MAX, opacity * exp_negative(h * u * u + g * dy * dy))
+        T, stop = state[_T + i], state[_STOP + i]
+        after = T - alpha * T
+        reached = (alpha >= _ALPHA_MIN) & (stop > place)
+        drawn = reached & (after > _T_MIN)
+        weight = alpha * T if drawn else _ZERO
+        state[_T + i] = after if drawn else T
+        state[_STOP + i] = place if reached & (after <= _T_MIN) else stop
+        state[_RED + i] += weight * red
+        state[_GREEN + i] += weight * green
+        state[_BLUE + i] += weight * blue
+        state[_DEPTH + i] += weight * depth
+        state[_ALPHA + i] += weight
+        total += weight
+        hits += _ONE if drawn else _ZERO
+    return total, hits
+
+
+@inlined
+def _store(
+    state, c, left, top, background, image, alpha, depth, transmittance, stop
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Write a tile's finished pixels to the images."""
+    height, width = stop.shape[1], stop.shape[2]
+    for y in range(top, min(top + TILE_HEIGHT, height)):
+        for x in range(left, min(left + TILE_WIDTH, width)):
+            i = np.uint64((y - top) * TILE_WIDTH + x - left)
+            T = state[_T + i]
+            image[c, y, x, 0] = state[_RED + i] + T * background[c, 0]
+            image[c, y, x, 1] = state[_GREEN + i] + T * background[c, 1]
+            image[c, y, x, 2] = state[_BLUE + i] + T * background[c, 2]
+            opaque = state[_ALPHA + i]  # 1 - T, but exact where little is drawn
+            alpha[c, y, x, 0] = opaque
+            depth[c, y, x, 0] = state[_DEPTH + i] / opaque if opaque > _ZERO else _ZERO
+            transmittance[c, y, x] = T
+            stop[c, y, x] = state[_STOP + i]
+
+
+@kernel
+def draw_backward(
+    counter, count, tile_offsets, tile_splats, tile_entries, columns, tiles,
+    means2d, features, extents, background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth,
+    gradients,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Vector-Jacobian product of ``draw`` per intersection; one item is a tile of one camera.
+
+    ``v_image``, ``v_alpha`` and ``v_depth`` are the images' gradients (the last two may be None);
+    ``gradients`` [M, GRADIENTS] is written, one row per slot.
+    """
+    state = np.empty(_PLANES * _PIXELS, np.float32)
+    tile = next_item(counter)
+    while tile < count:
+        c = tile // tiles
+        top, left = tile % tiles // columns * TILE_HEIGHT, tile % tiles % columns * TILE_WIDTH
+        first, size = tile_offsets[tile], tile_offsets[tile + 1] - tile_offsets[tile]
+        if size > 0:
+            deepest = _load(
+                state, c, left, top, background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth
+            )
+        for place in range(size - 1, -1, -1):
+            row = gradients[tile_entries[first + place]]
+            row[:] = _ZERO
+            if np.float32(place) < deepest:
+                splat = tile_splats[first + place]
+                begin, end = _covered(means2d[splat, 1], extents[splat, 1], top)
+                _blend_backward(state, begin, end, np.float32(place), means2d[splat], features[splat], row)
+        tile = next_item(counter)
+
+
+@inlined
+def _load(
+    state, c, left, top, background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Read a tile's pixels and their gradients; return the largest stop.
+
+    The expected depth is D / A with D = sum(w z) and A = sum(w): its gradient goes to both sums.
+    """
+    height, width = stop.shape[1], stop.shape[2]
+    state[_RED:] = _ZERO
+    state[_T:_STOP] = _ONE
+    deepest = _ZERO
+    _place_pixels(state, left, top, width, height)
+    for y in range(top, min(top + TILE_HEIGHT, height)):
+        for x in range(left, min(left + TILE_WIDTH, width)):
+            i = np.uint64((y - top) * TILE_WIDTH + x - left)
+            T = transmittance[c, y, x]
+            red, green, blue = v_image[c, y, x, 0], v_image[c, y, x, 1], v_image[c, y, x, 2]
+            v_accumulated = _ZERO
+            if v_alpha is not None:
+                v_accumulated = v_alpha[c, y, x, 0]
+            if v_depth is not None and alpha[c, y, x, 0] > _ZERO:
+                v_sum = v_depth[c, y, x, 0] / alpha[c, y, x, 0]
+                state[_DEPTH + i] = v_sum
+                v_accumulated -= v_sum * depth[c, y, x, 0]
+            state[_T + i] = T
+            state[_STOP + i] = stop[c, y, x]
+            state[_RED + i], state[_GREEN + i], state[_BLUE + i] = red, green, blue
+            state[_ALPHA + i] = v_accumulated
+            state[_BEHIND + i] = T * (
+                red * background[c, 0] + green * background[c, 1] + blue * background[c, 2]
+            )
+            deepest = max(deepest, stop[c, y, x])
+    return deepest
+
+
+@inlined
+def _blend_backward(state, begin, end, place, mean2d, feature, row):  # type: ignore[no-untyped-def]
+    """Step back over one Gaussian: restore T in front of it and write its gradients to ``row``.
+
+    With q a pixel's gradient by the Gaussian's weight and B what lies behind it, weighted likewise,
+    dL / dalpha = T q - B / (1 - alpha).
+    """
+    mx, my, h, k, g = mean2d[0], mean2d[1], feature[0], feature[1], feature[2]
+    opacity, red, green, blue, depth = feature[3], feature[4], feature[5], feature[6], feature[7]
+    v_red, v_green, v_blue, v_depth = _ZERO, _ZERO, _ZERO, _ZERO
+    s, su, sy, suu, suy, syy = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
+    for i in range(begin, end):
+        dy = state[_Y + i] - my
+        u = state[_X + i] - mx + k * dy
+        free = opacity * exp_negative(h * u * u + g * dy * dy)
+        capped = min(_ALPHA_MAX, free)
+        drawn = (capped >= _ALPHA_MIN) & (state[_STOP + i] > place)
+        alpha = capped if drawn else _ZERO
+        inverse = _ONE / (_ONE - alpha)
+        T = state[_T + i] * inverse
+        weight = alpha * T
+        pr, pg, pb, pd = state[_RED + i], state[_GREEN + i], state[_BLUE + i], state[_DEPTH + i]
+        q = red * pr + green * pg + blue * pb + depth * pd + state[_ALPHA + i]
+        behind = state[_BEHIND + i]
+        v_alpha = T * q - behind * inverse
+        state[_T + i] = T
+        state[_BEHIND + i] = behind + weight * q
+        v_red += weight * pr
+        v_green += weight * pg
+        v_blue += weight * pb
+        v_depth += weight * pd
+        v = free * v_alpha if drawn & (free <= _ALPHA_MAX) else _ZERO  # minus the gradient by sigma
+        vu, vy = v * u, v * dy
+        s += v
+        su += vu
+        sy += vy
+        suu += vu * u
+        suy += vu * dy
+        syy += vy * dy
+    row[0] = _TWO * h * su
+    row[1] = _TWO * (h * k * su + g * sy)
+    row[2], row[3], row[4] = -suu, -_TWO * h * suy, -syy
+    row[5] = s / opacity
+    row[6], row[7], row[8], row[9] = v_red, v_green, v_blue, v_depth
+
+
+@kernel
+def sum_slots(counter, count, entry_offsets, slots, sums):  # type: ignore[no-untyped-def]
+    """sums [C N, K] = sums of each Gaussian's adjoining rows of slots [M, K], in order."""
+    item = next_item(counter)
+    while item < count:
+        for index in range(item * _CHUNK, min((item + 1) * _CHUNK, sums.shape[0])):
+            sums[index] = _ZERO
+            for entry in range(entry_offsets[index], entry_offsets[index + 1]):
+                for column in range(sums.shape[1]):
+                    sums[index, column] += slots[entry, column]
+        item = next_item(counter)

@@ -1,0 +1,172 @@
+"""CPU backend: gsplat's semantics in numba kernels.
+
+Two differentiable steps, with ``means2d`` between them so that its gradient can be read: projection with
+spherical harmonics, and blending over tiles. See ``cpu/`` for the kernels and how they use threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.rendering.cpu import projection, raster
+from flexgs_lightning.rendering.cpu.jit import run
+from flexgs_lightning.rendering.cpu.tiles import build_tile_lists
+from flexgs_lightning.rendering.rasterizer import Rendering
+from flexgs_lightning.splats import Splats
+
+
+def rasterize(
+    splats: Splats,
+    cameras: Cameras,
+    background: Float[Tensor, "C 3"],
+    sh_degree: int,
+    antialiased: bool,
+    with_importance: bool,
+) -> Rendering:
+    """Draw on the CPU; see ``rasterizer.rasterize``. No gradient flows to cameras or background.
+
+    Raises:
+        ValueError: a tensor of ``splats`` is not float32, the only type of the kernels.
+    """
+    parameters = (splats.means, splats.quats, splats.scales, splats.opacities, splats.sh)
+    for name, tensor in zip(("means", "quats", "scales", "opacities", "sh"), parameters, strict=True):
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"rasterize: splats.{name} must be torch.float32, found {tensor.dtype}.")
+    means2d, features, extents, radii = _Projection.apply(*parameters, cameras, sh_degree, antialiased)
+    image, alpha, depth, importance = _Blending.apply(
+        means2d, features, extents, cameras.width, cameras.height, background, with_importance
+    )
+    return Rendering(
+        image=image,
+        alpha=alpha,
+        depth=depth,
+        means2d=means2d,
+        radii=radii,
+        weights=importance[..., 0] if with_importance else None,
+        hits=importance[..., 1].int() if with_importance else None,
+        width=cameras.width,
+        height=cameras.height,
+    )
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()
+
+
+class _Projection(torch.autograd.Function):
+    """(means, quats, scales, opacities, sh) -> (means2d, features, extents, radii), each [C, N, ...]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        sh: Tensor,
+        cameras: Cameras,
+        degree: int,
+        antialiased: bool,
+    ) -> tuple[Tensor, ...]:
+        shape = (len(cameras), len(means))
+        means2d, extents = torch.empty(*shape, 2), torch.empty(*shape, 2)
+        features = torch.empty(*shape, projection.FEATURES)
+        radii = torch.empty(*shape, 2, dtype=torch.int32)
+        cams = projection.pack_cameras(cameras)
+        inputs = (means, quats, scales, opacities, sh)
+        run(
+            projection.project,
+            shape[0] * -(-shape[1] // projection.CHUNK),
+            cams,
+            (cameras.width, cameras.height),
+            antialiased,
+            degree,
+            *map(_array, (*inputs, means2d, features, extents, radii)),
+        )
+        ctx.save_for_backward(*inputs, features, radii)
+        ctx.options = cams, antialiased, degree
+        ctx.mark_non_differentiable(extents, radii)
+        return means2d, features, extents, radii
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v_means2d: Tensor, v_features: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        gradients = [torch.empty(tensor.shape) for tensor in saved[:5]]
+        run(
+            projection.project_backward,
+            -(-len(saved[0]) // projection.CHUNK),
+            *ctx.options,
+            *map(_array, (*saved, v_means2d, v_features, *gradients)),
+        )
+        return *gradients, None, None, None
+
+
+class _Blending(torch.autograd.Function):
+    """(means2d, features) -> (image, alpha, depth, importance [C, N, 2] or None)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means2d: Tensor,
+        features: Tensor,
+        extents: Tensor,
+        width: int,
+        height: int,
+        background: Tensor,
+        with_importance: bool,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.set_materialize_grads(False)
+        count, n = means2d.shape[:2]
+        lists = build_tile_lists(*map(_array, (means2d, extents, features)), width, height)
+        image, alpha, depth = (torch.empty(count, height, width, channels) for channels in (3, 1, 1))
+        transmittance, stop = torch.empty(count, height, width), torch.empty(count, height, width)
+        slots = np.empty((len(lists.splats), 2), np.float32) if with_importance else None
+        tiles = (lists.offsets, lists.splats, lists.entries, lists.columns, lists.tiles)
+        flat = [_array(tensor.flatten(0, 1)) for tensor in (means2d, features, extents)]
+        outputs = map(_array, (background, image, alpha, depth, transmittance, stop))
+        run(raster.draw, count * lists.tiles, *tiles, *flat, *outputs, slots)
+        ctx.save_for_backward(means2d, features, extents, background, alpha, depth, transmittance, stop)
+        ctx.tiles, ctx.entry_offsets = tiles, lists.entry_offsets
+        importance = None
+        if slots is not None:
+            importance = torch.empty(count, n, 2)
+            _sum_slots(lists.entry_offsets, slots, importance.flatten(0, 1))
+            ctx.mark_non_differentiable(importance)
+        return image, alpha, depth, importance
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, v_image: Tensor | None, v_alpha: Tensor | None, v_depth: Tensor | None, _: Any
+    ) -> tuple[Tensor | None, ...]:
+        means2d, features, extents, background, alpha, depth, transmittance, stop = ctx.saved_tensors
+        if v_image is None:
+            v_image = depth.new_zeros(*depth.shape[:3], 3)
+        flat = [_array(tensor.flatten(0, 1)) for tensor in (means2d, features, extents)]
+        slots = np.empty((len(ctx.tiles[1]), raster.GRADIENTS), np.float32)
+        run(
+            raster.draw_backward,
+            stop.shape[0] * ctx.tiles[4],
+            *ctx.tiles,
+            *flat,
+            *map(_array, (background, alpha, depth, transmittance, stop, v_image)),
+            None if v_alpha is None else _array(v_alpha),
+            None if v_depth is None else _array(v_depth),
+            slots,
+        )
+        sums = torch.empty(*means2d.shape[:2], raster.GRADIENTS)
+        _sum_slots(ctx.entry_offsets, slots, sums.flatten(0, 1))
+        return sums[..., :2], sums[..., 2:], None, None, None, None, None
+
+
+def _sum_slots(entry_offsets: np.ndarray, slots: np.ndarray, sums: Tensor) -> None:
+    """Fill ``sums`` [C N, K] with the sums of each Gaussian's slots."""
+    run(raster.sum_slots, -(-len(sums) // 2048), entry_offsets, slots, sums.numpy())
