@@ -75,7 +75,7 @@ def write_demo_capture(
         photos = []
         for index, camera in enumerate(tqdm(cameras, desc="Photographing the demo scene", unit="view")):
             photos.append(photograph(scene, camera))
-            Image.fromarray(photos[-1].image).save(folder / "images" / _name(index))
+            Image.fromarray(photos[-1].image).save(folder / "images" / _name(index), compress_level=4)
         model = _sparse_model(rng, cameras, photos, points_per_view)
         (folder / "sparse" / "0").mkdir(parents=True)
         model.write_binary(folder / "sparse" / "0")
@@ -215,9 +215,11 @@ def _reconstruction(
         model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose))
     keypoint_numbers = np.cumsum(found, axis=1) - 1  # [V, P]
     for point in range(points.shape[1]):
-        track = pycolmap.Track()
-        for view_number in np.flatnonzero(found[:, point]):
-            track.add_element(int(view_number) + 1, int(keypoint_numbers[view_number, point]))
-        model.add_point3D(WORLD_FROM_SCENE @ points[:, point], track, colors[point])
+        views = np.flatnonzero(found[:, point])
+        elements = [
+            pycolmap.TrackElement(view + 1, number)
+            for view, number in zip(views, keypoint_numbers[views, point], strict=True)
+        ]
+        model.add_point3D(WORLD_FROM_SCENE @ points[:, point], pycolmap.Track(elements), colors[point])
     model.update_point_3d_errors()
     return model

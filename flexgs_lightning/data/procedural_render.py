@@ -142,7 +142,7 @@ class Scene:
     @staticmethod
     def window(camera: Pinhole, frame: Frame) -> Window:
         """Rectangle of a view's samples (see ``photograph``) outside of which a solid cannot be seen."""
-        x, y, z = camera.project(frame.corners())
+        x, y, z = camera.project(frame.corners)
         if z.max() <= 0:
             return slice(0, 0), slice(0, 0)
         if z.min() <= 0:
@@ -168,22 +168,24 @@ class Scene:
     def _blockers(self) -> list[Solid]:
         return [s for s in self.solids if np.linalg.norm(s.frame.center[:2]) < SHADE_RANGE]
 
-    def sunlit(self, points: Vectors, towards_sun: Vectors) -> Float[np.ndarray, " N"]:
-        """1 where nothing lies between [3, N] points and a point of the sun, else 0."""
-        lit = np.ones(points.shape[1], np.float32)
+    def sunlit(self, points: Vectors, suns: Float[np.ndarray, "S 3 N"]) -> Float[np.ndarray, " N"]:
+        """Share of the S directions in which [3, N] points see the sun past the solids."""
+        lit = np.ones((len(suns), points.shape[1]), np.float32)
         across = np.linalg.svd(self.sun[None])[2][1:].astype(np.float32)  # two axes across the light
         shadow = across @ points
         for solid in self._blockers:
             frame, reach = solid.frame, solid.shape.reach(solid.frame.scale)
-            center = across @ frame.center.astype(np.float32)
             spread = 2 * self.sun_radius * (frame.center[2] + reach)  # how far the sun's edge moves it
+            x, y = across @ frame.center.astype(np.float32)
             limit = np.float32((reach + spread) ** 2)
-            near = np.flatnonzero((shadow[0] - center[0]) ** 2 + (shadow[1] - center[1]) ** 2 < limit)
-            if near.size:
-                start = frame.points_to_local(points[:, near])
-                t = solid.shape.intersect(start, frame.vectors_to_local(towards_sun[:, near]))
-                lit[near[np.isfinite(t)]] = 0
-        return lit
+            near = np.flatnonzero((shadow[0] - x) ** 2 + (shadow[1] - y) ** 2 < limit)
+            if near.size == 0:
+                continue
+            start = frame.points_to_local(points[:, near])
+            for row, towards in zip(lit, suns, strict=True):
+                t = solid.shape.intersect(start, frame.vectors_to_local(towards[:, near]))
+                row[near[np.isfinite(t)]] = 0
+        return lit.mean(axis=0)
 
     def openness(self, points: Vectors, normals: Vectors) -> Float[np.ndarray, " N"]:
         """Share of the sky that [3, N] points see past the solids, each taken as a ball."""
@@ -193,8 +195,8 @@ class Scene:
             center, radius = solid.frame.center.astype(np.float32), np.float32(solid.frame.scale.min())
             if radius < 0.04:
                 continue
-            limit = 36 * radius**2 - center @ center
-            near = np.flatnonzero(norms - (2 * center) @ points < limit)  # |p - c|^2 < (6 r)^2
+            limit = 25 * radius**2 - center @ center
+            near = np.flatnonzero(norms - (2 * center) @ points < limit)  # |p - c|^2 < (5 r)^2
             if near.size:
                 way = center[:, None] - points[:, near]
                 squared = np.maximum(dot(way, way), 1e-8)
@@ -267,7 +269,7 @@ class Scene:
         open_sky[near] = self.openness(points[:, near], normals[:, near])
         near = near[facing[near] > 0]
         start = points[:, near] + normals[:, near] * np.float32(1e-3)
-        sunlit[near] = sum(self.sunlit(start, towards[:, near]) for towards in suns) / np.float32(len(suns))
+        sunlit[near] = self.sunlit(start, suns[:, :, near])
         sunshine = SUNLIGHT[:, None] * sunlit
         light = sunshine * facing + SKYLIGHT[:, None] * (0.5 + 0.5 * normals[2]) * open_sky
         color = albedo * (light + BOUNCE[:, None] * (0.5 - 0.5 * normals[2]))

@@ -171,7 +171,7 @@ def _surroundings(rng: np.random.Generator, m: dict[str, Material]) -> Iterator[
 def _fence(material: Material) -> Iterator[Solid]:
     posts = list(_ring(24, 8.5))
     for post, following in zip(posts, posts[1:] + posts[:1], strict=True):
-        yield rod(material, post, post + np.array([0, 0, 1.05]), 0.05)
+        yield rod(material, post, post + np.array([0, 0, 1.05]), 0.038)
         for height in (0.45, 0.85):
             up = np.array([0, 0, height])
-            yield rod(material, post + up, following + up, 0.03)
+            yield rod(material, post + up, following + up, 0.028)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -215,6 +216,7 @@ class Frame:
     scale: Float[np.ndarray, " 3"]
     rotation: Float[np.ndarray, "3 3"]
 
+    @cached_property
     def corners(self) -> Float[np.ndarray, "3 8"]:
         """World positions of the cube's corners."""
         signs = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, 8)

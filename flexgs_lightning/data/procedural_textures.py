@@ -59,10 +59,16 @@ class Texture:
         top = row.astype(np.int32) & (height - 1)
         upper = self._starts[level] + top * width
         lower = self._starts[level] + ((top + 1) & (height - 1)) * width
-        texels = self._texels
-        above = texels[upper + left] * (1 - right) + texels[upper + next_column] * right
-        below = texels[lower + left] * (1 - right) + texels[lower + next_column] * right
-        return above * (1 - down) + below * down
+        above, below = self._at(upper + left), self._at(lower + left)
+        above += (self._at(upper + next_column) - above) * right
+        below += (self._at(lower + next_column) - below) * right
+        below -= above
+        below *= down
+        above += below
+        return above
+
+    def _at(self, index: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N 3"]:
+        return self._texels.take(index, axis=0)
 
 
 # --- building blocks ---------------------------------------------------------------------------------
@@ -124,8 +130,9 @@ def cells(rng: np.random.Generator, count: int) -> tuple[np.ndarray, Int[np.ndar
     seeds = rng.random((count, 2))
     texels = np.stack([u, v], axis=-1).reshape(-1, 2)
     distance, index = cKDTree(seeds, boxsize=np.ones(2)).query(texels, k=2)
-    border = (distance[:, 1] - distance[:, 0]) * math.sqrt(count)
-    return border.reshape(SIZE, SIZE).astype(np.float32), index[:, 0].reshape(SIZE, SIZE)
+    nearest, second = np.asarray(distance, np.float32).T
+    border = (second - nearest) * np.float32(math.sqrt(count))
+    return border.reshape(SIZE, SIZE), np.asarray(index)[:, 0].reshape(SIZE, SIZE)
 
 
 def _bond(rows: int, columns: int, joint: float) -> tuple[np.ndarray, np.ndarray]:
