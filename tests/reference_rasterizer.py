@@ -171,8 +171,8 @@ def _colours(splats: Splats, position: Tensor, degree: int) -> Tensor:
 def spherical_harmonics(directions: Tensor, degree: int) -> Tensor:
     """[N, (degree + 1)^2] real orthonormal harmonics with the Condon-Shortley phase, ordered (l, m).
 
-    Y_lm = sqrt(2) N_lm P_l^|m|(z) {cos m phi | sin |m| phi}. With P_l^m(z) = (-1)^m sin^m(theta) d^m P_l / dz^m
-    and sin^m(theta) e^{i m phi} = (x + i y)^m, everything is a polynomial.
+    Y_lm = sqrt(2) N_lm P_l^|m|(z) {cos m phi | sin |m| phi}, a polynomial, since
+    P_l^m(z) = (-1)^m sin^m(theta) d^m P_l / dz^m and sin^m(theta) e^{i m phi} = (x + i y)^m.
     """
     x, y, z = directions.unbind(1)
     columns = []

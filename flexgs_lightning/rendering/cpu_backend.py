@@ -125,7 +125,7 @@ class _Blending(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         count, n = means2d.shape[:2]
-        lists = build_tile_lists(*map(_array, (means2d, extents, features)), width, height)
+        lists = build_tile_lists(_array(means2d), _array(extents), _array(features), width, height)
         image, alpha, depth = (torch.empty(count, height, width, channels) for channels in (3, 1, 1))
         transmittance, stop = torch.empty(count, height, width), torch.empty(count, height, width)
         slots = np.empty((len(lists.splats), 2), np.float32) if with_importance else None

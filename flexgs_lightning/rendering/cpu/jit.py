@@ -10,6 +10,7 @@ number from a shared counter, so uneven tiles balance themselves, and since ever
 place the results are bit-identical for any number of threads.
 """
 
+# mypy: disallow-untyped-defs=False
 from __future__ import annotations
 
 import os
@@ -18,11 +19,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.extending import intrinsic
 
 # Reordering and fused multiply-add let loops vectorise. NaN and infinity keep their meaning (no nnan,
@@ -35,6 +35,7 @@ kernel = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 inlined = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy", forceinline=True)
 """Decorator of functions that kernels call; always inlined, so unused results cost nothing."""
 
+_MAX_THREADS: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
 
@@ -46,7 +47,7 @@ def run(function: Callable[..., None], count: int, *arguments: Any) -> None:
     thread works too; helpers that have not started when it is done are not waited for.
     """
     counter = np.zeros(1, dtype=np.int64)
-    helpers = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, count) - 1
+    helpers = min(torch.get_num_threads(), _MAX_THREADS, count) - 1
     futures = [_get_pool().submit(function, counter, count, *arguments) for _ in range(helpers)]
     function(counter, count, *arguments)
     for future in futures:
@@ -58,7 +59,7 @@ def _get_pool() -> ThreadPoolExecutor:
     global _pool
     with _pool_lock:
         if _pool is None:
-            workers = max(1, numba.config.NUMBA_NUM_THREADS)
+            workers = max(1, _MAX_THREADS)
             _pool = ThreadPoolExecutor(workers, thread_name_prefix="flexgs-cpu")
         return _pool
 
@@ -73,9 +74,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-@intrinsic
-def next_item(typing_context: Any, counter: Any) -> Any:
-    """Take the next item's number from ``counter`` (int64 [1]); an atomic fetch-and-add."""
+def _next_item(typing_context: Any, counter: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -85,14 +84,20 @@ def next_item(typing_context: Any, counter: Any) -> Any:
     return types.int64(counter), generate
 
 
-@intrinsic
-def float_from_bits(typing_context: Any, bits: Any) -> Any:
-    """Reinterpret an int32 as a float32."""
+next_item: Any = intrinsic(_next_item)
+"""next_item(counter): take the next item's number from an int64 [1] array; an atomic fetch-and-add."""
+
+
+def _float_from_bits(typing_context: Any, bits: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+_as_float: Any = intrinsic(_float_from_bits)
+"""Reinterpret an int32 as a float32."""
 
 
 _LOG2_E = np.float32(1.4426950408889634)
@@ -115,10 +120,10 @@ _BIAS, _MANTISSA_BITS = np.int32(127), np.int32(23)
 
 
 @inlined
-def exp_negative(x):  # type: ignore[no-untyped-def]
+def exp_negative(x):
     """exp(-x) for float32 x >= 0 to about 1e-7, in operations that vectorise (libm's does not)."""
     y = min(x * _LOG2_E, _LARGEST_EXPONENT)
     n = np.int32(y + _HALF)
     f = np.float32(n) - y
     power = _ONE + f * (_P1 + f * (_P2 + f * (_P3 + f * (_P4 + f * (_P5 + f * _P6)))))
-    return power * float_from_bits((_BIAS - n) << _MANTISSA_BITS)
+    return power * _as_float((_BIAS - n) << _MANTISSA_BITS)

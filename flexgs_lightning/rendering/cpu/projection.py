@@ -10,6 +10,8 @@ Gaussian: a sum of squares that rounding cannot make negative, unlike the usual 
 Arithmetic is float64 within one Gaussian; arrays are float32.
 """
 
+# mypy: disallow-untyped-defs=False
+# Kernels are typed by numba, which compiles them for the arguments that it sees.
 from __future__ import annotations
 
 import math
@@ -50,7 +52,7 @@ def pack_cameras(cameras: Cameras) -> Float[ndarray, "C 23"]:
 
 
 @inlined
-def _to_camera(cam, mean):  # type: ignore[no-untyped-def]
+def _to_camera(cam, mean):
     """Camera-space position of a world-space one."""
     mx, my, mz = np.float64(mean[0]), np.float64(mean[1]), np.float64(mean[2])
     x = cam[0] * mx + cam[1] * my + cam[2] * mz + cam[9]
@@ -60,7 +62,7 @@ def _to_camera(cam, mean):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _rotation(quat):  # type: ignore[no-untyped-def]
+def _rotation(quat):
     """Normalise (w, x, y, z); return it, 1 / norm and the rotation matrix row by row."""
     w, x, y, z = np.float64(quat[0]), np.float64(quat[1]), np.float64(quat[2]), np.float64(quat[3])
     inverse = 1.0 / math.sqrt(w * w + x * x + y * y + z * z)
@@ -74,24 +76,24 @@ def _rotation(quat):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _screen_axes(cam, x, y, z):  # type: ignore[no-untyped-def]
-    """The two rows of J W, and the clamped x / z and y / z that J was taken at."""
+def _screen_axes(cam, x, y, z):
+    """The two rows of J W, with J taken at x / z and y / z clamped to the view's limits."""
     inverse = 1.0 / z
     a = min(cam[17], max(cam[16], x * inverse))
     b = min(cam[19], max(cam[18], y * inverse))
     jx, jy = cam[12] * inverse, cam[13] * inverse
     row1 = (jx * (cam[0] - a * cam[6]), jx * (cam[1] - a * cam[7]), jx * (cam[2] - a * cam[8]))
     row2 = (jy * (cam[3] - b * cam[6]), jy * (cam[4] - b * cam[7]), jy * (cam[5] - b * cam[8]))
-    return row1, row2, a, b
+    return row1, row2
 
 
 @inlined
-def _dot(u, v):  # type: ignore[no-untyped-def]
+def _dot(u, v):
     return u[0] * v[0] + u[1] * v[1] + u[2] * v[2]
 
 
 @inlined
-def _times_matrix(u, rows):  # type: ignore[no-untyped-def]
+def _times_matrix(u, rows):
     """Row vector times a matrix given as three rows."""
     return (
         u[0] * rows[0][0] + u[1] * rows[1][0] + u[2] * rows[2][0],
@@ -101,12 +103,12 @@ def _times_matrix(u, rows):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _scaled(u, s):  # type: ignore[no-untyped-def]
+def _scaled(u, s):
     return u[0] * s[0], u[1] * s[1], u[2] * s[2]
 
 
 @inlined
-def _covariance(f1, f2):  # type: ignore[no-untyped-def]
+def _covariance(f1, f2):
     """F F^T as (xx, xy, yy), its determinant, and that of F F^T + eps I."""
     xx, xy, yy = _dot(f1, f1), _dot(f1, f2), _dot(f2, f2)
     n0 = f1[1] * f2[2] - f1[2] * f2[1]
@@ -117,7 +119,7 @@ def _covariance(f1, f2):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _view_direction(cam, mean):  # type: ignore[no-untyped-def]
+def _view_direction(cam, mean):
     """Unit vector from the camera to the Gaussian, and 1 / distance."""
     x, y, z = mean[0] - cam[20], mean[1] - cam[21], mean[2] - cam[22]
     inverse = 1.0 / math.sqrt(x * x + y * y + z * z)
@@ -129,7 +131,7 @@ def project(
     counter, count, cams, size, antialiased, degree,
     means, quats, scales, opacities, sh,
     means2d, features, extents, radii,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Fill the screen-space arrays of all cameras; one item is a chunk of Gaussians of one camera.
 
     Args:
@@ -163,7 +165,7 @@ def project(
 @inlined
 def _project_one(
     cam, size, antialiased, mean, quat, scale, opacity, mean2d, feature, extent, radius
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Geometry and opacity of one Gaussian in one camera; zeros and False if it is culled."""
     mean2d[:] = 0.0
     feature[:] = 0.0
@@ -173,7 +175,7 @@ def _project_one(
     if not NEAR_PLANE <= z <= FAR_PLANE:
         return False
     _, _, rotation = _rotation(quat)
-    t1, t2, _, _ = _screen_axes(cam, x, y, z)
+    t1, t2 = _screen_axes(cam, x, y, z)
     f1, f2 = _scaled(_times_matrix(t1, rotation), scale), _scaled(_times_matrix(t2, rotation), scale)
     xx, xy, yy, plain, determinant = _covariance(f1, f2)
     xx, yy = xx + EPS2D, yy + EPS2D
@@ -199,7 +201,7 @@ def _project_one(
 
 
 @inlined
-def _colour(cam, degree, mean, sh, basis, feature):  # type: ignore[no-untyped-def]
+def _colour(cam, degree, mean, sh, basis, feature):
     """Spherical harmonics in the view direction + 0.5, clamped at 0."""
     x, y, z, _ = _view_direction(cam, mean)
     evaluate_basis(degree, x, y, z, basis)
@@ -216,7 +218,7 @@ def project_backward(
     counter, count, cams, antialiased, degree,
     means, quats, scales, opacities, sh, features, radii, v_means2d, v_features,
     v_means, v_quats, v_scales, v_opacities, v_sh,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Vector-Jacobian product of ``project``; one item is a chunk of Gaussians, cameras summed in order.
 
     ``v_`` arrays hold gradients in the shapes of what they belong to; the last row of arguments is
@@ -249,7 +251,7 @@ def project_backward(
 @inlined
 def _colour_backward(
     cam, degree, bases, mean, sh, feature, v_feature, basis, v_basis, v_mean, v_sh
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Gradients of one colour by the coefficients and, through the view direction, by the centre."""
     x, y, z, inverse = _view_direction(cam, mean)
     evaluate_basis(degree, x, y, z, basis)
@@ -271,11 +273,11 @@ def _colour_backward(
 @inlined
 def _geometry_backward(
     cam, antialiased, mean, quat, scale, opacity, feature, v_mean2d, v_feature, v_mean, v_quat, v_scale
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Add to the gradients of centre, rotation and scales; return the opacity's."""
     x, y, z = _to_camera(cam, mean)
     unit, inverse_norm, rotation = _rotation(quat)
-    t1, t2, a, b = _screen_axes(cam, x, y, z)
+    t1, t2 = _screen_axes(cam, x, y, z)
     p1, p2 = _times_matrix(t1, rotation), _times_matrix(t2, rotation)
     f1, f2 = _scaled(p1, scale), _scaled(p2, scale)
 
@@ -331,7 +333,7 @@ def _geometry_backward(
 
 
 @inlined
-def _rotation_backward(unit, inverse_norm, t1, t2, v_p1, v_p2, v_quat):  # type: ignore[no-untyped-def]
+def _rotation_backward(unit, inverse_norm, t1, t2, v_p1, v_p2, v_quat):
     """Gradient by the unnormalised quaternion, where the matrix's gradient is t1^T v_p1 + t2^T v_p2."""
     w, x, y, z = unit
     r00, r01, r02 = (

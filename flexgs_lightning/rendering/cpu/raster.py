@@ -11,6 +11,8 @@ float32 constants (literals are float64), and selections instead of branches. A 
 the Gaussian whose place in the tile's list is ``stop`` on; outside the image that is the first.
 """
 
+# mypy: disallow-untyped-defs=False
+# Kernels are typed by numba, which compiles them for the arguments that it sees.
 from __future__ import annotations
 
 import math
@@ -41,7 +43,7 @@ _MARGIN = np.float32(0.01)
 
 
 @inlined
-def _covered(my, extent, top):  # type: ignore[no-untyped-def]
+def _covered(my, extent, top):
     """Range of the tile's pixels, whole rows, that a Gaussian can reach."""
     first = max(math.ceil(my - extent - _HALF - _MARGIN) - top, 0)
     last = min(math.floor(my + extent - _HALF + _MARGIN) - top + 1, TILE_HEIGHT)
@@ -49,7 +51,7 @@ def _covered(my, extent, top):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _place_pixels(state, left, top, width, height):  # type: ignore[no-untyped-def]
+def _place_pixels(state, left, top, width, height):
     """Pixel centres of a tile; pixels outside the image are finished before the first Gaussian."""
     for row in range(TILE_HEIGHT):
         for column in range(TILE_WIDTH):
@@ -60,7 +62,7 @@ def _place_pixels(state, left, top, width, height):  # type: ignore[no-untyped-d
 
 
 @inlined
-def _all_finished(state, place):  # type: ignore[no-untyped-def]
+def _all_finished(state, place):
     running = 0
     for i in range(np.uint64(_PIXELS)):
         running += state[_STOP + i] > place
@@ -71,7 +73,7 @@ def _all_finished(state, place):  # type: ignore[no-untyped-def]
 def draw(
     counter, count, tile_offsets, tile_splats, tile_entries, columns, tiles,
     means2d, features, extents, background, image, alpha, depth, transmittance, stop, importance,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Blend all tiles; one item is a tile of one camera.
 
     Args:
@@ -112,7 +114,7 @@ def draw(
 
 
 @inlined
-def _blend(state, begin, end, place, mean2d, feature):  # type: ignore[no-untyped-def]
+def _blend(state, begin, end, place, mean2d, feature):
     """Add one Gaussian to the pixels begin..end; return the sum of its weights and its pixel count."""
     mx, my, h, k, g = mean2d[0], mean2d[1], feature[0], feature[1], feature[2]
     opacity, red, green, blue, depth = feature[3], feature[4], feature[5], feature[6], feature[7]
@@ -141,7 +143,7 @@ def _blend(state, begin, end, place, mean2d, feature):  # type: ignore[no-untype
 @inlined
 def _store(
     state, c, left, top, background, image, alpha, depth, transmittance, stop
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Write a tile's finished pixels to the images."""
     height, width = stop.shape[1], stop.shape[2]
     for y in range(top, min(top + TILE_HEIGHT, height)):
@@ -163,7 +165,7 @@ def draw_backward(
     counter, count, tile_offsets, tile_splats, tile_entries, columns, tiles,
     means2d, features, extents, background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth,
     gradients,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Vector-Jacobian product of ``draw`` per intersection; one item is a tile of one camera.
 
     ``v_image``, ``v_alpha`` and ``v_depth`` are the images' gradients (the last two may be None);
@@ -192,7 +194,7 @@ def draw_backward(
 @inlined
 def _load(
     state, c, left, top, background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Read a tile's pixels and their gradients; return the largest stop.
 
     The expected depth is D / A with D = sum(w z) and A = sum(w): its gradient goes to both sums.
@@ -226,7 +228,7 @@ def _load(
 
 
 @inlined
-def _blend_backward(state, begin, end, place, mean2d, feature, row):  # type: ignore[no-untyped-def]
+def _blend_backward(state, begin, end, place, mean2d, feature, row):
     """Step back over one Gaussian: restore T in front of it and write its gradients to ``row``.
 
     With q a pixel's gradient by the Gaussian's weight and B what lies behind it, weighted likewise,
@@ -272,7 +274,7 @@ def _blend_backward(state, begin, end, place, mean2d, feature, row):  # type: ig
 
 
 @kernel
-def sum_slots(counter, count, entry_offsets, slots, sums):  # type: ignore[no-untyped-def]
+def sum_slots(counter, count, entry_offsets, slots, sums):
     """sums [C N, K] = sums of each Gaussian's adjoining rows of slots [M, K], in order."""
     item = next_item(counter)
     while item < count:

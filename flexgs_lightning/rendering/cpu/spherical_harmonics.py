@@ -4,6 +4,8 @@ Polynomials of a unit direction (x, y, z); the constants are those of the orthon
 (Sloan, "Efficient Spherical Harmonic Evaluation", JCGT 2013) with the Condon-Shortley phase.
 """
 
+# mypy: disallow-untyped-defs=False
+# Kernels are typed by numba, which compiles them for the arguments that it sees.
 from __future__ import annotations
 
 from flexgs_lightning.rendering.cpu.jit import inlined
@@ -21,7 +23,7 @@ _33, _32, _31, _30, _32E = (
 
 
 @inlined
-def evaluate_basis(degree, x, y, z, basis):  # type: ignore[no-untyped-def]
+def evaluate_basis(degree, x, y, z, basis):
     """Write the (degree + 1)^2 basis functions at a unit direction to ``basis`` [16]."""
     basis[0] = _C0
     if degree >= 1:
@@ -46,7 +48,7 @@ def evaluate_basis(degree, x, y, z, basis):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def direction_gradient(degree, x, y, z, v):  # type: ignore[no-untyped-def]
+def direction_gradient(degree, x, y, z, v):
     """Gradient of sum_k v[k] basis[k] by (x, y, z), the polynomials taken as functions of R^3.
 
     Only the part tangential to the sphere has a meaning: the caller projects it.

@@ -5,6 +5,8 @@ so every tile's list is sorted too. Work is cut into a fixed number of parts, so
 included (by index), does not depend on the number of threads.
 """
 
+# mypy: disallow-untyped-defs=False
+# Kernels are typed by numba, which compiles them for the arguments that it sees.
 from __future__ import annotations
 
 import math
@@ -81,7 +83,7 @@ def _exclusive_sums(cursors: Int[ndarray, "C P T"]) -> Int[ndarray, " CT+1"]:
 
 
 @inlined
-def _first_and_last(centre, extent, size, limit):  # type: ignore[no-untyped-def]
+def _first_and_last(centre, extent, size, limit):
     """Range [first, last) of tiles whose pixel centres come within ``extent`` of ``centre``."""
     low = math.ceil(np.float64(centre) - extent - 0.5 - _MARGIN)
     high = math.floor(np.float64(centre) + extent - 0.5 + _MARGIN)
@@ -91,7 +93,7 @@ def _first_and_last(centre, extent, size, limit):  # type: ignore[no-untyped-def
 
 
 @kernel
-def _find_boxes(counter, count, means2d, extents, columns, rows, boxes, counts):  # type: ignore[no-untyped-def]
+def _find_boxes(counter, count, means2d, extents, columns, rows, boxes, counts):
     """Tile box (x0, y0, x1, y1) and number of tiles of every Gaussian; one item is a chunk of them."""
     n = means2d.shape[1]
     total = means2d.shape[0] * n
@@ -109,7 +111,7 @@ def _find_boxes(counter, count, means2d, extents, columns, rows, boxes, counts):
 
 
 @kernel
-def _sort_by_depth(counter, count, bits, entry_offsets, order, visible):  # type: ignore[no-untyped-def]
+def _sort_by_depth(counter, count, bits, entry_offsets, order, visible):
     """Stable radix sort of the Gaussians that touch a tile; one item is a camera.
 
     Depths are positive floats, so their bits, read as integers, sort alike.
@@ -131,7 +133,7 @@ def _sort_by_depth(counter, count, bits, entry_offsets, order, visible):  # type
 
 
 @kernel
-def _radix_pass(keys, values, out_keys, out_values, n, shift):  # type: ignore[no-untyped-def]
+def _radix_pass(keys, values, out_keys, out_values, n, shift):
     """Distribute by 11 bits of the key, keeping the order of equal ones."""
     starts = np.zeros(2049, np.int64)
     for i in range(n):
@@ -145,14 +147,14 @@ def _radix_pass(keys, values, out_keys, out_values, n, shift):  # type: ignore[n
 
 
 @inlined
-def _part(item, visible):  # type: ignore[no-untyped-def]
+def _part(item, visible):
     """Camera, part and range of ranks of a work item."""
     c, part = item // _PARTS, item % _PARTS
     return c, part, visible[c] * part // _PARTS, visible[c] * (part + 1) // _PARTS
 
 
 @kernel
-def _count_per_tile(counter, count, boxes, order, visible, columns, counts):  # type: ignore[no-untyped-def]
+def _count_per_tile(counter, count, boxes, order, visible, columns, counts):
     """Count intersections per (camera, part, tile)."""
     item = next_item(counter)
     while item < count:
@@ -168,7 +170,7 @@ def _count_per_tile(counter, count, boxes, order, visible, columns, counts):  # 
 @kernel
 def _deal_out(
     counter, count, boxes, order, visible, columns, cursors, entry_offsets, splats, entries
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Write the tiles' lists; ``cursors`` say where each (camera, part, tile) writes next."""
     n = order.shape[1]
     item = next_item(counter)
