@@ -126,7 +126,7 @@ class MCMC(Densification):
         opacities, scales = self._params["opacities"], self._params["scales"]
         new_opacities, factors = relocation(opacities[shared].sigmoid(), copies[shared] + 1)
         opacities[shared] = new_opacities.logit().clamp_min(logit(self.min_opacity)).to(opacities)
-        scales[shared] += factors.log().to(scales)
+        scales[shared] += factors.log().to(scales)[:, None]
         for name in self._params:
             self._forget_moments(name, shared)
 
