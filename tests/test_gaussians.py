@@ -42,7 +42,11 @@ def test_from_points_reproduces_colours_and_opacity() -> None:
 
 def test_from_splats_is_the_inverse_of_splats() -> None:
     splats = Splats(
-        torch.randn(50, 3), torch.randn(50, 4), torch.rand(50, 3) + 0.01, torch.rand(50), torch.randn(50, 16, 3)
+        torch.randn(50, 3),
+        torch.randn(50, 4),
+        torch.rand(50, 3) + 0.01,
+        torch.rand(50),
+        torch.randn(50, 16, 3),
     )
     back = Gaussians.from_splats(splats).splats()
     for name in ("means", "quats", "scales", "opacities", "sh"):

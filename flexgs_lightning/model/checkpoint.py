@@ -83,7 +83,9 @@ def load(path: str | Path) -> Model:
     state = checkpoint["state_dict"]
     missing = [name for name in PARAMETERS if _STATE_PREFIX + name not in state]
     if missing:
-        raise InputError(f"{path}: Gaussian parameters are missing from the checkpoint: {', '.join(missing)}.")
+        raise InputError(
+            f"{path}: Gaussian parameters are missing from the checkpoint: {', '.join(missing)}."
+        )
     gaussians = Gaussians({name: state[_STATE_PREFIX + name] for name in PARAMETERS})
     facts = checkpoint[CHECKPOINT_KEY]
     return Model(

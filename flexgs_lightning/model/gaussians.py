@@ -29,7 +29,10 @@ class Gaussians(nn.Module):
         """Take raw values by name; see ``from_splats`` and ``from_points`` for the usual ways in."""
         super().__init__()
         self.params = nn.ParameterDict(
-            {name: nn.Parameter(parameters[name].detach().clone().float().contiguous()) for name in PARAMETERS}
+            {
+                name: nn.Parameter(parameters[name].detach().clone().float().contiguous())
+                for name in PARAMETERS
+            }
         )
 
     def __len__(self) -> int:
@@ -57,7 +60,9 @@ class Gaussians(nn.Module):
                 return str(name)
         return None
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         """Resize to the Gaussians of the state before the values are copied."""
         for name, parameter in self.params.items():
             saved = state_dict.get(f"{prefix}params.{name}")

@@ -160,7 +160,7 @@ class FlexGSModule(lightning.LightningModule):
         self._step_optimizers()
         report = self.densification.after_step(step, rendering)
         if report is not None:
-            self.log_dict({f"densification/{name}": float(n) for name, n in report.counts().items()})
+            self.log_dict({f"densification/{name}": float(count) for name, count in report.counts().items()})
         if step % self.trainer.log_every_n_steps == 0:
             self._log_progress(loss, penalty, rendering, photos)
 
@@ -229,9 +229,14 @@ class FlexGSModule(lightning.LightningModule):
             "kept; lower the learning rate of that attribute, or look for broken photos."
         )
 
-    def _log_progress(self, loss: Tensor, penalty: Tensor | None, rendering: Rendering, photos: Tensor) -> None:
+    def _log_progress(
+        self, loss: Tensor, penalty: Tensor | None, rendering: Rendering, photos: Tensor
+    ) -> None:
         mse = (rendering.image.detach().clamp(0, 1) - photos).square().mean()
-        values: dict[str, Tensor | float] = {"loss": loss.detach(), "psnr": -10.0 * mse.clamp_min(1e-10).log10()}
+        values: dict[str, Tensor | float] = {
+            "loss": loss.detach(),
+            "psnr": -10.0 * mse.clamp_min(1e-10).log10(),
+        }
         self.log_dict({f"train/{name}": value for name, value in values.items()}, prog_bar=False)
         self.log_dict({**values, "gaussians": float(len(self.gaussians))}, prog_bar=True, logger=False)
         self.log("train/gaussians", float(len(self.gaussians)))
@@ -275,7 +280,9 @@ class FlexGSModule(lightning.LightningModule):
         """Add what Lightning does not know of; refuse to save a broken scene over a good one."""
         name = self.gaussians.first_non_finite()
         if name is not None:
-            raise InputError(f"No checkpoint written at step {self.iteration}: '{name}' holds NaN or infinity.")
+            raise InputError(
+                f"No checkpoint written at step {self.iteration}: '{name}' holds NaN or infinity."
+            )
         checkpoint[CHECKPOINT_KEY] = {
             "version": CHECKPOINT_VERSION,
             "sh_degree": self.sh_degree_at(self.iteration),

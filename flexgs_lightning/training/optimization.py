@@ -37,7 +37,9 @@ def gaussian_optimizers(
     initial = {name: getattr(rates, name) for name in gaussians.params}
     initial["means"] *= extent
     return {
-        name: torch.optim.Adam([{"params": [parameter], "name": name}], lr=initial[name], eps=1e-15, fused=True)
+        name: torch.optim.Adam(
+            [{"params": [parameter], "name": name}], lr=initial[name], eps=1e-15, fused=True
+        )
         for name, parameter in gaussians.params.items()
     }
 

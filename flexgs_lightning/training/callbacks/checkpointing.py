@@ -62,7 +62,7 @@ class Checkpointing(Checkpoint):
                 self._save(trainer, f"step_{step}.ckpt")
 
     def _save(self, trainer: Trainer, name: str) -> None:
-        trainer.save_checkpoint(checkpoint_folder(trainer) / name)
+        trainer.save_checkpoint(checkpoint_folder(trainer) / name, weights_only=False)
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:

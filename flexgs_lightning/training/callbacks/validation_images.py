@@ -36,7 +36,7 @@ class ValidationImages(Callback):
             outputs["render"], outputs["photo"], batch.indices.tolist(), batch.names, strict=True
         ):
             if index in self._chosen(len(trainer.datamodule.capture.test_views)):  # type: ignore[attr-defined]
-                panel = torch.from_numpy(side_by_side(render.cpu().numpy(), photo.cpu().numpy()))
+                panel = torch.from_numpy(side_by_side(render, photo))
                 trainer.logger.experiment.add_image(
                     f"val/{name}", panel, global_step=trainer.global_step, dataformats="HWC"
                 )

@@ -1,0 +1,145 @@
+"""``fit``, ``validate`` and ``test``: Lightning's command line with this package's defaults."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from flexgs_lightning.data.datamodule import CaptureDataModule
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.checkpoint import read_checkpoint
+from flexgs_lightning.training.callbacks import (
+    Checkpointing,
+    GracefulInterruption,
+    TestReport,
+    ThroughputLogger,
+    TrainingProgress,
+    ValidationImages,
+)
+from flexgs_lightning.training.callbacks.checkpointing import FOLDER, SafeCheckpointIO, newest_checkpoint
+from flexgs_lightning.training.module import FlexGSModule
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+class RunConfigCallback(SaveConfigCallback):
+    """Saves the full configuration of every training in its run folder, without replacing an earlier one."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Number the file when a run is resumed; evaluation has nothing to add."""
+        if stage != "fit":
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        number = len(list(folder.glob("config*.yaml")))
+        self.config_filename = f"config.resumed_{number}.yaml" if number else "config.yaml"
+        super().setup(trainer, pl_module, stage)
+
+
+class FlexGSCLI(LightningCLI):
+    """Lightning's command line with this package's module, data and run folders."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            FlexGSModule,
+            CaptureDataModule,
+            args=args,
+            save_config_callback=RunConfigCallback,
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "flexgs"},
+            trainer_defaults={
+                "max_epochs": -1,
+                "devices": 1,
+                "num_sanity_val_steps": 0,
+                "check_val_every_n_epoch": None,
+                "val_check_interval": 1_000,
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+                "callbacks": [ThroughputLogger(), TestReport()],
+            },
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """What can be done; arguments named here are not the user's to set."""
+        skip = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": skip | {"train_dataloaders", "val_dataloaders"},
+            "validate": skip | {"dataloaders"},
+            "test": skip | {"dataloaders"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add run folders and callbacks, and settle each fact in one place."""
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Name of the run; by default the capture's folder."
+        )
+        parser.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=True,
+            help="Measure the held-out views when training is complete.",
+        )
+        parser.add_lightning_class_args(Checkpointing, "checkpoint")
+        parser.add_lightning_class_args(TrainingProgress, "progress")
+        parser.add_lightning_class_args(ValidationImages, "validation_images")
+        parser.add_lightning_class_args(GracefulInterruption, "interruption")
+        parser.link_arguments("model.reconstruction_steps", "trainer.max_steps")
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and find and check the checkpoint before any expensive minute is spent."""
+        self.config = parser.parse_args(args)
+        options = self.config[self.config.subcommand]
+        runs = self._run_root(options)
+        if options.ckpt_path == "last":
+            options.ckpt_path = str(newest_checkpoint(runs))
+        if options.ckpt_path is not None:
+            read_checkpoint(options.ckpt_path)
+        elif self.config.subcommand != "fit":
+            raise InputError(f"--ckpt_path: {self.config.subcommand} needs a checkpoint ('last' or a file).")
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run folder: a new one for a new training, the checkpoint's own otherwise."""
+        options = self.config[self.subcommand]
+        self._run_folder_logger = self._logger(options)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Log to the run folder unless the user configured another logger; read and write safely."""
+        options = self._get(self.config_init, "trainer")
+        if options["logger"] in (None, True):
+            kwargs["logger"] = self._run_folder_logger
+        kwargs["plugins"] = [*(options["plugins"] or []), SafeCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        """Measure what was trained."""
+        interruption = self._get(self.config_init, "interruption")
+        if interruption.interrupted:
+            raise SystemExit(INTERRUPTED)
+        if self._get(self.config, "test_after_fit") and self.datamodule.capture.test_views:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run's files are."""
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    @staticmethod
+    def _run_root(options: Any) -> Path:
+        return Path(options.runs) / (options.name or Path(options.data.root).resolve().name)
+
+    def _logger(self, options: Any) -> TensorBoardLogger:
+        root = self._run_root(options)
+        version: str | None = None
+        if options.ckpt_path is not None and Path(options.ckpt_path).parent.name == FOLDER:
+            folder = Path(options.ckpt_path).resolve().parents[1]
+            root, version = folder.parent, folder.name
+        return TensorBoardLogger(root.parent, name=root.name, version=version, default_hp_metric=False)
