@@ -42,8 +42,8 @@ def focus_point(cameras: Cameras) -> Float[Tensor, " 3"]:
 def orbit(cameras: Cameras, frames: int = 120) -> Cameras:
     """A path around the capture's focus, always looking at it.
 
-    The circle is level, at the median distance and height of the capture's cameras; size and intrinsics
-    are the median camera's. Where the photos surround the focus, the path
+    The circle is level, at the median height of the capture's cameras and at their median distance from
+    the focus; size and intrinsics are the median camera's. Where the photos surround the focus, the path
     is a full turn that ends one step before its start. Where they leave a gap of more than 100 degrees,
     it swings once over the part that was photographed and back, slowing down at the turns.
 
@@ -64,7 +64,8 @@ def orbit(cameras: Cameras, frames: int = 120) -> Cameras:
     east = _unit(level[level.norm(dim=-1).argmax()], "the cameras lie straight above the focus")
     north = torch.linalg.cross(up, east)
     angles = _sweep(torch.atan2(level @ north, level @ east), frames)
-    radius, height = level.norm(dim=-1).median(), heights.median()
+    distance, height = offsets.norm(dim=-1).median(), heights.median()
+    radius = (distance.square() - height.square()).clamp_min(level.norm(dim=-1).min().square()).sqrt()
     circle = angles.cos()[:, None] * east + angles.sin()[:, None] * north
     return _look_at(cameras, focus + radius * circle + height * up, focus, up)
 
