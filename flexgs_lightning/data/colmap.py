@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, Points, View
 from flexgs_lightning.data.colmap_files import find_model, read_model
-from flexgs_lightning.data.images import ImageFile, Lens, Size, read_header
+from flexgs_lightning.data.images import ImageFile, Lens, Pinhole, Size, read_header
 from flexgs_lightning.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ MIN_VIEWS = 3
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 _EXACT_WITHOUT_DISTORTION = {"SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV"}
 """Models that are a pinhole when all their distortion parameters are 0 (fisheye ones never are)."""
-_VISIBLE_SHARE = 0.001
+_TOLERATED_OUTSIDE = 0.001
 
 
 def read_colmap(
@@ -64,6 +64,9 @@ def read_colmap(
         raise InputError(
             f"{model_folder}: found {len(registered)} registered images, expected at least {MIN_VIEWS}."
         )
+    twice = [name for name, count in Counter(image.name for image in registered).items() if count > 1]
+    if twice:
+        raise InputError(f"{model_folder}: {twice[0]} is registered twice, expected each image once.")
     photos = _PhotoFolder.find(root, images, masks, downscale)
     views = tuple(_read_view(image, model.cameras[image.camera_id], photos) for image in registered)
     capture = Capture(
@@ -113,7 +116,7 @@ class _PhotoFolder:
         path = self.folder / name
         if path.is_file():
             return path
-        others = _files_by_stem(self.folder).get(Path(name).with_suffix(""), [])
+        others = self._files_by_stem.get(Path(name).with_suffix(""), [])
         if len(others) == 1:
             return others[0]
         found = ", ".join(sorted(other.name for other in others)) or "no such file"
@@ -124,14 +127,16 @@ class _PhotoFolder:
         candidates = (self.masks / f"{name}.png", (self.masks / name).with_suffix(".png"))
         return next((path for path in candidates if path.is_file()), None)
 
+    @cached_property
+    def _files_by_stem(self) -> dict[Path, list[Path]]:
+        files: dict[Path, list[Path]] = {}
+        for path in self.images_on_disk():
+            files.setdefault(path.relative_to(self.folder).with_suffix(""), []).append(path)
+        return files
 
-@lru_cache(maxsize=1)
-def _files_by_stem(folder: Path) -> dict[Path, list[Path]]:
-    files: dict[Path, list[Path]] = {}
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in _IMAGE_SUFFIXES:
-            files.setdefault(path.relative_to(folder).with_suffix(""), []).append(path)
-    return files
+    def images_on_disk(self) -> list[Path]:
+        """Every image file of the folder, in the model or not."""
+        return [path for path in self.folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES]
 
 
 def _read_view(image: pycolmap.Image, camera: pycolmap.Camera, photos: _PhotoFolder) -> View:
@@ -141,15 +146,17 @@ def _read_view(image: pycolmap.Image, camera: pycolmap.Camera, photos: _PhotoFol
     mask = photos.mask(image.name)
     if mask is not None:
         _check_shape(mask, read_header(mask).size, camera)
-    size = _reduced(header.size, photos.reduction)
-    source = ImageFile(path, header.size, size, header.has_alpha or mask is not None, mask)
-    pinhole: tuple[float, ...]
-    if _is_pinhole(camera):
-        pinhole = _pinhole(camera, size)
-    else:
-        lens = _lens(camera, size, path)
-        source, pinhole, size = replace(source, lens=lens), lens.pinhole, lens.size
-    return View(image.name, _camera(image, pinhole, size, path), source)
+    size = header.size[0] // photos.reduction, header.size[1] // photos.reduction
+    if min(size) < 1:
+        raise InputError(f"{path}: a photo of {header.size} pixels cannot be reduced by {photos.reduction}.")
+    # Each axis scales by itself: the sides of images_N are rounded.
+    scale_x = header.size[0] / camera.width / photos.reduction
+    scale_y = header.size[1] / camera.height / photos.reduction
+    source = ImageFile(path, header.size, header.has_alpha or mask is not None, photos.reduction, mask)
+    if not _is_pinhole(camera):
+        lens, camera = _lens(camera, size, scale_x, scale_y, path)
+        source, size = replace(source, lens=lens), lens.size
+    return View(image.name, _camera(image, _pinhole(camera, scale_x, scale_y), size, path), source)
 
 
 def _check_shape(path: Path, size: Size, camera: pycolmap.Camera) -> None:
@@ -163,11 +170,6 @@ def _check_shape(path: Path, size: Size, camera: pycolmap.Camera) -> None:
         )
 
 
-def _reduced(size: Size, factor: int) -> Size:
-    """Round half up, as image tools do."""
-    return max(1, int(size[0] / factor + 0.5)), max(1, int(size[1] / factor + 0.5))
-
-
 def _is_pinhole(camera: pycolmap.Camera) -> bool:
     if camera.model_name in ("PINHOLE", "SIMPLE_PINHOLE"):
         return True
@@ -176,52 +178,37 @@ def _is_pinhole(camera: pycolmap.Camera) -> bool:
     return not np.any(np.asarray(camera.params)[camera.extra_params_idxs()])
 
 
-def _pinhole(camera: pycolmap.Camera, size: Size) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy in pixels of an image of ``size``; each axis scales by itself."""
-    x, y = size[0] / camera.width, size[1] / camera.height
+def _pinhole(camera: pycolmap.Camera, scale_x: float, scale_y: float) -> Pinhole:
+    """fx, fy, cx, cy in pixels of an image scaled from the calibrated one."""
     return (
-        camera.focal_length_x * x,
-        camera.focal_length_y * y,
-        camera.principal_point_x * x,
-        camera.principal_point_y * y,
+        camera.focal_length_x * scale_x,
+        camera.focal_length_y * scale_y,
+        camera.principal_point_x * scale_x,
+        camera.principal_point_y * scale_y,
     )
 
 
-def _lens(camera: pycolmap.Camera, size: Size, path: Path) -> Lens:
-    """Undistortion of photos of ``size``."""
-    parameters = tuple(float(value) for value in camera.params)
-    return _undistortion(camera.model_name, parameters, (camera.width, camera.height), size, path.parent)
-
-
-@cache
-def _undistortion(
-    model: str, parameters: tuple[float, ...], calibrated: Size, size: Size, folder: Path
-) -> Lens:
-    """Once per camera, not per photo. ``folder`` is for messages."""
-    if model == "EQUIRECTANGULAR":
+def _lens(
+    camera: pycolmap.Camera, size: Size, scale_x: float, scale_y: float, path: Path
+) -> tuple[Lens, pycolmap.Camera]:
+    """How to undistort photos of ``size``, and the pinhole camera that COLMAP's undistorter chooses."""
+    if camera.model_name == "EQUIRECTANGULAR":
         raise InputError(
-            f"{folder}: a photo has camera model EQUIRECTANGULAR, which no pinhole can show; expected a "
+            f"{path}: its camera model is EQUIRECTANGULAR, which no pinhole can show; expected a "
             "perspective or fisheye model (cut panoramas into perspective images first)."
         )
-    camera = pycolmap.Camera(model=model, width=calibrated[0], height=calibrated[1], params=list(parameters))
     undistorted = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
-    target = (
-        max(1, round(undistorted.width * size[0] / calibrated[0])),
-        max(1, round(undistorted.height * size[1] / calibrated[1])),
+    lens = Lens(
+        model=camera.model_name,
+        parameters=tuple(float(value) for value in camera.params),
+        extent=(size[0] / scale_x, size[1] / scale_y),
+        pinhole=_pinhole(undistorted, scale_x, scale_y),
+        size=(max(1, round(undistorted.width * scale_x)), max(1, round(undistorted.height * scale_y))),
     )
-    lens = Lens(model, parameters, calibrated, _pinhole(undistorted, target), target)
-    outside = lens.outside()
-    if outside > _VISIBLE_SHARE:
-        logger.warning(
-            "%s: after undistortion (%s) %.1f %% of an image lies outside the photo; its edge is repeated.",
-            folder,
-            model,
-            100 * outside,
-        )
-    return lens
+    return lens, undistorted
 
 
-def _camera(image: pycolmap.Image, pinhole: tuple[float, ...], size: Size, path: Path) -> Cameras:
+def _camera(image: pycolmap.Image, pinhole: Pinhole, size: Size, path: Path) -> Cameras:
     fx, fy, cx, cy = pinhole
     viewmat = np.eye(4)
     viewmat[:3] = image.cam_from_world().matrix()
@@ -269,8 +256,15 @@ def _protocol(photos: _PhotoFolder, views: tuple[View, ...]) -> str:
 
 
 def _report(capture: Capture, photos: _PhotoFolder) -> None:
+    lenses = {view.source.lens for view in capture.views if isinstance(view.source, ImageFile)} - {None}
+    outside = max((lens.outside() for lens in lenses if lens is not None), default=0.0)
+    if outside > _TOLERATED_OUTSIDE:
+        logger.warning(
+            "%s: undistortion reaches beyond the photo in up to %.1f %% of an image; its edge is repeated.",
+            capture.name,
+            100 * outside,
+        )
     sizes = Counter(f"{view.camera.width}x{view.camera.height}" for view in capture.views)
-    files = sum(path.suffix.lower() in _IMAGE_SUFFIXES for path in photos.folder.rglob("*"))
     logger.info(
         "%s: %s; %d images (%s), %d to train and %d to test; %d points; %d files not in the model ignored",
         capture.name,
@@ -280,5 +274,5 @@ def _report(capture: Capture, photos: _PhotoFolder) -> None:
         len(capture.train_views),
         len(capture.test_views),
         len(capture.points),
-        max(0, files - len(capture.views)),
+        max(0, len(photos.images_on_disk()) - len(capture.views)),
     )

@@ -79,6 +79,7 @@ class CaptureDataModule(LightningDataModule):
         self._cache: ImageCache | None = None
         self._context: WorkerContext | None = None
         self._workers = 0
+        self._train_loader: ViewLoader | None = None
 
     @property
     def capture(self) -> Capture:
@@ -102,6 +103,7 @@ class CaptureDataModule(LightningDataModule):
                 masks=self.masks,
                 name=self.name,
             )
+        self._cache = None  # workers of another stage could not share it
         training = stage in (None, "fit")
         self._workers = self._worker_count(self._capture.train_views) if training else 0
         self._context = WorkerContext() if self._workers else None
@@ -120,7 +122,10 @@ class CaptureDataModule(LightningDataModule):
             iterations=max_steps if max_steps >= 0 else None,
             first=self._iteration,
         )
-        return ViewLoader(ViewDataset(views, self._images()), order, self._workers, self._context)
+        self._train_loader = ViewLoader(
+            ViewDataset(views, self._images()), order, self._workers, self._context
+        )
+        return self._train_loader
 
     def val_dataloader(self) -> ViewLoader | list[ViewLoader]:
         """Held-out views in order, one per batch, decoded in this process; no loader if there are none."""
@@ -135,8 +140,9 @@ class CaptureDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def teardown(self, stage: str) -> None:
-        """Let go of the decoded photos."""
-        self._cache = None
+        """End the worker processes."""
+        if self._train_loader is not None:
+            self._train_loader.close()
 
     def _iteration(self) -> int:
         return self.trainer.global_step if self.trainer else 0
@@ -149,7 +155,8 @@ class CaptureDataModule(LightningDataModule):
             return self.num_workers
         if sum(image_bytes(view) for view in views) <= self._budget:
             return 0
-        return min(MAX_AUTOMATIC_WORKERS, os.cpu_count() or 1)
+        processes = self.trainer.num_devices if self.trainer else 1
+        return max(1, min(MAX_AUTOMATIC_WORKERS, _cores() // processes))
 
     @property
     def _budget(self) -> int:
@@ -161,3 +168,8 @@ class CaptureDataModule(LightningDataModule):
             views = self.capture.train_views + self.capture.test_views
             self._cache = ImageCache(views, self._budget, self._context)
         return self._cache
+
+
+def _cores() -> int:
+    """Cores that this process may use, which on a cluster are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,10 +18,11 @@ from flexgs_lightning.errors import InputError
 
 Size = tuple[int, int]
 """Width and height in pixels."""
+Pinhole = tuple[float, float, float, float]
+"""fx, fy, cx, cy in pixels."""
 
-_COLOUR_MODES = ("RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
-_GREY_MODES = ("1", "L", "P", "I;16", "I;16L", "I;16B", "I;16N")
-_ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+_OPAQUE_MODES = ("RGB", "RGBX", "CMYK", "YCbCr", "1", "L", "P", "I;16", "I;16L", "I;16B", "I;16N")
+_ALPHA_MODES = ("RGBA", "LA", "PA")
 
 
 @dataclass(frozen=True)
@@ -30,22 +31,22 @@ class Lens:
 
     Attributes:
         model: COLMAP's name of the camera model.
-        parameters: the model's parameters, in pixels of a photo of ``calibrated_size``.
-        calibrated_size: image size that the parameters refer to.
-        pinhole: fx, fy, cx, cy of the undistorted image, in pixels of ``size``.
+        parameters: the model's parameters, in the pixels of its calibration.
+        extent: width and height that the photos cover, in the pixels of the calibration.
+        pinhole: intrinsics of the undistorted image.
         size: size of the undistorted image.
     """
 
     model: str
     parameters: tuple[float, ...]
-    calibrated_size: Size
-    pinhole: tuple[float, float, float, float]
+    extent: tuple[float, float]
+    pinhole: Pinhole
     size: Size
 
     def undistort(self, pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "H W c"]:
         """Resample a distorted photo of any resolution bilinearly, as COLMAP's undistorter does.
 
-        Colours are weighted by alpha (c = 4), so that hidden ones do not bleed into visible ones.
+        Colours are weighted by alpha (c = 4).
         """
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
         if image.shape[1] == 4:
@@ -58,32 +59,35 @@ class Lens:
         return image[0].permute(1, 2, 0).round_().clamp_(0, 255).to(torch.uint8).contiguous().numpy()
 
     def outside(self) -> float:
-        """Share of the undistorted image that the photo does not cover, in [0, 1]."""
-        grid = _sampling_grid(self)
-        return (~(grid.abs() <= 1.0).all(dim=-1)).float().mean().item()
+        """Share of the undistorted image that the photo does not cover, in [0, 1], on a lattice."""
+        x, y = (np.linspace(0.5, side - 0.5, 65) for side in self.size)
+        return float((np.abs(_photo_coordinates(self, x, y)) > 1.0).any(axis=-1).mean())
 
 
 @lru_cache(maxsize=2)
 def _sampling_grid(lens: Lens) -> Float[Tensor, "1 H W 2"]:
-    """Where each undistorted pixel centre lies in the photo, from -1 to 1 between the photo's edges.
+    """Where each undistorted pixel centre lies in the photo, in ``grid_sample``'s coordinates."""
+    coordinates = _photo_coordinates(lens, *(np.arange(side) + 0.5 for side in lens.size))
+    return torch.from_numpy(coordinates.astype(np.float32))[None]
+
+
+def _photo_coordinates(
+    lens: Lens, x: Float[np.ndarray, " W"], y: Float[np.ndarray, " H"]
+) -> Float[np.ndarray, "H W 2"]:
+    """Distort undistorted pixels: the result runs from -1 to 1 between the photo's edges.
 
     Relative coordinates serve every resolution of the photo, and let ``images_N`` of rounded size scale
     each axis by itself, which the parameters of most camera models could not express.
     """
     import pycolmap  # here, so that workers that decode pinhole photos need not load it
 
-    camera = pycolmap.Camera(
-        model=lens.model,
-        width=lens.calibrated_size[0],
-        height=lens.calibrated_size[1],
-        params=list(lens.parameters),
-    )
-    (width, height), (fx, fy, cx, cy) = lens.size, lens.pinhole
-    x, y = np.meshgrid((np.arange(width) + 0.5 - cx) / fx, (np.arange(height) + 0.5 - cy) / fy)
-    rays = np.stack([x.ravel(), y.ravel(), np.ones(width * height)], axis=1)
-    relative = 2.0 * camera.img_from_cam(rays) / np.array(lens.calibrated_size) - 1.0
-    relative = np.nan_to_num(relative, nan=2.0, posinf=2.0, neginf=-2.0)
-    return torch.from_numpy(relative.astype(np.float32)).reshape(1, height, width, 2)
+    camera = pycolmap.Camera(model=lens.model, width=1, height=1, params=list(lens.parameters))
+    fx, fy, cx, cy = lens.pinhole
+    columns, rows = np.meshgrid((x - cx) / fx, (y - cy) / fy)
+    rays = np.stack([columns.ravel(), rows.ravel(), np.ones(columns.size)], axis=1)
+    distorted = np.asarray(camera.img_from_cam(rays), dtype=np.float64)
+    relative = 2.0 * distorted / lens.extent - 1.0
+    return np.nan_to_num(relative, nan=2.0, posinf=2.0, neginf=-2.0).reshape(len(y), len(x), 2)
 
 
 @dataclass(frozen=True)
@@ -93,16 +97,17 @@ class ImageFile:
     Attributes:
         path: the photo. An EXIF orientation is ignored, as COLMAP ignores it.
         stored_size: size of the photo on disk.
-        size: size after the area filter (and before undistortion).
         has_alpha: whether ``read`` returns four channels.
+        reduction: each pixel becomes the mean of a square of so many pixels a side; an incomplete square
+            at the right or bottom is left out, so that the intrinsics scale by exactly this factor.
         mask: a grey image used as alpha instead of the photo's own; None without one.
-        lens: how to undistort; None for a pinhole camera.
+        lens: how to undistort the reduced photo; None for a pinhole camera.
     """
 
     path: Path
     stored_size: Size
-    size: Size
     has_alpha: bool
+    reduction: int = 1
     mask: Path | None = None
     lens: Lens | None = None
 
@@ -117,9 +122,11 @@ class ImageFile:
             raise InputError(f"{self.path}: found {_text(image.size)}, expected {_text(self.stored_size)}.")
         if self.mask is not None:
             mask = _decode(self.mask, "L")
-            image.putalpha(mask.resize(image.size, Image.Resampling.BOX) if mask.size != image.size else mask)
-        if image.size != self.size:
-            image = image.resize(self.size, Image.Resampling.BOX)  # weights colours by alpha itself
+            # not Pillow's box filter: it takes whole pixels only, which shifts edges
+            image.putalpha(mask.resize(image.size, Image.Resampling.BILINEAR))
+        if self.reduction > 1:
+            width, height = (side // self.reduction * self.reduction for side in image.size)
+            image = image.reduce(self.reduction, (0, 0, width, height))  # weights colours by alpha
         pixels = np.array(image)
         return pixels if self.lens is None else self.lens.undistort(pixels)
 
@@ -139,8 +146,7 @@ def read_header(path: Path) -> ImageHeader:
         InputError: the file is missing, empty, no image, or of a pixel type without 8-bit meaning.
     """
     with _opened(path) as image:
-        known = _COLOUR_MODES + _GREY_MODES + _ALPHA_MODES
-        if image.mode not in known:
+        if image.mode not in _OPAQUE_MODES + _ALPHA_MODES:
             raise InputError(
                 f"{path}: pixels of type {image.mode} have no defined brightness; "
                 "expected 8-bit colour or 8- or 16-bit grey."
@@ -168,8 +174,6 @@ def _decode(path: Path, mode: str) -> Image.Image:
         if image.mode.startswith("I;16"):  # Pillow would clip at 255
             grey = np.asarray(image).astype(np.float32) * (255.0 / 65535.0)
             return Image.fromarray(np.round(grey).astype(np.uint8)).convert(mode)
-        if mode == "RGB" and image.mode in ("P", "PA"):
-            return image.convert("RGBA").convert("RGB")
         return image.convert(mode)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import multiprocessing
 import signal
 import sys
+import threading
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ class ImageCache:
                 self.size = end
         self._pixels = _memory(self.size, context)
         self._filled = _memory(len(self._places), context)
-        self._lock = (context or multiprocessing.get_context()).Lock()
+        self._lock: Any = context.Lock() if context else threading.Lock()
 
     def __contains__(self, name: str) -> bool:
         """Whether a view has a place (filled or not)."""
@@ -199,27 +199,38 @@ class ViewLoader:
         context: BaseContext | None = None,
     ) -> None:
         self.order = order
-        self._loader = DataLoader(
-            dataset,
-            batch_size=None,  # an item is a batch
-            sampler=cast(Any, order),
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            multiprocessing_context=context if num_workers else None,
-            persistent_workers=num_workers > 0,
-            worker_init_fn=_start_worker,
-        )
+        self._dataset = dataset
+        self._num_workers = num_workers
+        self._context = context
+        self._loader: DataLoader[ViewBatch | InputError] | None = None
 
     def __iter__(self) -> Iterator[ViewBatch]:
-        """Iterate from the beginning of the order.
+        """Iterate from the beginning of the order; workers stay for the next time.
 
         Raises:
             InputError: a photo cannot be read.
         """
+        self._loader = self._loader or self._open()
         for item in self._loader:
             if isinstance(item, InputError):
                 raise item
             yield item
+
+    def _open(self) -> DataLoader[ViewBatch | InputError]:
+        return DataLoader(
+            self._dataset,
+            batch_size=None,  # an item is a batch
+            sampler=cast(Any, self.order),
+            num_workers=self._num_workers,
+            collate_fn=_as_it_is,
+            multiprocessing_context=self._context if self._num_workers else None,
+            persistent_workers=self._num_workers > 0,
+            worker_init_fn=_start_worker,
+        )
+
+    def close(self) -> None:
+        """End the worker processes; another ``iter`` starts new ones."""
+        self._loader = None
 
     def __len__(self) -> int:
         """Number of batches; ``TypeError`` if endless."""
