@@ -1,0 +1,116 @@
+"""Unpacking one folder of a zip archive from the internet: safely, and whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.files import atomic_path
+
+CHUNK = 1 << 20
+MAX_EXPANSION = 20
+"""Photos hardly compress: an archive that claims to expand more than this is not a capture."""
+SPARE = 256 << 20
+"""Bytes of the disk that stay free."""
+
+
+class DamagedArchiveError(Exception):
+    """The archive's bytes are not what was packed: a broken structure, or a checksum that fails."""
+
+
+def extract_folder(archive: Path, member: str, target: Path) -> None:
+    """Unpack folder ``member`` of a zip ``archive`` as ``target``, which appears complete or not at all.
+
+    Every name in the archive is checked first: none may be absolute or lead out of its folder, and links
+    are refused. Each file's CRC-32 is verified as it is unpacked.
+
+    Raises:
+        DamagedArchiveError: not a zip file, or a checksum fails.
+        InputError: the archive has no such folder, is hostile, expands beyond reason or beyond the free
+            space of the disk, or a file cannot be written.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            entries = opened.infolist()
+            for entry in entries:
+                _check_entry(archive, entry)
+            wanted = [entry for entry in entries if entry.filename.startswith(f"{member}/")]
+            _check_total(archive, member, wanted, target)
+            with atomic_path(target) as temporary:
+                _unpack(opened, wanted, member, temporary)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DamagedArchiveError(f"{archive}: {error}") from error
+
+
+def check_free_space(folder: Path, needed: int, purpose: str) -> None:
+    """Refuse to begin what cannot end.
+
+    Args:
+        folder: where the bytes will go; it need not exist yet.
+        needed: bytes.
+        purpose: what they are for, for the message.
+
+    Raises:
+        InputError: less than ``needed`` bytes are free.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free - SPARE
+    if needed > free:
+        raise InputError(
+            f"{folder}: {purpose} needs {needed / 1e9:.1f} GB, but only {max(free, 0) / 1e9:.1f} GB of the "
+            f"disk are free (beyond a reserve of {SPARE / 1e9:.1f} GB)."
+        )
+
+
+def _check_entry(archive: Path, entry: zipfile.ZipInfo) -> None:
+    name = entry.orig_filename
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or ".." in parts or "\\" in name or ":" in name or "\0" in name:
+        raise InputError(f"{archive}: refused, its entry {name!r} would be written outside its folder.")
+    mode = entry.external_attr >> 16
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise InputError(f"{archive}: refused, its entry {name!r} is a link or device, expected plain files.")
+    if entry.flag_bits & 0x1:
+        raise InputError(f"{archive}: refused, its entry {name!r} is encrypted.")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(
+            f"{archive}: its entry {name!r} uses compression method {entry.compress_type}, "
+            "expected 0 (stored) or 8 (deflated)."
+        )
+
+
+def _check_total(archive: Path, member: str, wanted: Sequence[zipfile.ZipInfo], target: Path) -> None:
+    if not any(not entry.is_dir() for entry in wanted):
+        raise InputError(f"{archive}: has no files in a folder '{member}'.")
+    names = {entry.filename for entry in wanted}
+    if len(names) < len(wanted):
+        raise InputError(f"{archive}: refused, some entries of '{member}' have the same name.")
+    total = sum(entry.file_size for entry in wanted)
+    if total > MAX_EXPANSION * archive.stat().st_size:
+        raise InputError(
+            f"{archive}: refused, its folder '{member}' claims to expand to {total / 1e9:.1f} GB, more than "
+            f"{MAX_EXPANSION} times the archive."
+        )
+    check_free_space(target, total, f"unpacking '{member}'")
+
+
+def _unpack(archive: zipfile.ZipFile, wanted: Sequence[zipfile.ZipInfo], member: str, folder: Path) -> None:
+    total = sum(entry.file_size for entry in wanted)
+    with tqdm(total=total, desc=f"Unpacking {member}", unit="B", unit_scale=True) as progress:
+        for entry in wanted:
+            path = folder / PurePosixPath(entry.filename).relative_to(member)
+            if entry.is_dir():
+                path.mkdir(parents=True, exist_ok=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(entry) as source, path.open("xb") as file:
+                while chunk := source.read(CHUNK):  # at most the stated size; verifies the CRC
+                    file.write(chunk)
+                    progress.update(len(chunk))

@@ -1,0 +1,222 @@
+"""The named benchmarks: their scenes, where they are published, and the protocols of their published numbers.
+
+Pure data and look-ups. A *benchmark* is what one downloads, a *protocol* is how its numbers are measured;
+Tanks & Temples has two, because the FlexGS paper's rows are not at the size that the 3DGS paper uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from flexgs_lightning.data.capture import TEST_EVERY
+from flexgs_lightning.errors import InputError
+
+_REFRAW360 = "https://storage.googleapis.com/gresearch/refraw360"
+_INRIA = "https://repo-sam.inria.fr/fungraph/3d-gaussian-splatting/datasets/input"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One capture of a benchmark.
+
+    Attributes:
+        name: its name in papers, and of its folder.
+        benchmark: name of the benchmark that it belongs to.
+        downscale: ``images_N`` that published numbers are measured on; 1 is the size as shipped.
+        archive: address of the zip file that holds it.
+        member: its folder inside that archive.
+    """
+
+    name: str
+    benchmark: str
+    downscale: int
+    archive: str
+    member: str
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Captures that are reported together.
+
+    Attributes:
+        name: name on the command line, and of the folder that holds the scenes.
+        title: name in print.
+        scenes: all its captures.
+    """
+
+    name: str
+    title: str
+    scenes: tuple[Scene, ...]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way in which numbers on a benchmark are published.
+
+    Attributes:
+        name: name on the command line.
+        benchmark: the benchmark it is for.
+        description: the choices that move numbers, for reports.
+        downscale: image scale of every scene; None leaves each scene at its own.
+        background: colour behind the Gaussians in training and evaluation.
+        test_every: every n-th image by sorted name is held out, beginning with the first.
+    """
+
+    name: str
+    benchmark: str
+    description: str
+    downscale: int | None = None
+    background: Literal["black", "white"] = "black"
+    test_every: int = TEST_EVERY
+
+
+@dataclass(frozen=True)
+class SceneProtocol:
+    """A protocol applied to a scene: what a data module and a trainer need to know.
+
+    Attributes:
+        scene: the capture.
+        protocol: the protocol.
+    """
+
+    scene: Scene
+    protocol: Protocol
+
+    @property
+    def downscale(self) -> int:
+        """Factor by which the shipped photos are reduced."""
+        return self.protocol.downscale or self.scene.downscale
+
+    @property
+    def background(self) -> Literal["black", "white"]:
+        """Colour behind the Gaussians."""
+        return self.protocol.background
+
+    @property
+    def test_every(self) -> int:
+        """Every n-th image is held out."""
+        return self.protocol.test_every
+
+
+def _scenes(benchmark: str, archive: str, downscale: int, *members: str) -> tuple[Scene, ...]:
+    return tuple(Scene(m.rpartition("/")[2], benchmark, downscale, archive, m) for m in members)
+
+
+def _mipnerf360() -> Benchmark:
+    """Barron et al. 2022: outdoor scenes at a quarter, indoor ones at half the size (their section 6)."""
+    name, main, extra = "mipnerf360", f"{_REFRAW360}/360_v2.zip", f"{_REFRAW360}/360_extra_scenes.zip"
+    outdoor = _scenes(name, main, 4, "bicycle", "garden", "stump")
+    indoor = _scenes(name, main, 2, "bonsai", "counter", "kitchen", "room")
+    later = _scenes(name, extra, 4, "flowers", "treehill")  # published apart, after the others
+    return Benchmark(name, "Mip-NeRF 360", tuple(sorted(outdoor + indoor + later, key=lambda s: s.name)))
+
+
+def _tanks_and_temples() -> Benchmark:
+    """The two scenes of Tanks & Temples and the two of Deep Blending that 3DGS papers average over."""
+    name = "tanks_and_temples"
+    members = ("tandt/train", "tandt/truck", "db/drjohnson", "db/playroom")
+    scenes = _scenes(name, f"{_INRIA}/tandt_db.zip", 1, *members)
+    return Benchmark(name, "Tanks & Temples with Deep Blending", scenes)
+
+
+def _zipnerf() -> Benchmark:
+    """Barron et al. 2023: four houses, here as undistorted by their authors; half size as shipped."""
+    name, houses = "zipnerf", ("alameda", "berlin", "london", "nyc")
+    archives = ((house, f"{_REFRAW360}/zipnerf-undistorted/{house}.zip") for house in houses)
+    scenes = tuple(scene for house, url in archives for scene in _scenes(name, url, 2, house))
+    return Benchmark(name, "Zip-NeRF", scenes)
+
+
+BENCHMARKS: dict[str, Benchmark] = {b.name: b for b in (_mipnerf360(), _tanks_and_temples(), _zipnerf())}
+"""Every benchmark by name."""
+
+SCENES: dict[str, Scene] = {scene.name: scene for b in BENCHMARKS.values() for scene in b.scenes}
+"""Every scene by name; names are unique over benchmarks."""
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "mipnerf360",
+            "mipnerf360",
+            "outdoor scenes at images_4, indoor scenes at images_2, as shipped; black background",
+        ),
+        Protocol(
+            "tanks_and_temples",
+            "tanks_and_temples",
+            "photos at the size as shipped (Kerbl et al. 2023); black background",
+        ),
+        Protocol(
+            "tanks_and_temples_quarter",
+            "tanks_and_temples",
+            "photos reduced by 4, white background: what the FlexGS paper's Tanks & Temples rows were "
+            "measured with (its published code trains with --resolution 4)",
+            downscale=4,
+            background="white",
+        ),
+        Protocol(
+            "zipnerf",
+            "zipnerf",
+            "undistorted photos at images_2, as shipped; black background",
+        ),
+    )
+}
+"""Every protocol by name. A benchmark's default protocol has the benchmark's own name."""
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The benchmark called ``name``.
+
+    Raises:
+        InputError: there is none; the message lists those there are.
+    """
+    if name not in BENCHMARKS:
+        raise _unknown("benchmark", name, BENCHMARKS)
+    return BENCHMARKS[name]
+
+
+def find_scene(name: str, benchmark: str | None = None) -> Scene:
+    """The scene called ``name``, of ``benchmark`` if one is given.
+
+    Raises:
+        InputError: there is none; the message lists those there are.
+    """
+    scenes = (
+        SCENES if benchmark is None else {scene.name: scene for scene in find_benchmark(benchmark).scenes}
+    )
+    if name not in scenes:
+        raise _unknown("scene" if benchmark is None else f"scene of {benchmark}", name, scenes)
+    return scenes[name]
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol called ``name``.
+
+    Raises:
+        InputError: there is none; the message lists those there are.
+    """
+    if name not in PROTOCOLS:
+        raise _unknown("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
+
+
+def scene_protocol(scene: str, protocol: str | None = None) -> SceneProtocol:
+    """How ``scene`` is measured under ``protocol`` (by default its benchmark's own).
+
+    ``scene_protocol("garden").downscale`` is 4. A scene's folder bears its name, so that a configuration
+    needs to name the protocol only.
+
+    Raises:
+        InputError: unknown scene or protocol, or the protocol is for another benchmark.
+    """
+    if protocol is None:
+        found = find_scene(scene)
+        return SceneProtocol(found, PROTOCOLS[found.benchmark])
+    chosen = find_protocol(protocol)
+    return SceneProtocol(find_scene(scene, chosen.benchmark), chosen)
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    return InputError(f"unknown {kind} '{name}'; expected one of {', '.join(known)}.")
