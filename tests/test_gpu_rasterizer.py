@@ -1,0 +1,146 @@
+"""The CUDA backend against the CPU backend on the real points of the Mip-NeRF 360 garden.
+
+Both compute in float32, CUDA with fast exponentials, in another order, and with transmittances recovered
+from 1 - alpha in its backward pass (relative error up to 3e-4 where a pixel saturates). So values agree
+closely but for the few pixels where a Gaussian falls on the other side of a threshold (alpha 1/255,
+transmittance 1e-4, a radius rounded up). Tolerances are on means and norms, with a bound on outliers.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.rendering import gsplat_backend
+from flexgs_lightning.rendering.rasterizer import Rendering, rasterize
+from flexgs_lightning.splats import SH_C0, Splats
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]  # gsplat's kernels compile at first use
+log = logging.getLogger(__name__)
+FIELDS = ("means", "quats", "scales", "opacities", "sh")
+BACKGROUND = torch.tensor([[0.1, 0.2, 0.3], [0.9, 0.8, 0.7], [0.0, 1.0, 0.5]])
+
+
+@pytest.fixture(scope="module")
+def garden(shared_data: Path) -> tuple[Splats, Cameras]:
+    """138,766 Gaussians as large as their neighbours are far, and three cameras of 648x420."""
+    data = np.load(shared_data / "garden_sfm" / "test_garden.npz")
+    points = data["means3d"]
+    distances = cKDTree(points).query(points, k=4)[0][:, 1:].mean(axis=1)
+    count, generator = len(points), torch.Generator().manual_seed(0)
+    sh = 0.1 * torch.randn(count, 16, 3, generator=generator)
+    sh[:, 0] = (torch.from_numpy(data["colors"]).float() / 255 - 0.5) / SH_C0
+    spread = torch.exp(0.5 * torch.randn(count, 3, generator=generator))
+    splats = Splats(
+        means=torch.from_numpy(points),
+        quats=torch.randn(count, 4, generator=generator),
+        scales=torch.from_numpy(distances).float().clamp(1e-4, 1.0)[:, None] * spread,
+        opacities=torch.rand(count, generator=generator).clamp(0.002, 0.999),
+        sh=sh,
+    )
+    matrices = (torch.from_numpy(data[name]) for name in ("viewmats", "Ks"))
+    return splats, Cameras(*matrices, int(data["width"]), int(data["height"]))
+
+
+def render(splats: Splats, cameras: Cameras, device: str, **options) -> tuple[Rendering, dict[str, Tensor]]:
+    """Draw on a device and pull a random loss back; outputs and gradients on the CPU."""
+    leaves = {name: getattr(splats, name).to(device).detach().requires_grad_() for name in FIELDS}
+    rendering = rasterize(Splats(**leaves), cameras.to(device), with_importance=True, **options)
+    rendering.means2d.retain_grad()
+    generator = torch.Generator().manual_seed(1)
+    weights = (torch.randn(len(cameras), cameras.height, cameras.width, 5, generator=generator)).to(device)
+    depth = rendering.depth * rendering.alpha.detach()  # else nearly empty pixels rule the gradient
+    (torch.cat([rendering.image, rendering.alpha, depth], dim=-1) * weights).sum().backward()
+    gradients = {name: leaf.grad.cpu() for name, leaf in leaves.items()}
+    gradients["means2d"] = rendering.means2d.grad.cpu()
+    outputs = {
+        name: value.detach().cpu() if isinstance(value, Tensor) else value
+        for name, value in vars(rendering).items()
+    }
+    return Rendering(**outputs), gradients
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).double().norm() / expected.double().norm()).item()
+
+
+@pytest.mark.parametrize(
+    ("degree", "antialiased", "count"),
+    [(0, False, 1), (1, False, 1), (2, True, 1), (3, False, 3), (3, True, 3)],
+)
+def test_agrees_with_the_cpu(garden, degree: int, antialiased: bool, count: int) -> None:
+    splats, cameras = garden[0], garden[1][:count]
+    options = {"sh_degree": degree, "antialiased": antialiased, "background": BACKGROUND[:count]}
+    expected, expected_gradients = render(splats, cameras, "cpu", **options)
+    options["background"] = options["background"].cuda()
+    found, gradients = render(splats, cameras, "cuda", **options)
+
+    errors = {
+        "image mean": (found.image - expected.image).abs().mean().item(),
+        "image max": (found.image - expected.image).abs().max().item(),
+        "alpha mean": (found.alpha - expected.alpha).abs().mean().item(),
+        "depth": relative(found.depth * expected.alpha, expected.depth * expected.alpha),
+        "weights": relative(found.weights, expected.weights),
+        "hits": ((found.hits - expected.hits).abs().sum() / expected.hits.sum()).item(),
+    }
+    errors |= {
+        f"gradient of {name}": relative(gradients[name], expected_gradients[name]) for name in gradients
+    }
+    log.info("degree %d, antialiased %s, %d cameras: %s", degree, antialiased, count, errors)
+    tolerances = {"image mean": 2e-5, "image max": 3e-2, "alpha mean": 2e-5, "depth": 2e-3, "weights": 2e-3}
+    tolerances["hits"] = 1e-3
+    for name, error in errors.items():
+        assert error < tolerances.get(name, 1e-2), f"{name}: {error:.2e}; all: {errors}"
+
+    visible = (found.radii > 0).all(-1) & (expected.radii > 0).all(-1)
+    assert (visible.sum() - (expected.radii > 0).all(-1).sum()).abs() <= 1e-4 * visible.sum()
+    radii = (found.radii - expected.radii)[visible].abs()
+    assert radii.max() <= 1
+    assert radii.float().mean() < 1e-3
+    torch.testing.assert_close(found.means2d[visible], expected.means2d[visible], rtol=1e-5, atol=5e-3)
+    assert not found.means2d[(found.radii == 0).any(-1)].any()
+
+
+def test_hits_do_not_depend_on_how_tiles_are_grouped(garden, monkeypatch: pytest.MonkeyPatch) -> None:
+    splats, cameras = garden[0].to("cuda"), garden[1].to("cuda")
+    with torch.no_grad():
+        expected = rasterize(splats, cameras, with_importance=True).hits
+        for chunk in (1 << 12, 1 << 30):
+            monkeypatch.setattr(gsplat_backend, "INTERSECTIONS_PER_CHUNK", chunk)
+            assert torch.equal(rasterize(splats, cameras, with_importance=True).hits, expected)
+
+
+def test_weights_add_up_to_alpha_and_work_in_inference_mode(garden) -> None:
+    splats, cameras = garden[0].to("cuda"), garden[1].to("cuda")
+    with torch.inference_mode():
+        rendering = rasterize(splats, cameras, with_importance=True)
+    total = rendering.alpha.double().sum(dim=(1, 2, 3))
+    torch.testing.assert_close(rendering.weights.double().sum(dim=1), total, rtol=1e-4, atol=0)
+    assert (rendering.weights <= rendering.hits * 0.9995 + 1e-3).all()
+
+
+@pytest.mark.parametrize("kind", ["no Gaussians", "behind the camera"])
+def test_nothing_to_see_gives_the_background_and_zero_gradients(garden, kind: str) -> None:
+    splats, cameras = garden[0], garden[1]
+    if kind == "no Gaussians":
+        splats = splats[:0]
+    else:
+        backwards = cameras.viewmats.clone()
+        backwards[:, 2, 3] = -1e4
+        cameras = Cameras(backwards, cameras.Ks, cameras.width, cameras.height)
+    rendering, gradients = render(splats, cameras, "cuda", background=BACKGROUND.cuda())
+    assert torch.equal(rendering.image, BACKGROUND[:, None, None].expand_as(rendering.image))
+    for value in (rendering.alpha, rendering.depth, rendering.weights, rendering.hits, *gradients.values()):
+        assert not value.any()
+
+
+def test_cpu_tensors_still_work_beside_cuda(garden) -> None:
+    splats, cameras = garden[0][:100], garden[1][:1]
+    assert rasterize(splats, cameras).image.device.type == "cpu"
+    with pytest.raises(ValueError, match="cameras on cpu"):
+        rasterize(splats.to("cuda"), cameras)

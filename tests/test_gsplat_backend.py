@@ -1,0 +1,290 @@
+"""What of the CUDA backend can be tested without CUDA: what it asks gsplat for, and what it makes of it.
+
+gsplat's kernels are replaced by small dense torch versions with the signatures of gsplat 1.5.3. Everything
+else is gsplat's own code, so wrong arguments, background in the depth channel, a lost gradient or a wrong
+tile range show as differences from the CPU backend.
+"""
+
+import sys
+import types
+from itertools import pairwise
+
+import gsplat
+import pytest
+import torch
+from gsplat.cuda import _torch_impl
+from torch import Tensor
+
+from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.rendering import gsplat_backend, rasterizer
+from flexgs_lightning.splats import Splats
+
+FIELDS = ("means", "quats", "scales", "opacities", "sh")
+
+
+def scene(count: int = 60, seed: int = 0) -> Splats:
+    generator = torch.Generator().manual_seed(seed)
+    fields = {
+        "means": torch.randn(count, 3, generator=generator) * torch.tensor([1.5, 1.0, 1.0]),
+        "quats": torch.randn(count, 4, generator=generator),
+        "scales": 0.05 + 0.3 * torch.rand(count, 3, generator=generator),
+        "opacities": 0.05 + 0.94 * torch.rand(count, generator=generator),
+        "sh": 0.5 * torch.randn(count, 16, 3, generator=generator),
+    }
+    return Splats(**{name: value.requires_grad_() for name, value in fields.items()})
+
+
+def two_cameras() -> Cameras:
+    viewmats = torch.eye(4).repeat(2, 1, 1)
+    viewmats[:, 2, 3] = torch.tensor([4.0, 5.0])
+    viewmats[1, 0, 3] = 0.4
+    K = torch.tensor([[32.0, 0, 21.0], [0, 34.0, 14.0], [0, 0, 1]])
+    return Cameras(viewmats, K.repeat(2, 1, 1), 43, 29)
+
+
+def project(means, covars, quats, scales, viewmats, Ks, width, height, **options):
+    """gsplat.fully_fused_projection, with what its torch version lacks: opacity-aware radii."""
+    assert covars is None
+    assert not options["packed"]
+    assert options["radius_clip"] == 0.0
+    covariances, _ = _torch_impl._quat_scale_to_covar_preci(quats, scales, compute_preci=False)
+    names = ("eps2d", "near_plane", "far_plane", "calc_compensations")
+    radii, means2d, depths, conics, compensations = _torch_impl._fully_fused_projection(
+        means, covariances, viewmats, Ks, width, height, **{name: options[name] for name in names}
+    )
+    opacities = options["opacities"].expand_as(depths)
+    if compensations is not None:
+        opacities = opacities * compensations
+    extent = torch.sqrt(2 * torch.log((255 * opacities).clamp(min=1))).clamp(max=3.33)
+    determinants = conics[..., 0] * conics[..., 2] - conics[..., 1] ** 2
+    deviations = torch.sqrt(torch.stack([conics[..., 2], conics[..., 0]], -1) / determinants[..., None])
+    tight = torch.ceil(extent[..., None] * deviations).int()
+    outside = ((means2d + tight <= 0) | (means2d - tight >= torch.tensor([width, height]))).any(-1)
+    culled = (radii == 0).any(-1) | (opacities < 1 / 255) | outside
+    garbage = torch.full_like(means2d, float("nan"))  # gsplat leaves culled entries uninitialised
+    means2d = torch.where(culled[..., None], garbage, means2d)
+    return tight.masked_fill(culled[..., None], 0), means2d, depths, conics, compensations
+
+
+def intersect(means2d, radii, depths, tile_size, tile_width, tile_height, **_):
+    """gsplat.isect_tiles: intersections sorted by image, tile and depth; ids hold image and tile."""
+    ids, flat = [], []
+    for image in range(means2d.shape[0]):
+        for tile in range(tile_width * tile_height):
+            corner = torch.tensor([tile % tile_width, tile // tile_width]) * tile_size
+            low, high = means2d[image] - radii[image], means2d[image] + radii[image]
+            touches = ((low < corner + tile_size) & (high > corner)).all(-1) & (radii[image] > 0).all(-1)
+            members = touches.nonzero().flatten()
+            members = members[depths[image, members].argsort(stable=True)]
+            ids += [image * tile_width * tile_height + tile] * len(members)
+            flat += (image * means2d.shape[1] + members).tolist()
+    return None, torch.tensor(ids, dtype=torch.int64), torch.tensor(flat, dtype=torch.int32)
+
+
+def offsets(isect_ids, images, tile_width, tile_height):
+    """gsplat.isect_offset_encode."""
+    tiles = torch.arange(images * tile_width * tile_height)
+    return torch.searchsorted(isect_ids, tiles).int().reshape(images, tile_height, tile_width)
+
+
+def walk(means2d, conics, opacities, width, height, tile_size, isect_offsets, flatten_ids):
+    """The rasterizer's loop: (image, pixels [P], Gaussian, contributing [P], alpha_i T_i [P]) in turn."""
+    starts = torch.cat([isect_offsets.flatten(), torch.tensor([len(flatten_ids)])]).tolist()
+    count, (_, tiles_y, tiles_x) = means2d.shape[1], isect_offsets.shape
+    for tile in range(isect_offsets.numel()):
+        image, y, x = tile // (tiles_y * tiles_x), tile // tiles_x % tiles_y, tile % tiles_x
+        rows = torch.arange(y * tile_size, min((y + 1) * tile_size, height))
+        columns = torch.arange(x * tile_size, min((x + 1) * tile_size, width))
+        pixels = (rows[:, None] * width + columns).flatten()
+        centres = torch.stack([pixels % width, pixels // width], -1) + 0.5
+        transmittance, running = torch.ones(len(pixels)), torch.ones(len(pixels), dtype=torch.bool)
+        for flat in flatten_ids[starts[tile] : starts[tile + 1]].tolist():
+            g = flat % count
+            dx, dy = (means2d[image, g] - centres).unbind(-1)
+            a, b, c = conics[image, g]
+            sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
+            alpha = (opacities[image, g] * torch.exp(-sigma)).clamp(max=0.999)
+            visible = (sigma >= 0) & (alpha >= 1 / 255)
+            after = transmittance * (1 - alpha)
+            running = running & ~(visible & (after <= 1e-4))
+            contributes = visible & running
+            yield image, pixels, g, contributes, torch.where(contributes, alpha * transmittance, 0)
+            transmittance = torch.where(contributes, after, transmittance)
+
+
+def draw(means2d, conics, colors, opacities, *size, isect_offsets, flatten_ids, backgrounds=None, **_):
+    """gsplat.rasterize_to_pixels."""
+    width, height, _ = size
+    image = torch.zeros(len(means2d), height * width, colors.shape[-1])
+    alpha = torch.zeros(len(means2d), height * width, 1)
+    for i, pixels, g, _, weight in walk(means2d, conics, opacities, *size, isect_offsets, flatten_ids):
+        index = (torch.full_like(pixels, i), pixels)
+        image = image.index_put(index, weight[:, None] * colors[i, g], accumulate=True)
+        alpha = alpha.index_put(index, weight[:, None], accumulate=True)
+    if backgrounds is not None:
+        image = image + (1 - alpha) * backgrounds[:, None, :]
+    return image.unflatten(1, (height, width)), alpha.unflatten(1, (height, width))
+
+
+def list_indices(start, end, transmittances, means2d, conics, opacities, *rest):
+    """gsplat.rasterize_to_indices_in_range."""
+    assert start == 0
+    assert end * 256 >= means2d.shape[1]
+    assert end < 2**32  # the kernel takes an unsigned 32-bit number
+    assert (transmittances == 1).all()
+    found = [
+        (g, pixel, image)
+        for image, pixels, g, contributes, _ in walk(means2d, conics, opacities, *rest)
+        for pixel in pixels[contributes].tolist()
+    ]
+    list_indices.largest = max(list_indices.largest, len(found))
+    return torch.tensor(found, dtype=torch.int64).reshape(-1, 3).unbind(-1)
+
+
+@pytest.fixture
+def dense_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def positional(means2d, conics, colors, opacities, width, height, tile_size, *rest, **options):
+        if rest:
+            options |= dict(zip(("isect_offsets", "flatten_ids"), rest, strict=True))
+        return draw(means2d, conics, colors, opacities, width, height, tile_size, **options)
+
+    def harmonics(degree, dirs, coefficients, masks):
+        return _torch_impl._spherical_harmonics(degree, dirs, coefficients[..., : (degree + 1) ** 2, :])
+
+    list_indices.largest = 0
+    monkeypatch.setattr(gsplat.rendering, "fully_fused_projection", project)
+    monkeypatch.setattr(gsplat.rendering, "spherical_harmonics", harmonics)
+    monkeypatch.setattr(gsplat.rendering, "isect_tiles", intersect)
+    monkeypatch.setattr(gsplat.rendering, "isect_offset_encode", offsets)
+    monkeypatch.setattr(gsplat.rendering, "rasterize_to_pixels", positional)
+    monkeypatch.setattr(gsplat, "rasterize_to_pixels", positional)
+    monkeypatch.setattr(gsplat, "rasterize_to_indices_in_range", list_indices)
+    monkeypatch.setattr(gsplat_backend, "require_kernels", lambda: None)
+
+
+def gradients(render, splats: Splats) -> dict[str, Tensor]:
+    for name in FIELDS:
+        getattr(splats, name).grad = None
+    render.means2d.retain_grad()
+    generator = torch.Generator().manual_seed(9)
+    loss = sum(
+        (output * torch.randn(output.shape, generator=generator)).sum()
+        for output in (render.image, render.alpha, render.depth)
+    )
+    loss.backward()
+    return {name: getattr(splats, name).grad.clone() for name in FIELDS} | {"means2d": render.means2d.grad}
+
+
+@pytest.mark.usefixtures("dense_kernels")
+@pytest.mark.parametrize(("degree", "antialiased"), [(0, False), (1, True), (3, False)])
+def test_agrees_with_the_cpu_backend(degree: int, antialiased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gsplat_backend, "INTERSECTIONS_PER_CHUNK", 16)
+    splats, cameras = scene(), two_cameras()
+    background = torch.tensor([[0.2, 0.5, 0.9], [0.7, 0.1, 0.3]])
+    ours = gsplat_backend.rasterize(splats, cameras, background, degree, antialiased, True)
+    cpu = rasterizer.rasterize(
+        splats,
+        cameras,
+        background=background,
+        sh_degree=degree,
+        antialiased=antialiased,
+        with_importance=True,
+    )
+    for name in ("image", "alpha", "depth", "means2d", "weights"):
+        torch.testing.assert_close(getattr(ours, name), getattr(cpu, name), rtol=1e-4, atol=1e-4)
+    assert torch.equal(ours.hits, cpu.hits)
+    assert torch.equal(ours.radii, cpu.radii)
+    assert ours.radii.dtype == ours.hits.dtype == torch.int32
+    assert (ours.radii == 0).any()  # else nothing was culled, and that path not tested
+    assert list_indices.largest < ours.hits.sum() / 4  # listed in several chunks
+    expected = gradients(cpu, splats)
+    for name, gradient in gradients(ours, splats).items():
+        assert (gradient - expected[name]).norm() <= 1e-3 * expected[name].norm(), name
+
+
+@pytest.mark.usefixtures("dense_kernels")
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_importance_without_gradients(mode) -> None:
+    splats, cameras = scene(20).detach(), two_cameras()
+    expected = rasterizer.rasterize(splats, cameras, with_importance=True)
+    with mode():
+        ours = gsplat_backend.rasterize(splats, cameras, torch.zeros(2, 3), 3, False, True)
+    torch.testing.assert_close(ours.weights, expected.weights, rtol=1e-4, atol=1e-4)
+    assert torch.equal(ours.hits, expected.hits)
+    assert not ours.image.requires_grad
+
+
+@pytest.mark.usefixtures("dense_kernels")
+def test_importance_is_only_computed_when_asked_for() -> None:
+    rendering = gsplat_backend.rasterize(scene(5), two_cameras(), torch.zeros(2, 3), 0, False, False)
+    assert rendering.weights is None
+    assert rendering.hits is None
+
+
+def test_nothing_gives_the_background_and_a_backward_pass() -> None:
+    splats, cameras = scene(0), two_cameras()
+    background = torch.tensor([[0.2, 0.5, 0.9], [0.7, 0.1, 0.3]])
+    rendering = gsplat_backend.rasterize(splats, cameras, background, 3, False, True)
+    assert torch.equal(rendering.image, background[:, None, None].expand(2, 29, 43, 3))
+    assert not rendering.alpha.any()
+    assert not rendering.depth.any()
+    assert rendering.means2d.shape == rendering.radii.shape == (2, 0, 2)
+    assert rendering.weights.shape == rendering.hits.shape == (2, 0)
+    rendering.means2d.retain_grad()
+    rendering.image.sum().backward()
+    assert splats.means.grad.shape == (0, 3)
+
+
+@pytest.mark.parametrize("budget", [1, 7, 1000])
+def test_chunks_cover_every_intersection_once_and_end_where_tiles_do(
+    budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gsplat_backend, "INTERSECTIONS_PER_CHUNK", budget)
+    sizes = torch.tensor([0, 3, 9, 0, 0, 5, 1, 0])
+    starts = (sizes.cumsum(0) - sizes).int().reshape(2, 2, 2)
+    chunks = list(gsplat_backend._chunks(starts, 18))
+    assert chunks[0][0] == 0
+    assert chunks[-1][1] == 18
+    assert all(before[1] == after[0] for before, after in pairwise(chunks))
+    borders = {*starts.flatten().tolist(), 18}
+    for start, end in chunks:
+        assert end in borders
+        assert end - start <= budget or not any(start < border < end for border in borders)
+    assert not list(gsplat_backend._chunks(torch.zeros(1, 2, 2, dtype=torch.int32), 0))
+
+
+@pytest.fixture
+def no_cache(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    gsplat_backend.require_kernels.cache_clear()
+    yield
+    gsplat_backend.require_kernels.cache_clear()
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_missing_kernels_say_what_to_install_and_the_cpu_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", types.SimpleNamespace(_C=None))
+    splats, cameras = scene(5), two_cameras()
+    with pytest.raises(InputError) as caught:
+        gsplat_backend.rasterize(splats, cameras, torch.zeros(2, 3), 3, False, False)
+    for part in ("nvcc", "C++ compiler", "ninja", "TORCH_CUDA_ARCH_LIST", "no CUDA toolkit was found"):
+        assert part in str(caught.value)
+    assert rasterizer.rasterize(splats, cameras).image.shape == (2, 29, 43, 3)
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_a_failing_build_is_reported_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(types.ModuleType):
+        def __getattr__(self, name: str) -> None:
+            raise RuntimeError("Error building extension 'gsplat_cuda'\nand a long log")
+
+    monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", Broken("gsplat.cuda._backend"))
+    with pytest.raises(InputError, match=r"RuntimeError: Error building extension 'gsplat_cuda'\)"):
+        gsplat_backend.require_kernels()
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_present_kernels_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", types.SimpleNamespace(_C=object()))
+    gsplat_backend.require_kernels()
