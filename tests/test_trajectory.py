@@ -101,6 +101,18 @@ def test_orbit_takes_size_and_intrinsics_of_the_median_camera() -> None:
     assert path.Ks[2].tolist() == [[506.0, 0, 322], [0, 516.0, 238], [0, 0, 1]]
 
 
+def test_orbit_follows_an_elongated_path() -> None:
+    """As around a dinner table: 6 by 3, and higher at one end."""
+    angles = torch.arange(40) * (2 * math.pi / 40)
+    heights = -1.0 - 0.3 * angles.cos()  # y is down
+    positions = torch.stack([6 * angles.cos(), heights, 3 * angles.sin()], dim=1)
+    path = orbit(looking_at(positions, torch.zeros(3), torch.tensor([0.0, -1, 0])), 60).positions
+    off_course = (path[:, 0] / 6).square() + (path[:, 2] / 3).square() - 1
+    assert off_course.abs().max() < 0.35  # a circle would be off by 1 or more
+    assert path[:, 1].min() == pytest.approx(-1.25, abs=0.06)
+    assert path[:, 1].max() == pytest.approx(-0.75, abs=0.06)
+
+
 def test_full_orbit_is_a_closed_loop_of_equal_steps() -> None:
     positions = orbit(ring(), frames=24).positions
     steps = (torch.roll(positions, -1, dims=0) - positions).norm(dim=-1)

@@ -18,6 +18,8 @@ _LEAST_SPREAD = 1e-4
 """Variance of the axes' directions below which no point is seen from two sides: about 0.6 degrees."""
 _TRUST_IN_MEAN_UP = 0.01
 """Weight of the mean up direction against level x axes: the two balance for photos over some 20 degrees."""
+_CONCENTRATION = 10.0
+"""Of the von Mises kernel over angles: a standard deviation of about 18 degrees."""
 _LARGEST_GAP = math.radians(100)
 """A full turn needs photos all around; where they leave a wider gap, the orbit swings to and fro instead."""
 
@@ -29,9 +31,8 @@ def focus_point(cameras: Cameras) -> Float[Tensor, " 3"]:
         InputError: all cameras look in one direction, so that there is no such point.
     """
     positions, axes = cameras.positions.double(), cameras.viewmats[:, 2, :3].double()
-    across = (
-        torch.eye(3).to(axes) - axes[:, :, None] * axes[:, None, :]
-    )  # projects onto an axis' normal plane
+    # Each matrix projects onto the plane across an axis: what remains is the distance from the axis.
+    across = torch.eye(3).to(axes) - axes[:, :, None] * axes[:, None, :]
     spread = torch.linalg.eigvalsh(across.mean(dim=0))[0]
     if spread < _LEAST_SPREAD:
         raise InputError("orbit: the capture's cameras all look in one direction; there is nothing to orbit.")
@@ -42,10 +43,11 @@ def focus_point(cameras: Cameras) -> Float[Tensor, " 3"]:
 def orbit(cameras: Cameras, frames: int = 120) -> Cameras:
     """A path around the capture's focus, always looking at it.
 
-    The circle is level, at the median height of the capture's cameras and at their median distance from
-    the focus; size and intrinsics are the median camera's. Where the photos surround the focus, the path
-    is a full turn that ends one step before its start. Where they leave a gap of more than 100 degrees,
-    it swings once over the part that was photographed and back, slowing down at the turns.
+    Distance and height at each angle are those of the cameras near that angle (a kernel mean), so that the
+    path follows the photographer's: a circle, an ellipse, along a room's walls.
+    Size and intrinsics are the median camera's. Where the photos surround the focus, the path is a full
+    turn that ends one step before its start. Where they leave a gap of more than 100 degrees, it swings
+    once over the part that was photographed and back, slowing down at the turns.
 
     Args:
         cameras: the capture's cameras (at least two).
@@ -63,11 +65,13 @@ def orbit(cameras: Cameras, frames: int = 120) -> Cameras:
     level = offsets - heights[:, None] * up
     east = _unit(level[level.norm(dim=-1).argmax()], "the cameras lie straight above the focus")
     north = torch.linalg.cross(up, east)
-    angles = _sweep(torch.atan2(level @ north, level @ east), frames)
-    distance, height = offsets.norm(dim=-1).median(), heights.median()
-    radius = (distance.square() - height.square()).clamp_min(level.norm(dim=-1).min().square()).sqrt()
-    circle = angles.cos()[:, None] * east + angles.sin()[:, None] * north
-    return _look_at(cameras, focus + radius * circle + height * up, focus, up)
+    photographed = torch.atan2(level @ north, level @ east)
+    angles = _sweep(photographed, frames)
+    nearby = (_CONCENTRATION * (angles[:, None] - photographed).cos()).softmax(dim=1)
+    distances, heights = nearby @ offsets.norm(dim=-1), nearby @ heights
+    radii = (distances.square() - heights.square()).clamp_min(0).sqrt()
+    outward = angles.cos()[:, None] * east + angles.sin()[:, None] * north
+    return _look_at(cameras, focus + radii[:, None] * outward + heights[:, None] * up, focus, up)
 
 
 def interpolate(cameras: Cameras, frames: int) -> Cameras:
