@@ -29,5 +29,11 @@ unit: $(READY)
 demo: $(READY)
 	$(BIN)/flexgs demo
 
+# On a machine with CUDA; no set-up here, because torch must match its driver. BIN=$$(dirname $$(which python3))
+# takes the environment at hand, ROOT=folder adds a training on that capture.
+gpu-check:
+	$(BIN)/python3 -m pytest -m gpu --log-cli-level=INFO
+	$(BIN)/python3 -m benchmarks.gpu_check $(if $(ROOT),--root $(ROOT)) $(ARGS)
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

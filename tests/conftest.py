@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 import flexgs_lightning  # noqa: F401  (before torch: it sets the thread policy)
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+SHARED_DATA = Path(os.environ.get("FLEXGS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of real captures beside the checkout; tests that need it are skipped without it."""
+    """Folder of real captures beside the checkout, or $FLEXGS_TEST_DATA; without it tests are skipped."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real captures at {SHARED_DATA}")
     return SHARED_DATA
