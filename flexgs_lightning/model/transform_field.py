@@ -141,8 +141,8 @@ class TransformField(nn.Module):
         """[N, levels * channels] products of the six planes of each level, levels side by side."""
         x, y, z = self.frame.plane_coordinates(means).unbind(-1)
         middle = torch.zeros_like(x)  # the one row of a line
-        pairs = torch.stack([x, y, x, z, y, z]).view(3, 2, -1).mT  # [3, N, 2]: the planes xy, xz, yz
-        lines = torch.stack([x, middle, y, middle, z, middle]).view(3, 2, -1).mT
+        pairs = torch.stack([x, y, x, z, y, z]).view(3, 2, len(means)).mT  # [3, N, 2]: the planes xy, xz, yz
+        lines = torch.stack([x, middle, y, middle, z, middle]).view(3, 2, len(means)).mT
         position = ratio_to_axis(ratio, self.lowest_ratio, self.ratio_axis)
         levels = []
         for spatial, ratio_plane in zip(self.spatial_planes, self.ratio_planes, strict=True):
