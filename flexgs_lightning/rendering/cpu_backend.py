@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.rendering.cpu import projection, raster
+from flexgs_lightning.rendering.cpu import projection, projection_backward, raster
 from flexgs_lightning.rendering.cpu.jit import run
 from flexgs_lightning.rendering.cpu.tiles import build_tile_lists
 from flexgs_lightning.rendering.rasterizer import Rendering
@@ -101,7 +101,7 @@ class _Projection(torch.autograd.Function):
         saved = ctx.saved_tensors
         gradients = [torch.empty(tensor.shape) for tensor in saved[:5]]
         run(
-            projection.project_backward,
+            projection_backward.project_backward,
             -(-len(saved[0]) // projection.CHUNK),
             *ctx.options,
             *map(_array, (*saved, v_means2d, v_features, *gradients)),

@@ -40,14 +40,32 @@ _HALF = np.float32(0.5)
 _ALPHA_MIN, _ALPHA_MAX, _T_MIN = np.float32(1.0 / 255.0), np.float32(0.999), np.float32(1e-4)
 _NEVER = np.float32(3e38)
 _MARGIN = np.float32(0.01)
+_NONE, _LAST_ROW = np.float32(-1.0), np.float32(TILE_HEIGHT - 1)
+_BLOCK = 2 * TILE_WIDTH
+_NO_GRADIENTS = (_ZERO,) * 10
 
 
 @inlined
 def _covered(my, extent, top):
-    """Range of the tile's pixels, whole rows, that a Gaussian can reach."""
-    first = max(math.ceil(my - extent - _HALF - _MARGIN) - top, 0)
-    last = min(math.floor(my + extent - _HALF + _MARGIN) - top + 1, TILE_HEIGHT)
-    return np.uint64(first * TILE_WIDTH), np.uint64(max(first, last) * TILE_WIDTH)
+    """Range of the tile's pixels, in whole blocks of two rows, that a Gaussian can reach.
+
+    Truncation is as good as rounding on values moved above zero, and needs no call to the C library.
+    """
+    above = my - extent - _HALF - _MARGIN - top
+    below = my + extent - _HALF + _MARGIN - top
+    first = np.int64(min(max(above, _NONE), _LAST_ROW) + _ONE)
+    last = np.int64(min(max(below, _NONE), _LAST_ROW) + _ONE)
+    first, last = first // 2 * _BLOCK, (last + 1) // 2 * _BLOCK
+    return np.uint64(first), np.uint64(last)
+
+
+@inlined
+def _load_splat(means2d, features, i):
+    """Centre and features of a Gaussian as a tuple (a row would be reference-counted, atomically)."""
+    return (
+        means2d[i, 0], means2d[i, 1], features[i, 0], features[i, 1], features[i, 2],
+        features[i, 3], features[i, 4], features[i, 5], features[i, 6], features[i, 7],
+    )  # fmt: skip
 
 
 @inlined
@@ -101,9 +119,10 @@ def draw(
                 finished = _all_finished(state, np.float32(place))
             weight, hits = _ZERO, _ZERO
             if not finished:
-                splat = tile_splats[first + place]
-                begin, end = _covered(means2d[splat, 1], extents[splat, 1], top)
-                weight, hits = _blend(state, begin, end, np.float32(place), means2d[splat], features[splat])
+                index = tile_splats[first + place]
+                begin, end = _covered(means2d[index, 1], extents[index, 1], np.float32(top))
+                splat = _load_splat(means2d, features, index)
+                weight, hits = _blend(state, begin, end, np.float32(place), splat)
             elif importance is None:
                 break
             if importance is not None:
@@ -114,10 +133,9 @@ def draw(
 
 
 @inlined
-def _blend(state, begin, end, place, mean2d, feature):
+def _blend(state, begin, end, place, splat):
     """Add one Gaussian to the pixels begin..end; return the sum of its weights and its pixel count."""
-    mx, my, h, k, g = mean2d[0], mean2d[1], feature[0], feature[1], feature[2]
-    opacity, red, green, blue, depth = feature[3], feature[4], feature[5], feature[6], feature[7]
+    mx, my, h, k, g, opacity, red, green, blue, depth = splat
     total, hits = _ZERO, _ZERO
     for i in range(begin, end):
         dy = state[_Y + i] - my
@@ -182,12 +200,17 @@ def draw_backward(
                 state, c, left, top, background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth
             )
         for place in range(size - 1, -1, -1):
-            row = gradients[tile_entries[first + place]]
-            row[:] = _ZERO
+            row = tile_entries[first + place]
+            values = _NO_GRADIENTS
             if np.float32(place) < deepest:
-                splat = tile_splats[first + place]
-                begin, end = _covered(means2d[splat, 1], extents[splat, 1], top)
-                _blend_backward(state, begin, end, np.float32(place), means2d[splat], features[splat], row)
+                index = tile_splats[first + place]
+                begin, end = _covered(means2d[index, 1], extents[index, 1], np.float32(top))
+                splat = _load_splat(means2d, features, index)
+                values = _blend_backward(state, begin, end, np.float32(place), splat)
+            (
+                gradients[row, 0], gradients[row, 1], gradients[row, 2], gradients[row, 3], gradients[row, 4],
+                gradients[row, 5], gradients[row, 6], gradients[row, 7], gradients[row, 8], gradients[row, 9],
+            ) = values  # fmt: skip
         tile = next_item(counter)
 
 
@@ -228,14 +251,13 @@ def _load(
 
 
 @inlined
-def _blend_backward(state, begin, end, place, mean2d, feature, row):
-    """Step back over one Gaussian: restore T in front of it and write its gradients to ``row``.
+def _blend_backward(state, begin, end, place, splat):
+    """Step back over one Gaussian: restore T in front of it and return its gradients (``GRADIENTS`` of them).
 
     With q a pixel's gradient by the Gaussian's weight and B what lies behind it, weighted likewise,
     dL / dalpha = T q - B / (1 - alpha).
     """
-    mx, my, h, k, g = mean2d[0], mean2d[1], feature[0], feature[1], feature[2]
-    opacity, red, green, blue, depth = feature[3], feature[4], feature[5], feature[6], feature[7]
+    mx, my, h, k, g, opacity, red, green, blue, depth = splat
     v_red, v_green, v_blue, v_depth = _ZERO, _ZERO, _ZERO, _ZERO
     s, su, sy, suu, suy, syy = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
     for i in range(begin, end):
@@ -266,11 +288,8 @@ def _blend_backward(state, begin, end, place, mean2d, feature, row):
         suu += vu * u
         suy += vu * dy
         syy += vy * dy
-    row[0] = _TWO * h * su
-    row[1] = _TWO * (h * k * su + g * sy)
-    row[2], row[3], row[4] = -suu, -_TWO * h * suy, -syy
-    row[5] = s / opacity
-    row[6], row[7], row[8], row[9] = v_red, v_green, v_blue, v_depth
+    v_x, v_y = _TWO * h * su, _TWO * (h * k * su + g * sy)
+    return v_x, v_y, -suu, -_TWO * h * suy, -syy, s / opacity, v_red, v_green, v_blue, v_depth
 
 
 @kernel

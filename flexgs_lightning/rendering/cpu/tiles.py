@@ -18,8 +18,8 @@ from numpy import ndarray
 
 from flexgs_lightning.rendering.cpu.jit import inlined, kernel, next_item, run
 
-TILE_WIDTH = 16
-TILE_HEIGHT = 16
+TILE_WIDTH = 8
+TILE_HEIGHT = 32
 _PARTS = 8
 """Pieces of one camera's depth-sorted list that are dealt out in parallel."""
 _CHUNK = 4096
