@@ -1,7 +1,9 @@
 """``fit``, ``validate`` and ``test``: Lightning's command line with this package's defaults."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -41,11 +43,11 @@ class RunConfigCallback(SaveConfigCallback):
 class FlexGSCLI(LightningCLI):
     """Lightning's command line with this package's module, data and run folders."""
 
-    def __init__(self, args: ArgsType = None) -> None:
+    def __init__(self, args: Sequence[str] | None = None) -> None:
         super().__init__(
             FlexGSModule,
             CaptureDataModule,
-            args=args,
+            args=list(sys.argv[1:] if args is None else args),
             save_config_callback=RunConfigCallback,
             seed_everything_default=42,
             auto_configure_optimizers=False,
@@ -87,7 +89,6 @@ class FlexGSCLI(LightningCLI):
             help="Measure the held-out views when training is complete.",
         )
         parser.add_lightning_class_args(Checkpointing, "checkpoint")
-        parser.add_lightning_class_args(TrainingProgress, "progress")
         parser.add_lightning_class_args(ValidationImages, "validation_images")
         parser.add_lightning_class_args(GracefulInterruption, "interruption")
         parser.link_arguments("model.reconstruction_steps", "trainer.max_steps")
@@ -96,7 +97,7 @@ class FlexGSCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and find and check the checkpoint before any expensive minute is spent."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(cast(Sequence[str], args))
         options = self.config[self.config.subcommand]
         runs = self._run_root(options)
         if options.ckpt_path == "last":
@@ -116,6 +117,8 @@ class FlexGSCLI(LightningCLI):
         options = self._get(self.config_init, "trainer")
         if options["logger"] in (None, True):
             kwargs["logger"] = self._run_folder_logger
+        if options["enable_progress_bar"] is not False:
+            kwargs["callbacks"] = [*(options["callbacks"] or []), TrainingProgress()]
         kwargs["plugins"] = [*(options["plugins"] or []), SafeCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 

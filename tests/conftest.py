@@ -26,3 +26,13 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real captures at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def small_capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COLMAP folder of 16 photos of 96x64 pixels: small enough to train on within seconds."""
+    from flexgs_lightning.data.procedural import write_demo_capture
+
+    root = tmp_path_factory.mktemp("captures") / "small"
+    write_demo_capture(root, views=16, width=96, height=64)
+    return root

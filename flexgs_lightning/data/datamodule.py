@@ -3,9 +3,11 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
+from flexgs_lightning.data.benchmarks import scene_protocol
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, View
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.data.ordering import HeldOutOrder, TrainingOrder
@@ -30,8 +32,10 @@ class CaptureDataModule(LightningDataModule):
     Args:
         root: Folder of the capture: ``images/`` and a COLMAP model in ``sparse/0``.
         downscale: Reduce photos by this factor. ``images_N`` is used if present; otherwise ``images`` is
-            reduced by an area filter.
+            reduced by an area filter. By default the protocol's factor for this scene, or 1.
         test_every: Every n-th photo by sorted name is held out, beginning with the first; 0 holds out none.
+            By default the protocol's, or 8.
+        protocol: Published protocol that sets what is left out above; the folder's name is the scene.
         batch_size: Views per training iteration and process. With several processes an iteration sees
             ``batch_size`` views in each of them.
         cache_megabytes: Memory for decoded photos, in each training process. Photos beyond it are decoded
@@ -47,8 +51,9 @@ class CaptureDataModule(LightningDataModule):
     def __init__(
         self,
         root: str,
-        downscale: int = 1,
-        test_every: int = TEST_EVERY,
+        downscale: int | None = None,
+        test_every: int | None = None,
+        protocol: str | None = None,
         batch_size: int = 1,
         cache_megabytes: int = 2048,
         num_workers: int | None = None,
@@ -63,9 +68,11 @@ class CaptureDataModule(LightningDataModule):
         for option, (value, minimum) in least.items():
             if value < minimum:
                 raise InputError(f"{option}: found {value}, expected {minimum} or more.")
+        published = scene_protocol(Path(root).resolve().name, protocol) if protocol else None
         self.root = root
-        self.downscale = downscale
-        self.test_every = test_every
+        self.protocol = protocol
+        self.downscale = downscale or (published.downscale if published else 1)
+        self.test_every = test_every if test_every is not None else TEST_EVERY
         self.batch_size = batch_size
         self.cache_megabytes = cache_megabytes
         self.num_workers = num_workers
@@ -81,6 +88,11 @@ class CaptureDataModule(LightningDataModule):
         self._workers = 0
         self._train_loader: ViewLoader | None = None
 
+    def options(self) -> dict[str, Any]:
+        """What it takes to open the same capture again: arguments of ``read_colmap``, for checkpoints."""
+        names = ("root", "downscale", "test_every", "images", "masks", "name")
+        return {name: getattr(self, name) for name in names} | {"root": str(Path(self.root).resolve())}
+
     @property
     def capture(self) -> Capture:
         """The capture; available after ``setup``."""
@@ -95,14 +107,7 @@ class CaptureDataModule(LightningDataModule):
             InputError: see ``read_colmap``.
         """
         if self._capture is None:
-            self._capture = read_colmap(
-                Path(self.root),
-                downscale=self.downscale,
-                test_every=self.test_every,
-                images=self.images,
-                masks=self.masks,
-                name=self.name,
-            )
+            self._capture = read_colmap(**self.options())
         self._cache = None  # workers of another stage could not share it
         training = stage in (None, "fit")
         self._workers = self._worker_count(self._capture.train_views) if training else 0

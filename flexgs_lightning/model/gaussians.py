@@ -144,7 +144,7 @@ def neighbour_distances(positions: Float[Tensor, "P 3"], neighbours: int = 3) ->
         return torch.ones(count)
     points = positions.detach().cpu().double().numpy()
     distances, _ = cKDTree(points).query(points, k=min(neighbours + 1, count))
-    spacing = np.sqrt(np.mean(np.square(distances[:, 1:]), axis=1))
+    spacing = np.sqrt(np.mean(np.square(np.asarray(distances)[:, 1:]), axis=1))
     positive = spacing[spacing > 0]
     smallest = positive.min() if len(positive) else 1.0
     return torch.from_numpy(np.maximum(spacing, smallest)).to(positions)

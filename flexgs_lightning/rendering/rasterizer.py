@@ -80,10 +80,10 @@ def rasterize(
         raise ValueError(f"rasterize: splats are on {splats.device}, cameras on {cameras.device}.")
     colour = _background(background, len(cameras), splats.means)
     if splats.device.type == "cuda":
-        from flexgs_lightning.rendering import gsplat_backend as backend
+        from flexgs_lightning.rendering.gsplat_backend import rasterize as draw
     else:
-        from flexgs_lightning.rendering import cpu_backend as backend  # type: ignore[no-redef]
-    return backend.rasterize(splats, cameras, colour, degree, antialiased, with_importance)
+        from flexgs_lightning.rendering.cpu_backend import rasterize as draw
+    return draw(splats, cameras, colour, degree, antialiased, with_importance)
 
 
 def _background(background: Tensor | None, count: int, like: Tensor) -> Float[Tensor, "C 3"]:

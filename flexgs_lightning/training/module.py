@@ -1,7 +1,7 @@
 """FlexGSModule: the LightningModule that trains a scene."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning
 import torch
@@ -161,7 +161,7 @@ class FlexGSModule(lightning.LightningModule):
         report = self.densification.after_step(step, rendering)
         if report is not None:
             self.log_dict({f"densification/{name}": float(count) for name, count in report.counts().items()})
-        if step % self.trainer.log_every_n_steps == 0:
+        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_progress(loss, penalty, rendering, photos)
 
     def render(self, batch: ViewBatch, background: Tensor, sh_degree: int | None = None) -> Rendering:
@@ -204,12 +204,11 @@ class FlexGSModule(lightning.LightningModule):
         Lightning's ``global_step`` counts each step of a ``LightningOptimizer``; here it has to count
         iterations, because schedules, logs and checkpoints all read it.
         """
-        counted, *others = self.optimizers()  # type: ignore[misc]
-        assert isinstance(counted, LightningOptimizer)
+        counted, *others = cast(list[LightningOptimizer], self.optimizers())
         for optimizer in others:
             optimizer.optimizer.step()
         counted.step()
-        for optimizer in self._optimizers().values():
+        for optimizer in [counted, *others]:
             optimizer.zero_grad(set_to_none=True)
 
     def _check_finite(self, loss: Tensor, step: int) -> None:

@@ -33,7 +33,7 @@ class TrainingProgress(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if "gaussians" in metrics:
-            metrics["gaussians"] = f"{int(float(metrics['gaussians'])):,}"
+            metrics["gaussians"] = f"{float(str(metrics['gaussians'])):,.0f}"
         return metrics
 
 

@@ -85,6 +85,7 @@ class TestReport(Callback):
             "iteration": module.iterations_trained,
             "capture": capture.name,
             "protocol": {
+                "name": module.trainer.datamodule.protocol,  # type: ignore[attr-defined]
                 "images": capture.protocol,
                 "split": f"every {capture.test_every}th image by sorted name is held out",
                 "background": module.background if module.background != "random" else "black",
