@@ -54,7 +54,7 @@ def _materials(rng: np.random.Generator) -> dict[str, Material]:
         "gingham": Material(Texture(textures.gingham(rng)), 0.20),
         "checker": Material(Texture(textures.checker(rng)), 0.21, gloss=0.02, shininess=60),
         "leaves": Material(Texture(textures.leaves(rng)), 1.6),
-        "foliage": Material(Texture(textures.leaves(rng)), 5.0),
+        "foliage": Material(Texture(textures.leaves(rng)), 4.0),
         "bark": painted("6a5442", 0.5),
         "iron": painted("2f3336", 0.5, gloss=0.04, shininess=50),
         "white": painted("e4e0d6", 0.9),

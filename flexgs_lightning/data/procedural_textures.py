@@ -208,11 +208,12 @@ def terrazzo(rng: np.random.Generator) -> Image:
 
 
 def leaves(rng: np.random.Generator) -> Image:
-    """Dense foliage: small cells from shaded to sunlit green."""
-    border, number = cells(rng, 420)
-    tone = rng.random(420)[number]
-    foliage = mix(rgb("37482a"), rgb("8a9a5a"), np.clip(tone, 0, 1))
-    return mix(rgb("1b2b14"), foliage, smoothstep(0.0, 0.35, border))
+    """Dense foliage: small leaves from shaded to sunlit green, in clumps."""
+    border, number = cells(rng, 1500)
+    clumps = noise(rng, (SIZE, SIZE), 5, slope=1.6)
+    tone = 0.45 + 0.22 * clumps + 0.35 * (rng.random(1500)[number] - 0.5)
+    foliage = mix(rgb("2c3f22"), rgb("93a35c"), np.clip(tone, 0, 1))
+    return mix(rgb("1d2b16"), foliage, 0.35 + 0.65 * smoothstep(0.0, 0.4, border))
 
 
 def gingham(rng: np.random.Generator) -> Image:
@@ -249,7 +250,7 @@ def plain(rng: np.random.Generator, color: str, contrast: float = 0.08) -> Image
 
 # --- the distance ------------------------------------------------------------------------------------
 
-HAZE = rgb("cfdbe4")
+HAZE = 1.25 * rgb("d3e0ea")
 """Colour of the air towards the horizon."""
 
 
@@ -266,7 +267,7 @@ def panorama(
     azimuth = 2 * np.pi * (np.arange(width, dtype=np.float32)[None] + 0.5) / width
     image = _sky(rng, elevation, azimuth, sun)
     ranges = (  # height in degrees, variation, roughness, colour, how hazy, snow line
-        (9.0, 3.6, 1.6, rgb("566377"), 0.42, 9.5),
+        (10.0, 3.2, 1.9, rgb("5b6a80"), 0.40, 11.0),
         (4.2, 1.7, 1.8, rgb("4d6152"), 0.28, None),
         (2.2, 0.7, 0.9, rgb("33492a"), 0.08, None),
     )
@@ -276,7 +277,7 @@ def panorama(
         relief = noise(rng, shape, 24, stretch=1.6, slope=1.3)
         rock = color * (1 + 0.22 * relief)[..., None]
         if snow_line is not None:
-            rock = mix(rock, rgb("eef2f6"), smoothstep(-0.6, 1.6, degrees - snow_line + 1.2 * relief))
+            rock = mix(rock, 1.2 * rgb("eef2f6"), smoothstep(-0.6, 1.6, degrees - snow_line + 1.2 * relief))
         layer = mix(rock, HAZE, np.clip(haze + 0.10 * (base - degrees) / base, 0, 1))
         image = mix(image, layer, smoothstep(-0.12, 0.12, ridge - degrees))
     return mix(image, 0.5 * rgb("9a9683"), smoothstep(0.0, 0.5, -degrees) * np.ones(shape))
@@ -290,8 +291,8 @@ def _sky(
         np.cos(elevation) * (np.cos(azimuth) * sun[0] + np.sin(azimuth) * sun[1]) + np.sin(elevation) * sun[2]
     )
     climb = np.clip(np.sin(elevation), 0, 1) ** 0.55 * np.ones(shape)
-    sky = mix(HAZE, rgb("3f78b8"), climb)
+    sky = mix(HAZE, 1.25 * rgb("3f7cc4"), climb)
     sky = sky + rgb("ffe2b0") * (0.35 * np.clip(towards_sun, 0, 1) ** 12)[..., None]
     cover = noise(rng, shape, 5, stretch=2.5, slope=1.9) + 0.2 * noise(rng, shape, 24, stretch=2.0)
     clouds = 0.85 * smoothstep(0.35, 1.7, cover) * smoothstep(0.05, 0.3, elevation)
-    return mix(sky, rgb("fbf7f0"), clouds)
+    return mix(sky, 1.5 * rgb("fbf7f0"), clouds)
