@@ -15,8 +15,6 @@ the Gaussian whose place in the tile's list is ``stop`` on; outside the image th
 # Kernels are typed by numba, which compiles them for the arguments that it sees.
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from flexgs_lightning.rendering.cpu.jit import exp_negative, inlined, kernel, next_item
