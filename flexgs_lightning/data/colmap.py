@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, Points, View
@@ -210,34 +212,35 @@ def _lens(
 
 def _camera(image: pycolmap.Image, pinhole: Pinhole, size: Size, path: Path) -> Cameras:
     fx, fy, cx, cy = pinhole
-    viewmat = np.eye(4)
-    viewmat[:3] = image.cam_from_world().matrix()
-    if not np.isfinite(viewmat).all() or not np.isfinite(pinhole).all() or min(fx, fy) <= 0:
+    viewmat = _float32(np.concatenate([image.cam_from_world().matrix(), [[0, 0, 0, 1]]]))
+    intrinsics = _float32([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    if not (viewmat.isfinite().all() and intrinsics.isfinite().all() and min(fx, fy) > 0):
         raise InputError(
             f"{path}: its camera in the sparse model has focal length {fx:g}, {fy:g} and pose "
             f"{viewmat[:3].tolist()}; expected finite numbers and a positive focal length."
         )
-    intrinsics = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    return Cameras(
-        torch.from_numpy(viewmat.astype(np.float32))[None],
-        torch.from_numpy(intrinsics.astype(np.float32))[None],
-        *size,
-    )
+    return Cameras(viewmat[None], intrinsics[None], *size)
+
+
+def _float32(values: ArrayLike) -> Tensor:
+    """Convert; what overflows becomes infinite, which the caller refuses."""
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(np.asarray(values, dtype=np.float64).astype(np.float32))
 
 
 def _read_points(model: pycolmap.Reconstruction, folder: Path) -> Points:
     """Points in the order of their ids, so that the order does not hang on COLMAP's hash table."""
     points = [model.points3D[i] for i in sorted(model.points3D)]
-    positions = np.array([point.xyz for point in points], dtype=np.float32).reshape(-1, 3)
+    positions = _float32([point.xyz for point in points]).reshape(-1, 3)
     colors = np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
-    broken = int((~np.isfinite(positions).all(axis=1)).sum())
+    broken = int((~positions.isfinite().all(dim=1)).sum())
     if broken:
         raise InputError(
             f"{folder / 'points3D'}: {broken} of {len(points)} points are not finite, expected none."
         )
     if not points:
         logger.warning("%s: the sparse model has no points; Gaussians must start at random.", folder)
-    return Points(torch.from_numpy(positions), torch.from_numpy(colors))
+    return Points(positions, torch.from_numpy(colors))
 
 
 def _protocol(photos: _PhotoFolder, views: tuple[View, ...]) -> str:

@@ -93,6 +93,11 @@ class _Walk:
         end = self.data.find(b"\0", self.position)
         if end < 0:
             raise _TruncatedError
+        try:
+            self.data[self.position : end].decode()
+        except UnicodeDecodeError:
+            name = self.data[self.position : end]
+            raise InputError(f"{self.path}: expected UTF-8 image names, found {name!r}.") from None
         self.position = end + 1
 
 

@@ -210,7 +210,8 @@ class ViewLoader:
         Raises:
             InputError: a photo cannot be read.
         """
-        self._loader = self._loader or self._open()
+        if self._loader is None:
+            self._loader = self._open()
         for item in self._loader:
             if isinstance(item, InputError):
                 raise item
