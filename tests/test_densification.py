@@ -86,6 +86,19 @@ def test_resuming_is_bit_exact(kind, interrupted):
         assert torch.equal(whole.moments(name), resumed.moments(name))
 
 
+def test_a_state_is_a_copy():
+    scene, control = Scene(), AdaptiveDensityControl()
+    scene.train(started(control, scene), range(3))
+    state = control.state_dict()
+    kept = {name: value.clone() for name, value in state["statistics"].items()}
+    assert kept["views"].sum() > 0
+    scene.train(control, range(3, 6))
+    assert all(torch.equal(state["statistics"][name], value) for name, value in kept.items())
+    control.load_state_dict(state)
+    scene.train(control, range(6, 9))
+    assert all(torch.equal(state["statistics"][name], value) for name, value in kept.items())
+
+
 def test_a_state_of_another_run_is_refused():
     adaptive = started(AdaptiveDensityControl(), Scene(40))
     with pytest.raises(InputError, match="'adaptive' density control, but this run asks for 'mcmc'"):

@@ -80,10 +80,11 @@ def test_dead_gaussians_move_onto_live_ones():
 
 def test_nothing_is_dead_after_relocation_even_among_the_faint():
     scene = Scene(100)
-    scene.assign("opacities", torch.where(torch.arange(100) < 10, logit(0.006), logit(0.001)))
+    scene.assign("opacities", torch.where(torch.arange(100) < 10, logit(0.006), logit(0.004)))
     control = started(MCMC(start_step=0, every=1, growth=0.05, noise_lr=0.0), scene)
     assert control.after_step(0, scene.render()).relocated == 90
     assert scene.params["opacities"].sigmoid().min().item() == pytest.approx(0.005, rel=1e-5)
+    assert len(scene.params["means"].detach().unique(dim=0)) == 10  # the dead are no one's parents
     assert control.after_step(1, scene.render()).relocated == 0
 
 

@@ -146,8 +146,8 @@ class MCMC(Densification):
         gates = (NOISE_SHARPNESS * (NOISE_OPACITY - self._params["opacities"].sigmoid())).sigmoid()
         rotations = normalized_quat_to_rotmat(nn.functional.normalize(self._params["quats"], dim=-1))
         variances = (2 * self._params["scales"]).exp()
-        local = torch.einsum("nji,nj->ni", rotations, torch.randn_like(means))
-        shaped = torch.einsum("nij,nj->ni", rotations, variances * local)
+        # Sigma eta = R S^2 R^T eta, and R^T eta is distributed as eta itself.
+        shaped = torch.einsum("nij,nj->ni", rotations, variances * torch.randn_like(means))
         means += (lr * self.noise_lr) * gates[:, None] * shaped
 
 
