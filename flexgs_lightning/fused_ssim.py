@@ -15,9 +15,11 @@ import numba
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from flexgs_lightning.threads import next_item, run
 
+# Stated here again although metrics.py has them: numba's cache only notices changes to this file.
 RADIUS, SIGMA = 5, 1.5
 C1, C2 = np.float32(0.01**2), np.float32(0.03**2)
 _TAPS = [math.exp(-0.5 * (k / SIGMA) ** 2) for k in range(-RADIUS, RADIUS + 1)]
@@ -58,6 +60,7 @@ class FusedSSIM(torch.autograd.Function):
         return torch.from_numpy(means.astype(np.float32))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         """Scale each image's gradient."""
         (gradient,) = ctx.saved_tensors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -75,6 +75,10 @@ def global_importance(
     Raises:
         InputError: unknown ``volume``.
     """
+    if volume not in get_args(VolumeFactor):
+        raise InputError(
+            f"Volume factor of the importance: expected clamped, power or none, found '{volume}'."
+        )
     weights = weights.double()
     if volume == "none" or len(weights) == 0:
         return weights
@@ -83,6 +87,4 @@ def global_importance(
     logs = logs - logs.kthvalue(percentile).values
     if volume == "clamped":
         return weights * logs.clamp(max=0.0).exp()
-    if volume == "power":
-        return weights * (0.1 * logs).exp()
-    raise InputError(f"Volume factor of the importance: expected clamped, power or none, found '{volume}'.")
+    return weights * (0.1 * logs).exp()
