@@ -212,8 +212,10 @@ def _lens(
 
 def _camera(image: pycolmap.Image, pinhole: Pinhole, size: Size, path: Path) -> Cameras:
     fx, fy, cx, cy = pinhole
-    viewmat = _float32(np.concatenate([image.cam_from_world().matrix(), [[0, 0, 0, 1]]]))
-    intrinsics = _float32([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    pose = np.eye(4)
+    pose[:3] = image.cam_from_world().matrix()
+    viewmat = _float32(pose)
+    intrinsics = _float32([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
     if not (viewmat.isfinite().all() and intrinsics.isfinite().all() and min(fx, fy) > 0):
         raise InputError(
             f"{path}: its camera in the sparse model has focal length {fx:g}, {fy:g} and pose "
