@@ -23,9 +23,12 @@ MODELS = {
     "SIMPLE_RADIAL_FISHEYE": [150, 82, 58, 0.0],
     "RADIAL_FISHEYE": [150, 82, 58, 0.04, -0.01],
     "FOV": [150, 155, 82, 58, 0.8],
+    "DIVISION": [150, 155, 82, 58, -0.1],
+    "EUCM": [150, 155, 82, 58, 0.6, 1.0],
     "THIN_PRISM_FISHEYE": [150, 155, 82, 58, 0.03, -0.01, 0.002, -0.002, 0.001, 0.0, 0.002, -0.001],
 }
 """Parameters for a photo of 161x121 pixels, principal point off the centre."""
+MODELS = {name: MODELS[name] for name in MODELS if name in pycolmap.CameraModelId.__members__}
 
 
 @dataclass

@@ -219,6 +219,16 @@ def test_undistorted_pixels_agree_with_colmap(tmp_path: Path) -> None:
     assert np.abs(found.astype(int) - expected.to_array()).max() <= 2
 
 
+def test_a_lens_too_wide_for_a_pinhole_gives_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_capture(tmp_path, "FOV")
+    folder.model.cameras[1].params = [40, 40, 82, 58, 0.9]
+    folder.model.write_binary(str(folder.sparse))
+    read_colmap(tmp_path)
+    assert "undistorting FOV: only 32x24 of 161x121 pixels are kept" in caplog.text
+
+
 def test_focal_lengths_of_single_photos(tmp_path: Path) -> None:
     folder = write_capture(tmp_path)
     second = pycolmap.Camera(camera_id=2, model="FOV", width=161, height=121, params=MODELS["FOV"])

@@ -211,6 +211,12 @@ def test_photo_of_another_shape_than_its_camera(folder: Folder) -> None:
     assert "161x121" in message
 
 
+def test_photo_too_small_to_reduce(folder: Folder) -> None:
+    Image.new("RGB", (5, 4)).save(folder.image("photo_03.png"))
+    message = refusal(folder.root, downscale=8)
+    assert "photo_03.png: found 5x4 pixels, too few to reduce by 8" in message
+
+
 @pytest.mark.parametrize("size", [(80, 60), (81, 61), (80, 61), (322, 242), (20, 15)])
 def test_rounded_sizes_are_the_same_shape(folder: Folder, size: tuple[int, int]) -> None:
     Image.new("RGB", size).save(folder.image("photo_03.png"))

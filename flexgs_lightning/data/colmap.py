@@ -26,6 +26,7 @@ MIN_VIEWS = 3
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 _EXACT_WITHOUT_DISTORTION = {"SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV"}
 """Models that are a pinhole when all their distortion parameters are 0 (fisheye ones never are)."""
+_LEAST_KEPT = 0.5
 _TOLERATED_OUTSIDE = 0.001
 
 
@@ -148,13 +149,15 @@ def _read_view(image: pycolmap.Image, camera: pycolmap.Camera, photos: _PhotoFol
     mask = photos.mask(image.name)
     if mask is not None:
         _check_shape(mask, read_header(mask).size, camera)
-    size = header.size[0] // photos.reduction, header.size[1] // photos.reduction
+    source = ImageFile(path, header.size, header.has_alpha or mask is not None, photos.reduction, mask)
+    size = source.reduced_size
     if min(size) < 1:
-        raise InputError(f"{path}: a photo of {header.size} pixels cannot be reduced by {photos.reduction}.")
+        raise InputError(
+            f"{path}: found {header.size[0]}x{header.size[1]} pixels, too few to reduce by {photos.reduction}."
+        )
     # Each axis scales by itself: the sides of images_N are rounded.
     scale_x = header.size[0] / camera.width / photos.reduction
     scale_y = header.size[1] / camera.height / photos.reduction
-    source = ImageFile(path, header.size, header.has_alpha or mask is not None, photos.reduction, mask)
     if not _is_pinhole(camera):
         lens, camera = _lens(camera, size, scale_x, scale_y, path)
         source, size = replace(source, lens=lens), lens.size
@@ -260,15 +263,23 @@ def _protocol(photos: _PhotoFolder, views: tuple[View, ...]) -> str:
     return text
 
 
+def _warn_of_wide_lenses(capture: Capture) -> None:
+    """COLMAP's undistorter keeps the focal length, so what it keeps of a very wide photo can be little."""
+    sources = {view.source for view in capture.views if isinstance(view.source, ImageFile)}
+    undistorted = {(source.lens, source.reduced_size) for source in sources if source.lens is not None}
+    for lens, (width, height) in undistorted:
+        if lens.size[0] < _LEAST_KEPT * width or lens.size[1] < _LEAST_KEPT * height:
+            kept = f"only {lens.size[0]}x{lens.size[1]} of {width}x{height} pixels are kept"
+        elif (outside := lens.outside()) > _TOLERATED_OUTSIDE:
+            kept = f"{100 * outside:.1f} % of the image lie beyond the photo, whose edge is repeated there"
+        else:
+            continue
+        logger.warning("%s: undistorting %s: %s.", capture.name, lens.model, kept)
+        return  # the photos of one capture are alike
+
+
 def _report(capture: Capture, photos: _PhotoFolder) -> None:
-    lenses = {view.source.lens for view in capture.views if isinstance(view.source, ImageFile)} - {None}
-    outside = max((lens.outside() for lens in lenses if lens is not None), default=0.0)
-    if outside > _TOLERATED_OUTSIDE:
-        logger.warning(
-            "%s: undistortion reaches beyond the photo in up to %.1f %% of an image; its edge is repeated.",
-            capture.name,
-            100 * outside,
-        )
+    _warn_of_wide_lenses(capture)
     sizes = Counter(f"{view.camera.width}x{view.camera.height}" for view in capture.views)
     logger.info(
         "%s: %s; %d images (%s), %d to train and %d to test; %d points; %d files not in the model ignored",

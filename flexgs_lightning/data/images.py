@@ -111,6 +111,11 @@ class ImageFile:
     mask: Path | None = None
     lens: Lens | None = None
 
+    @property
+    def reduced_size(self) -> Size:
+        """Size after reduction, before undistortion."""
+        return self.stored_size[0] // self.reduction, self.stored_size[1] // self.reduction
+
     def read(self) -> UInt8[np.ndarray, "H W 3|4"]:
         """Decode to uint8 RGB, or RGBA with straight alpha.
 
@@ -125,8 +130,9 @@ class ImageFile:
             # not Pillow's box filter: it takes whole pixels only, which shifts edges
             image.putalpha(mask.resize(image.size, Image.Resampling.BILINEAR))
         if self.reduction > 1:
-            width, height = (side // self.reduction * self.reduction for side in image.size)
-            image = image.reduce(self.reduction, (0, 0, width, height))  # weights colours by alpha
+            width, height = self.reduced_size
+            whole = (0, 0, width * self.reduction, height * self.reduction)
+            image = image.reduce(self.reduction, whole)  # weights colours by alpha
         pixels = np.array(image)
         return pixels if self.lens is None else self.lens.undistort(pixels)
 
