@@ -363,6 +363,11 @@ def test_capture_before_setup_says_so(folder: Folder) -> None:
         _ = CaptureDataModule(str(folder.root)).capture
 
 
+def test_downscale_of_nothing_is_refused(folder: Folder) -> None:
+    with pytest.raises(InputError, match="downscale: found 0"):
+        prepared(folder, downscale=0)
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("batch_size", 0), ("cache_megabytes", -1), ("num_workers", -1), ("seed", -1)]
 )

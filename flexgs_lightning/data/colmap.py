@@ -152,9 +152,8 @@ def _read_view(image: pycolmap.Image, camera: pycolmap.Camera, photos: _PhotoFol
     source = ImageFile(path, header.size, header.has_alpha or mask is not None, photos.reduction, mask)
     size = source.reduced_size
     if min(size) < 1:
-        raise InputError(
-            f"{path}: found {header.size[0]}x{header.size[1]} pixels, too few to reduce by {photos.reduction}."
-        )
+        found = f"{header.size[0]}x{header.size[1]}"
+        raise InputError(f"{path}: found {found} pixels, too few to reduce by {photos.reduction}.")
     # Each axis scales by itself: the sides of images_N are rounded.
     scale_x = header.size[0] / camera.width / photos.reduction
     scale_y = header.size[1] / camera.height / photos.reduction

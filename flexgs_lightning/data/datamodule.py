@@ -71,7 +71,9 @@ class CaptureDataModule(LightningDataModule):
         published = scene_protocol(Path(root).resolve().name, protocol) if protocol else None
         self.root = root
         self.protocol = protocol
-        self.downscale = downscale or (published.downscale if published else 1)
+        if downscale is None:
+            downscale = published.downscale if published else 1
+        self.downscale = downscale
         self.test_every = test_every if test_every is not None else TEST_EVERY
         self.batch_size = batch_size
         self.cache_megabytes = cache_megabytes

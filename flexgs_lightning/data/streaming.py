@@ -44,7 +44,10 @@ class _WorkerProcess(SpawnProcess):
 
 
 class WorkerContext(SpawnContext):
-    """Starts light worker processes: spawned, because OpenMP aborts in forked ones."""
+    """Starts light worker processes: spawned, because OpenMP aborts in forked ones.
+
+    What is sent to them must be defined in a module, not in the program or notebook that is run.
+    """
 
     Process = _WorkerProcess
 
