@@ -169,4 +169,4 @@ class _Blending(torch.autograd.Function):
 
 def _sum_slots(entry_offsets: np.ndarray, slots: np.ndarray, sums: Tensor) -> None:
     """Fill ``sums`` [C N, K] with the sums of each Gaussian's slots."""
-    run(raster.sum_slots, -(-len(sums) // 2048), entry_offsets, slots, sums.numpy())
+    run(raster.sum_slots, -(-len(sums) // raster.CHUNK), entry_offsets, slots, sums.numpy())

@@ -41,14 +41,16 @@ def project_backward(
     item = next_item(counter)
     while item < count:
         for i in range(item * CHUNK, min((item + 1) * CHUNK, means.shape[0])):
-            for k in range(sh.shape[1]):
-                v_sh[i, k, 0], v_sh[i, k, 1], v_sh[i, k, 2] = 0.0, 0.0, 0.0
+            untouched = True
             v_mean, v_scale, v_quat, v_opacity = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0), 0.0
             for c in range(cams.shape[0]):
                 if radii[c, i, 0] > 0:
                     cam, mean, scale = load_camera(cams, c), load3(means, i), load3(scales, i)
                     v_rgb = _through_clamp(features, v_features, c, i)
-                    by_colour = _colour_backward(cam, degree, mean, sh, i, v_rgb, basis, v_basis, v_sh)
+                    by_colour = _colour_backward(
+                        cam, degree, mean, sh, i, v_rgb, basis, v_basis, v_sh, untouched
+                    )
+                    untouched = False
                     by_shape, v_s, v_q, v_o = _ellipse_backward(
                         cam, antialiased, mean, rotation_of(quats, i), scale, np.float64(opacities[i]),
                         _load_ellipse(features, c, i), _load_ellipse(v_features, c, i),
@@ -58,6 +60,8 @@ def project_backward(
                     v_mean, v_scale = _plus(_plus(v_mean, by_colour), by_shape), _plus(v_scale, v_s)
                     v_quat = v_quat[0] + v_q[0], v_quat[1] + v_q[1], v_quat[2] + v_q[2], v_quat[3] + v_q[3]
                     v_opacity += v_o
+            for k in range(0 if untouched else (degree + 1) * (degree + 1), sh.shape[1]):
+                v_sh[i, k, 0], v_sh[i, k, 1], v_sh[i, k, 2] = 0.0, 0.0, 0.0
             v_means[i, 0], v_means[i, 1], v_means[i, 2] = v_mean
             v_quats[i, 0], v_quats[i, 1], v_quats[i, 2], v_quats[i, 3] = v_quat
             v_scales[i, 0], v_scales[i, 1], v_scales[i, 2] = v_scale
@@ -85,15 +89,21 @@ def _through_clamp(features, v_features, c, i):
 
 
 @inlined
-def _colour_backward(cam, degree, mean, sh, i, v_rgb, basis, v_basis, v_sh):
-    """Add to the coefficients' gradients; return the centre's, which is through the view direction."""
+def _colour_backward(cam, degree, mean, sh, i, v_rgb, basis, v_basis, v_sh, untouched):
+    """Set or add to the coefficients' gradients; return the centre's, which is through the view direction."""
     x, y, z, inverse = view_direction(cam, mean)
     evaluate_basis(degree, x, y, z, basis)
     red, green, blue = v_rgb
-    for k in range((degree + 1) * (degree + 1)):
-        v_sh[i, k, 0] += basis[k] * red
-        v_sh[i, k, 1] += basis[k] * green
-        v_sh[i, k, 2] += basis[k] * blue
+    bases = (degree + 1) * (degree + 1)
+    if untouched:
+        for k in range(bases):
+            v_sh[i, k, 0], v_sh[i, k, 1], v_sh[i, k, 2] = basis[k] * red, basis[k] * green, basis[k] * blue
+    else:
+        for k in range(bases):
+            v_sh[i, k, 0] += basis[k] * red
+            v_sh[i, k, 1] += basis[k] * green
+            v_sh[i, k, 2] += basis[k] * blue
+    for k in range(bases):
         v_basis[k] = sh[i, k, 0] * red + sh[i, k, 1] * green + sh[i, k, 2] * blue
     gx, gy, gz = direction_gradient(degree, x, y, z, v_basis)
     radial = gx * x + gy * y + gz * z

@@ -6,9 +6,10 @@ transmittance in front of it, and a pixel stops before the Gaussian that would t
 
 The loops over pixels must vectorise, or they are five times slower; what they need: all state of a
 tile's pixels in one float32 array with planes at constant offsets (so that no aliasing has to be
-excluded), one flat loop over the rows that a Gaussian covers, unsigned indices (signed ones wrap around),
-float32 constants (literals are float64), and selections instead of branches. A pixel is finished from
-the Gaussian whose place in the tile's list is ``stop`` on; outside the image that is the first.
+excluded), one flat loop over the pairs of rows that a Gaussian covers (16 pixels, the widest register),
+unsigned indices (signed ones wrap around), float32 constants (literals are float64), and selections
+instead of branches. A pixel is finished from the Gaussian whose place in the tile's list is ``stop`` on;
+outside the image that is the first.
 """
 
 # mypy: disallow-untyped-defs=False
@@ -25,7 +26,8 @@ GRADIENTS = 10
 _PIXELS = TILE_WIDTH * TILE_HEIGHT
 _CHECK_EVERY = 16
 """Gaussians between two checks whether a whole tile is finished."""
-_CHUNK = 2048
+CHUNK = 2048
+"""Gaussians in one work item of ``sum_slots``."""
 
 # Planes of the pixels' state. T is the transmittance.
 _X, _Y, _T, _STOP, _RED, _GREEN, _BLUE, _DEPTH, _ALPHA, _BEHIND = (
@@ -44,13 +46,13 @@ _NO_GRADIENTS = (_ZERO,) * 10
 
 
 @inlined
-def _covered(my, extent, top):
+def _covered(my, extent):
     """Range of the tile's pixels, in whole blocks of two rows, that a Gaussian can reach.
 
     Truncation is as good as rounding on values moved above zero, and needs no call to the C library.
     """
-    above = my - extent - _HALF - _MARGIN - top
-    below = my + extent - _HALF + _MARGIN - top
+    above = my - extent - _HALF - _MARGIN
+    below = my + extent - _HALF + _MARGIN
     first = np.int64(min(max(above, _NONE), _LAST_ROW) + _ONE)
     last = np.int64(min(max(below, _NONE), _LAST_ROW) + _ONE)
     first, last = first // 2 * _BLOCK, (last + 1) // 2 * _BLOCK
@@ -58,23 +60,34 @@ def _covered(my, extent, top):
 
 
 @inlined
-def _load_splat(means2d, features, i):
-    """Centre and features of a Gaussian as a tuple (a row would be reference-counted, atomically)."""
+def _load_splat(means2d, features, i, left, top):
+    """Centre in the tile and features of a Gaussian (a tuple: a row's references are counted, atomically)."""
     return (
-        means2d[i, 0], means2d[i, 1], features[i, 0], features[i, 1], features[i, 2],
+        means2d[i, 0] - left, means2d[i, 1] - top, features[i, 0], features[i, 1], features[i, 2],
         features[i, 3], features[i, 4], features[i, 5], features[i, 6], features[i, 7],
     )  # fmt: skip
 
 
 @inlined
-def _place_pixels(state, left, top, width, height):
-    """Pixel centres of a tile; pixels outside the image are finished before the first Gaussian."""
-    for row in range(TILE_HEIGHT):
-        for column in range(TILE_WIDTH):
-            i = np.uint64(row * TILE_WIDTH + column)
-            state[_X + i] = np.float32(left + column) + _HALF
-            state[_Y + i] = np.float32(top + row) + _HALF
-            state[_STOP + i] = _NEVER if left + column < width and top + row < height else _ZERO
+def _new_state():
+    """State of one tile's pixels; their centres, relative to the tile, stay."""
+    state = np.zeros(_PLANES * _PIXELS, np.float32)
+    for i in range(_PIXELS):
+        state[_X + np.uint64(i)] = np.float32(i % TILE_WIDTH) + _HALF
+        state[_Y + np.uint64(i)] = np.float32(i // TILE_WIDTH) + _HALF
+    return state
+
+
+@inlined
+def _reset(state, columns, rows):
+    """Nothing drawn yet; pixels outside the image are finished before the first Gaussian."""
+    state[_T:_STOP] = _ONE
+    state[_STOP:_RED] = _NEVER
+    state[_RED:] = _ZERO
+    if columns < TILE_WIDTH or rows < TILE_HEIGHT:
+        for i in range(_PIXELS):
+            if i % TILE_WIDTH >= columns or i // TILE_WIDTH >= rows:
+                state[_STOP + np.uint64(i)] = _ZERO
 
 
 @inlined
@@ -103,14 +116,12 @@ def draw(
         importance: out, [M, 2] sum of weights and number of pixels per slot, or None.
     """
     height, width = stop.shape[1], stop.shape[2]
-    state = np.empty(_PLANES * _PIXELS, np.float32)
+    state = _new_state()
     tile = next_item(counter)
     while tile < count:
         c = tile // tiles
         top, left = tile % tiles // columns * TILE_HEIGHT, tile % tiles % columns * TILE_WIDTH
-        _place_pixels(state, left, top, width, height)
-        state[_T:_STOP] = _ONE
-        state[_RED:_BEHIND] = _ZERO
+        _reset(state, width - left, height - top)
         first, finished = tile_offsets[tile], False
         for place in range(tile_offsets[tile + 1] - first):
             if place % _CHECK_EVERY == 0 and not finished:
@@ -118,8 +129,8 @@ def draw(
             weight, hits = _ZERO, _ZERO
             if not finished:
                 index = tile_splats[first + place]
-                begin, end = _covered(means2d[index, 1], extents[index, 1], np.float32(top))
-                splat = _load_splat(means2d, features, index)
+                splat = _load_splat(means2d, features, index, np.float32(left), np.float32(top))
+                begin, end = _covered(splat[1], extents[index, 1])
                 weight, hits = _blend(state, begin, end, np.float32(place), splat)
             elif importance is None:
                 break
@@ -187,7 +198,7 @@ def draw_backward(
     ``v_image``, ``v_alpha`` and ``v_depth`` are the images' gradients (the last two may be None);
     ``gradients`` [M, GRADIENTS] is written, one row per slot.
     """
-    state = np.empty(_PLANES * _PIXELS, np.float32)
+    state = _new_state()
     tile = next_item(counter)
     while tile < count:
         c = tile // tiles
@@ -202,9 +213,9 @@ def draw_backward(
             values = _NO_GRADIENTS
             if np.float32(place) < deepest:
                 index = tile_splats[first + place]
-                begin, end = _covered(means2d[index, 1], extents[index, 1], np.float32(top))
-                splat = _load_splat(means2d, features, index)
-                values = _blend_backward(state, begin, end, np.float32(place), splat)
+                splat = _load_splat(means2d, features, index, np.float32(left), np.float32(top))
+                begin, end = _covered(splat[1], extents[index, 1])
+                values = _blend_backward(state, begin, end, np.float32(place), splat, v_alpha, v_depth)
             (
                 gradients[row, 0], gradients[row, 1], gradients[row, 2], gradients[row, 3], gradients[row, 4],
                 gradients[row, 5], gradients[row, 6], gradients[row, 7], gradients[row, 8], gradients[row, 9],
@@ -221,10 +232,8 @@ def _load(
     The expected depth is D / A with D = sum(w z) and A = sum(w): its gradient goes to both sums.
     """
     height, width = stop.shape[1], stop.shape[2]
-    state[_RED:] = _ZERO
-    state[_T:_STOP] = _ONE
+    _reset(state, width - left, height - top)
     deepest = _ZERO
-    _place_pixels(state, left, top, width, height)
     for y in range(top, min(top + TILE_HEIGHT, height)):
         for x in range(left, min(left + TILE_WIDTH, width)):
             i = np.uint64((y - top) * TILE_WIDTH + x - left)
@@ -249,11 +258,12 @@ def _load(
 
 
 @inlined
-def _blend_backward(state, begin, end, place, splat):
+def _blend_backward(state, begin, end, place, splat, with_alpha, with_depth):
     """Step back over one Gaussian: restore T in front of it and return its gradients (``GRADIENTS`` of them).
 
     With q a pixel's gradient by the Gaussian's weight and B what lies behind it, weighted likewise,
-    dL / dalpha = T q - B / (1 - alpha).
+    dL / dalpha = T q - B / (1 - alpha). ``with_alpha`` and ``with_depth`` are None where those images have
+    no gradient: numba then compiles their terms away.
     """
     mx, my, h, k, g, opacity, red, green, blue, depth = splat
     v_red, v_green, v_blue, v_depth = _ZERO, _ZERO, _ZERO, _ZERO
@@ -268,8 +278,13 @@ def _blend_backward(state, begin, end, place, splat):
         inverse = _ONE / (_ONE - alpha)
         T = state[_T + i] * inverse
         weight = alpha * T
-        pr, pg, pb, pd = state[_RED + i], state[_GREEN + i], state[_BLUE + i], state[_DEPTH + i]
-        q = red * pr + green * pg + blue * pb + depth * pd + state[_ALPHA + i]
+        pr, pg, pb = state[_RED + i], state[_GREEN + i], state[_BLUE + i]
+        q = red * pr + green * pg + blue * pb
+        if with_depth is not None:
+            q += depth * state[_DEPTH + i]
+            v_depth += weight * state[_DEPTH + i]
+        if with_alpha is not None or with_depth is not None:
+            q += state[_ALPHA + i]
         behind = state[_BEHIND + i]
         v_alpha = T * q - behind * inverse
         state[_T + i] = T
@@ -277,7 +292,6 @@ def _blend_backward(state, begin, end, place, splat):
         v_red += weight * pr
         v_green += weight * pg
         v_blue += weight * pb
-        v_depth += weight * pd
         v = free * v_alpha if drawn & (free <= _ALPHA_MAX) else _ZERO  # minus the gradient by sigma
         vu, vy = v * u, v * dy
         s += v
@@ -295,7 +309,7 @@ def sum_slots(counter, count, entry_offsets, slots, sums):
     """sums [C N, K] = sums of each Gaussian's adjoining rows of slots [M, K], in order."""
     item = next_item(counter)
     while item < count:
-        for index in range(item * _CHUNK, min((item + 1) * _CHUNK, sums.shape[0])):
+        for index in range(item * CHUNK, min((item + 1) * CHUNK, sums.shape[0])):
             sums[index] = _ZERO
             for entry in range(entry_offsets[index], entry_offsets[index + 1]):
                 for column in range(sums.shape[1]):

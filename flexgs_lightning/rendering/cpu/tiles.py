@@ -9,7 +9,6 @@ included (by index), does not depend on the number of threads.
 # Kernels are typed by numba, which compiles them for the arguments that it sees.
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from flexgs_lightning.rendering.cpu.jit import inlined, kernel, next_item, run
 
 TILE_WIDTH = 8
 TILE_HEIGHT = 32
+"""Narrow and tall: Gaussians are drawn in whole rows of a tile, of which a square one wastes more."""
 _PARTS = 8
 """Pieces of one camera's depth-sorted list that are dealt out in parallel."""
 _CHUNK = 4096
@@ -58,9 +58,10 @@ def build_tile_lists(
     cameras, n = means2d.shape[:2]
     columns, rows = -(-width // TILE_WIDTH), -(-height // TILE_HEIGHT)
     tiles = columns * rows
-    boxes = np.empty((cameras, n, 4), np.int32)
+    boxes = np.empty((cameras * n, 4), np.int32)
     entry_offsets = np.zeros(cameras * n + 1, np.int64)
-    run(_find_boxes, -(-cameras * n // _CHUNK), means2d, extents, columns, rows, boxes, entry_offsets[1:])
+    centres, extents = means2d.reshape(-1, 2), extents.reshape(-1, 2)
+    run(_find_boxes, -(-cameras * n // _CHUNK), centres, extents, columns, rows, boxes, entry_offsets[1:])
     np.cumsum(entry_offsets, out=entry_offsets)
 
     order, visible = np.empty((cameras, n), np.int32), np.zeros(cameras, np.int64)
@@ -84,29 +85,31 @@ def _exclusive_sums(cursors: Int[ndarray, "C P T"]) -> Int[ndarray, " CT+1"]:
 
 @inlined
 def _first_and_last(centre, extent, size, limit):
-    """Range [first, last) of tiles whose pixel centres come within ``extent`` of ``centre``."""
-    low = math.ceil(np.float64(centre) - extent - 0.5 - _MARGIN)
-    high = math.floor(np.float64(centre) + extent - 0.5 + _MARGIN)
-    if high < low:
+    """Range [first, last) of tiles whose pixel centres come within ``extent`` of ``centre``.
+
+    Truncation is as good as rounding on values moved above zero, and needs no call to the C library.
+    """
+    pixels = np.float64(limit * size)
+    low = min(max(centre - extent - 0.5 - _MARGIN, -1.0), pixels - 1.0) + 1.0
+    high = min(max(centre + extent - 0.5 + _MARGIN, -1.0), pixels - 1.0) + 1.0
+    first, last = np.int64(low), np.int64(high)  # pixels [first, last)
+    if last <= first:
         return 0, 0
-    return min(max(low // size, 0), limit), min(max(high // size + 1, 0), limit)
+    return first // size, (last - 1) // size + 1
 
 
 @kernel
 def _find_boxes(counter, count, means2d, extents, columns, rows, boxes, counts):
     """Tile box (x0, y0, x1, y1) and number of tiles of every Gaussian; one item is a chunk of them."""
-    n = means2d.shape[1]
-    total = means2d.shape[0] * n
     item = next_item(counter)
     while item < count:
-        for index in range(item * _CHUNK, min((item + 1) * _CHUNK, total)):
-            c, i = index // n, index % n
+        for i in range(item * _CHUNK, min((item + 1) * _CHUNK, len(counts))):
             x0, y0, x1, y1 = 0, 0, 0, 0
-            if extents[c, i, 0] > 0.0:
-                x0, x1 = _first_and_last(means2d[c, i, 0], extents[c, i, 0], TILE_WIDTH, columns)
-                y0, y1 = _first_and_last(means2d[c, i, 1], extents[c, i, 1], TILE_HEIGHT, rows)
-            boxes[c, i, 0], boxes[c, i, 1], boxes[c, i, 2], boxes[c, i, 3] = x0, y0, x1, y1
-            counts[index] = (x1 - x0) * (y1 - y0)
+            if extents[i, 0] > 0.0:
+                x0, x1 = _first_and_last(means2d[i, 0], extents[i, 0], TILE_WIDTH, columns)
+                y0, y1 = _first_and_last(means2d[i, 1], extents[i, 1], TILE_HEIGHT, rows)
+            boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3] = x0, y0, x1, y1
+            counts[i] = (x1 - x0) * (y1 - y0)
         item = next_item(counter)
 
 
@@ -160,9 +163,9 @@ def _count_per_tile(counter, count, boxes, order, visible, columns, counts):
     while item < count:
         c, part, first, last = _part(item, visible)
         for rank in range(first, last):
-            box = boxes[c, order[c, rank]]
-            for row in range(box[1], box[3]):
-                for column in range(box[0], box[2]):
+            i = c * order.shape[1] + order[c, rank]
+            for row in range(boxes[i, 1], boxes[i, 3]):
+                for column in range(boxes[i, 0], boxes[i, 2]):
                     counts[c, part, row * columns + column] += 1
         item = next_item(counter)
 
@@ -177,12 +180,12 @@ def _deal_out(
     while item < count:
         c, part, first, last = _part(item, visible)
         for rank in range(first, last):
-            i = order[c, rank]
-            box, entry = boxes[c, i], entry_offsets[c * n + i]
-            for row in range(box[1], box[3]):
-                for column in range(box[0], box[2]):
+            i = c * n + order[c, rank]
+            entry = entry_offsets[i]
+            for row in range(boxes[i, 1], boxes[i, 3]):
+                for column in range(boxes[i, 0], boxes[i, 2]):
                     place = cursors[c, part, row * columns + column]
                     cursors[c, part, row * columns + column] = place + 1
-                    splats[place], entries[place] = c * n + i, entry
+                    splats[place], entries[place] = i, entry
                     entry += 1
         item = next_item(counter)
