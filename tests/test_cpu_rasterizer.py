@@ -326,12 +326,10 @@ class TestNothingToDraw:
             assert gradient.shape == getattr(splats, name).shape
             assert gradient.abs().sum() == 0
 
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", ["means", "quats", "scales", "opacities"])
     def test_one_broken_gaussian_is_culled(self, name: str) -> None:
         splats = make_splats()
         broken = getattr(splats, name).clone()
-        if name == "sh":
-            pytest.skip("a NaN colour has a place on the screen")
         broken[7] = torch.nan
         kept = torch.arange(len(splats)) != 7
         found = rasterize(replace(splats, **{name: broken}), make_cameras())
@@ -344,6 +342,17 @@ def test_float64_is_refused() -> None:
         rasterize(leaves(make_splats(), torch.float64), make_cameras())
 
 
+def test_works_where_no_cache_can_be_written() -> None:
+    """A read-only package and home: each process compiles for itself."""
+    code = (
+        "import numba.core.caching as caching; caching.CacheImpl._locator_classes = [];"
+        "from flexgs_lightning.rendering.cpu import jit;"
+        "f = jit.kernel(lambda x: jit.exp_negative(x));"
+        "import numpy as np; raise SystemExit(not abs(f(np.float32(1.0)) - np.exp(-1.0)) < 1e-7)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
 def test_the_package_imports_without_numba() -> None:
     """Data-loading workers import the package and must not pay for the compiler."""
     code = "import sys, flexgs_lightning.rendering.rasterizer; sys.exit('numba' in sys.modules)"
@@ -351,31 +360,37 @@ def test_the_package_imports_without_numba() -> None:
 
 
 def test_loops_over_pixels_are_vectorised() -> None:
-    """Drawing one full-screen Gaussian 400 times takes a few torch operations' time per pixel.
+    """Forward and backward cost about 1.5 times an exp, a product and a sum of torch over the pixels.
 
-    A lost vectorisation costs five to seven times; the yardstick is measured beside it, so that a slow
-    or busy machine moves both.
+    Without vectorisation it is 17 times. Processor time of one thread, and a yardstick that uses
+    the same vector units, make this hold on slow and busy machines too.
     """
     torch.set_num_threads(1)
-    splats = make_splats(400, scale=50.0, opacity=(0.005, 0.006), degree=0)
-    splats = replace(splats, means=splats.means * torch.tensor([0.0, 0.0, 1.0]))
-    splats, cameras = leaves(splats), make_cameras(1, 128, 128)
-    x = torch.rand(400, 128 * 128)
+    splats = make_splats(400, scale=50.0, opacity=(0.005, 0.006), degree=0)  # each covers the image
+    splats = leaves(replace(splats, means=splats.means * torch.tensor([0.0, 0.0, 1.0])))
+    cameras = make_cameras(1, 128, 128)
+    x = torch.rand(128 * 128)
+    y = torch.empty_like(x)
 
     def draw() -> None:
         rasterize(splats, cameras).image.sum().backward()
 
     def yardstick() -> None:
-        (x.exp() * x).sum()
-
-    def seconds(function: Callable[[], None]) -> float:
-        function()
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - start)
-        return min(times)
+        for _ in range(len(splats)):
+            torch.exp(x, out=y)
+            y.mul_(x)
+            y.sum()
 
     ratio = seconds(draw) / seconds(yardstick)
-    assert ratio < 12, f"{ratio:.1f} times exp, product and sum over the same pixels"
+    assert ratio < 4, f"drawing costs {ratio:.1f} times the yardstick"
+
+
+def seconds(function: Callable[[], None]) -> float:
+    """Least processor time of this thread over some calls."""
+    function()
+    times = []
+    for _ in range(7):
+        start = time.thread_time()
+        function()
+        times.append(time.thread_time() - start)
+    return min(times)

@@ -13,6 +13,7 @@ place the results are bit-identical for any number of threads.
 # mypy: disallow-untyped-defs=False
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -25,14 +26,35 @@ from llvmlite import ir
 from numba import config, njit, types
 from numba.extending import intrinsic
 
+_logger = logging.getLogger(__name__)
+
 # Reordering and fused multiply-add let loops vectorise. NaN and infinity keep their meaning (no nnan,
 # no ninf): comparisons must stay false for NaN, so that a broken Gaussian is culled.
 FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
-kernel = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+
+def _compiler(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Numba's decorator with the kernels' settings.
+
+    Machine code is kept beside the sources, or in the user's cache folder if that is read-only; where
+    neither can be written, each process compiles anew.
+    """
+    options |= {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(cache=True, **options)(function)
+        except RuntimeError as error:  # no place for the cache
+            _logger.debug("%s", error)
+            return njit(**options)(function)
+
+    return decorate
+
+
+kernel = _compiler()
 """Decorator of functions that Python calls."""
 
-inlined = njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy", forceinline=True)
+inlined = _compiler(forceinline=True)
 """Decorator of functions that kernels call; always inlined, so unused results cost nothing."""
 
 _MAX_THREADS: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
