@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flexgs_lightning.threads import next_item, run
+from flexgs_lightning.jit import compiler, next_item, run
 
 # Stated here again although metrics.py has them: numba's cache only notices changes to this file.
 RADIUS, SIGMA = 5, 1.5
@@ -33,8 +32,9 @@ ROWS, SPAN = BAND + 2 * RADIUS, LANES + 2 * MARGIN
 MAP = ROWS * LANES
 """Size of one blurred map of a block."""
 
-_kernel = numba.njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
-_inlined = numba.njit(cache=True, fastmath={"contract"}, error_model="numpy", forceinline=True)
+_kernel = compiler({"contract"})  # sums in the written order: SSIM subtracts nearly equal numbers
+_inlined = compiler({"contract"}, forceinline=True)
+_reducer = compiler({"contract", "reassoc"})
 TWO, ONE = np.float32(2.0), np.float32(1.0)
 
 
@@ -202,7 +202,7 @@ def _compare(blurred, image, row, lane, height, width, partials):  # type: ignor
     return total
 
 
-@numba.njit(cache=True, fastmath={"contract", "reassoc"})
+@_reducer
 def _sum(values):  # type: ignore[no-untyped-def]
     total = 0.0
     for value in values:

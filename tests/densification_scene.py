@@ -119,6 +119,9 @@ def rendering_with_gradient(gradient: np.ndarray, visible: np.ndarray) -> Render
 
 
 def started(control: Densification, scene: Scene, extent: float = 1.0, total: int = 1000) -> Densification:
+    """Bind ``control``; it refines to the stage's end unless it was told otherwise."""
+    if getattr(control, "stop_step", None) is None:  # a lazy default has no attributes before it starts
+        control.stop_step = total
     control.start(scene.gaussians, scene.optimizers, scene_extent=extent, total_steps=total)
     return control
 

@@ -166,3 +166,16 @@ def test_the_command_line_chooses_the_kind():
 def test_a_lazy_default_shares_its_checkpoints_with_an_explicit_choice():
     lazy = started(lazy_instance(AdaptiveDensityControl), Scene())
     started(AdaptiveDensityControl(), Scene()).load_state_dict(lazy.state_dict())
+
+
+@pytest.mark.parametrize(("kind", "published"), [(0, 50), (1, 83)])
+def test_by_default_refinement_stops_at_the_published_share_of_the_stage(kind, published):
+    def count(stop: int | None) -> int:
+        scene, control = Scene(), controls()[kind]
+        control.stop_step = stop
+        control.start(scene.gaussians, scene.optimizers, scene_extent=1.0, total_steps=100)
+        scene.train(control, range(100))
+        return len(scene.gaussians)
+
+    assert count(None) == count(published)
+    assert count(None) != count(20)

@@ -81,12 +81,13 @@ def test_the_same_seed_gives_the_same_scene_and_another_seed_another(
 
 def test_training_makes_unseen_views_better(small_capture: Path, tmp_path: Path) -> None:
     def psnr(steps: int) -> float:
-        cli = FlexGSCLI(arguments(small_capture, tmp_path / str(steps), steps=steps))
+        sparingly = ("--model.densification.every=100", "--model.densification.start_step=100")
+        cli = FlexGSCLI(arguments(small_capture, tmp_path / str(steps), *sparingly, steps=steps))
         return float(cli.trainer.callback_metrics["test/psnr"])
 
     start, end = psnr(1), psnr(400)
-    assert end > start + 6, f"{start:.2f} -> {end:.2f} dB"
-    assert end > 20
+    assert end > start + 4, f"{start:.2f} -> {end:.2f} dB"
+    assert end > 16
 
 
 def test_mcmc_trains_on_the_cpu_within_its_cap(small_capture: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.jit import run
 from flexgs_lightning.rendering.cpu import projection, projection_backward, raster
-from flexgs_lightning.rendering.cpu.jit import run
 from flexgs_lightning.rendering.cpu.tiles import build_tile_lists
 from flexgs_lightning.rendering.rasterizer import Rendering
 from flexgs_lightning.splats import Splats

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.rendering.cpu.jit import inlined, kernel, next_item
+from flexgs_lightning.jit import inlined, kernel, next_item
 from flexgs_lightning.rendering.cpu.spherical_harmonics import evaluate_basis
 from flexgs_lightning.rendering.rasterizer import EPS2D, FAR_PLANE, NEAR_PLANE
 

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from flexgs_lightning.rendering.cpu.jit import inlined, kernel, next_item
+from flexgs_lightning.jit import inlined, kernel, next_item
 from flexgs_lightning.rendering.cpu.projection import (
     CHUNK,
     covariance,

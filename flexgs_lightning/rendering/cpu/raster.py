@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flexgs_lightning.rendering.cpu.jit import exp_negative, inlined, kernel, next_item
+from flexgs_lightning.jit import exp_negative, inlined, kernel, next_item
 from flexgs_lightning.rendering.cpu.tiles import TILE_HEIGHT, TILE_WIDTH
 
 GRADIENTS = 10

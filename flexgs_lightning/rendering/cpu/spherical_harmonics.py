@@ -8,7 +8,7 @@ Polynomials of a unit direction (x, y, z); the constants are those of the orthon
 # Kernels are typed by numba, which compiles them for the arguments that it sees.
 from __future__ import annotations
 
-from flexgs_lightning.rendering.cpu.jit import inlined
+from flexgs_lightning.jit import inlined
 
 _C0 = 0.28209479177387814
 _C1 = 0.4886025119029199

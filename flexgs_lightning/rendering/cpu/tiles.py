@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from flexgs_lightning.rendering.cpu.jit import inlined, kernel, next_item, run
+from flexgs_lightning.jit import inlined, kernel, next_item, run
 
 TILE_WIDTH = 8
 TILE_HEIGHT = 32

@@ -22,15 +22,15 @@ class AdaptiveDensityControl(Densification):
 
     Every ``reset_every`` steps, opacities are lowered to 0.01, so that Gaussians which the image does not
     need are pruned soon after. A reset spoils the image for a while, hence it only happens before
-    ``stop_step`` and where one whole ``reset_every`` remains until the stage's end. That is the least the
-    published schedule leaves (resets at 3k to 12k of 15k steps), and a stage shorter than two intervals
-    has none.
+    ``stop_step`` and where one whole ``reset_every`` remains until the stage's end; a stage shorter than
+    two intervals has none.
 
     The gradient of a view is that of its own loss: the loss must be the *mean* over a batch's cameras.
 
     Args:
         start_step: completed iterations before the first refinement.
-        stop_step: refine and reset before this iteration only; null for the stage's end.
+        stop_step: refine and reset before this iteration only; null for half of the
+            stage (15k of the published 30k): the Gaussians that come late need the rest to settle.
         every: iterations from one refinement to the next.
         grow_grad2d: grow where the mean norm of the gradient with respect to the screen position, in
             units of half the image's size, exceeds this.
@@ -46,6 +46,7 @@ class AdaptiveDensityControl(Densification):
     """
 
     kind = "adaptive"
+    default_stop = 1 / 2
 
     def __init__(
         self,

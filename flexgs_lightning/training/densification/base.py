@@ -74,6 +74,8 @@ class Densification(ABC):
 
     kind: ClassVar[str]
     """Name in checkpoints."""
+    default_stop: ClassVar[float]
+    """Share of the stage after which the published schedule stops refining."""
 
     def __init__(self, start_step: int = 500, stop_step: int | None = None, every: int = 100) -> None:
         check_option("start_step", start_step, start_step >= 0, "0 or more")
@@ -81,7 +83,7 @@ class Densification(ABC):
             "stop_step",
             stop_step,
             stop_step is None or stop_step > start_step,
-            f"null (the stage's end) or more than start_step ({start_step})",
+            f"null (the published share of the stage) or more than start_step ({start_step})",
         )
         check_option("every", every, every >= 1, "1 or more")
         self.start_step, self.stop_step, self.every = start_step, stop_step, every
@@ -100,7 +102,7 @@ class Densification(ABC):
                 (logit) and any others with N rows.
             optimizers: one for each trainable parameter, by its name, with one group of one parameter.
             scene_extent: radius of the cameras' ball in world units (``cameras.scene_extent``).
-            total_steps: iterations of the stage; ``stop_step: null`` means this.
+            total_steps: iterations of the stage; ``stop_step: null`` means ``default_stop`` of these.
 
         Raises:
             ValueError: parameters and optimizers do not fit together.
@@ -109,7 +111,8 @@ class Densification(ABC):
         check_optimizers(gaussians.params, optimizers)
         self._gaussians, self._optimizers = gaussians, optimizers
         self._scene_extent, self._total_steps = scene_extent, total_steps
-        self._stop = total_steps if self.stop_step is None else min(self.stop_step, total_steps)
+        stop = round(self.default_stop * total_steps) if self.stop_step is None else self.stop_step
+        self._stop = min(stop, total_steps)
         self._check_count()
         self._statistics = self._initial_statistics()
 

@@ -33,13 +33,13 @@ _logger = logging.getLogger(__name__)
 FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
 
-def _compiler(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+def compiler(fastmath: set[str] = FASTMATH, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Numba's decorator with the kernels' settings.
 
     Machine code is kept beside the sources, or in the user's cache folder if that is read-only; where
     neither can be written, each process compiles anew.
     """
-    options |= {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
+    options |= {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
@@ -51,10 +51,10 @@ def _compiler(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-kernel = _compiler()
+kernel = compiler()
 """Decorator of functions that Python calls."""
 
-inlined = _compiler(forceinline=True)
+inlined = compiler(forceinline=True)
 """Decorator of functions that kernels call; always inlined, so unused results cost nothing."""
 
 _MAX_THREADS: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
