@@ -161,7 +161,7 @@ class FlexGSModule(lightning.LightningModule):
         report = self.densification.after_step(step, rendering)
         if report is not None:
             self.log_dict({f"densification/{name}": float(count) for name, count in report.counts().items()})
-        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_progress(loss, penalty, rendering, photos)
 
     def render(self, batch: ViewBatch, background: Tensor, sh_degree: int | None = None) -> Rendering:

@@ -42,4 +42,5 @@ class ValidationImages(Callback):
                 )
 
     def _chosen(self, count: int) -> set[int]:
-        return {int(i * count / self.views) for i in range(min(self.views, count))}
+        views = min(self.views, count)
+        return {i * count // views for i in range(views)}
