@@ -1,28 +1,22 @@
 """``flexgs export`` and ``flexgs render``. Signatures and docstrings here are the command line's help."""
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.data.capture import Capture, View
-from flexgs_lightning.data.colmap import read_colmap
+from flexgs_lightning.data.capture import View
 from flexgs_lightning.deploy.path_file import read_path
-from flexgs_lightning.deploy.ply import read_ply, write_ply
+from flexgs_lightning.deploy.ply import write_ply
 from flexgs_lightning.deploy.render import render_views, require_free, require_kind
+from flexgs_lightning.deploy.scene import choose_device, grey, one_size, open_capture, open_scene
 from flexgs_lightning.deploy.trajectory import interpolate, orbit
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import load
-from flexgs_lightning.splats import Splats
 
 log = logging.getLogger(__name__)
 
-_CAPTURE_OPTIONS = ("downscale", "test_every", "images", "masks")
 _ORBIT_FRAMES = 120
 
 
@@ -86,45 +80,27 @@ def render(
     """
     require_kind(output)
     require_free(output, overwrite)
-    scene = _open_scene(ckpt, ply)
+    scene = open_scene(ckpt, ply)
+    splats = scene.model.at(1.0)
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
     data = scene.data | {name: value for name, value in wished.items() if value is not None}
     cameras, views = _cameras(path, data, frames)
     if photos and views is None:
         raise InputError("--photos: there are photos only for --path test or train, without --frames.")
     render_views(
-        scene.splats.to(_device(device)),
+        splats.to(choose_device(device)),
         cameras,
         output,
         names=None if views is None else [view.name for view in views],
         photos=[view.source for view in views] if photos and views is not None else None,
-        background=scene.background if background is None else _grey(background == "white"),
+        background=scene.background if background is None else grey(background == "white"),
         antialiased=scene.antialiased if antialiased is None else antialiased,
         video=video,
         fps=fps,
         quality=quality,
         overwrite=overwrite,
     )
-    log.info(f"{output}: {sum(len(batch) for batch in cameras)} frames of {len(scene.splats):,} Gaussians")
-
-
-@dataclass(frozen=True)
-class _Scene:
-    """What is drawn, and what its file says about how: ``data`` are options of the capture."""
-
-    splats: Splats
-    background: torch.Tensor
-    antialiased: bool
-    data: dict[str, Any]
-
-
-def _open_scene(ckpt: Path | None, ply: Path | None) -> _Scene:
-    if ckpt is not None and ply is None:
-        model = load(ckpt)
-        return _Scene(model.splats(), model.background, model.antialiased, model.data)
-    if ply is not None and ckpt is None:
-        return _Scene(read_ply(ply), _grey(False), False, {})
-    raise InputError(f"expected either --ckpt or --ply, found {'both' if ckpt else 'neither'}.")
+    log.info(f"{output}: {sum(len(batch) for batch in cameras)} frames of {len(splats):,} Gaussians")
 
 
 def _cameras(
@@ -138,37 +114,14 @@ def _cameras(
             )
         cameras = read_path(path)
         return [cameras if frames is None else interpolate(cameras, frames)], None
-    capture = _open_capture(data, path)
+    if data.get("root") is None:
+        raise InputError(f"--path {path}: expected --data_root, the COLMAP folder of the capture.")
+    capture = open_capture(data)
     if str(path) == "orbit":
-        return [orbit(_one_size(capture.views), _ORBIT_FRAMES if frames is None else frames)], None
+        return [orbit(one_size(capture.views), _ORBIT_FRAMES if frames is None else frames)], None
     views = capture.test_views if str(path) == "test" else capture.train_views
     if not views:
         raise InputError(f"--path {path}: capture '{capture.name}' has no {path} views.")
     if frames is not None:
-        return [interpolate(_one_size(views), frames)], None
+        return [interpolate(one_size(views), frames)], None
     return [view.camera for view in views], views
-
-
-def _open_capture(data: dict[str, Any], path: str | Path) -> Capture:
-    if data.get("root") is None:
-        raise InputError(f"--path {path}: expected --data_root, the COLMAP folder of the capture.")
-    return read_colmap(data["root"], **{name: data[name] for name in _CAPTURE_OPTIONS if name in data})
-
-
-def _one_size(views: Sequence[View]) -> Cameras:
-    """All cameras as one batch, at the size that most of them have."""
-    sizes = Counter((view.camera.width, view.camera.height) for view in views)
-    (width, height), _ = sizes.most_common(1)[0]
-    return Cameras.stack([view.camera.resized(width, height) for view in views])
-
-
-def _grey(level: float) -> torch.Tensor:
-    return torch.full((3,), float(level))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this machine has no CUDA device that torch can use.")
-    return torch.device(name)

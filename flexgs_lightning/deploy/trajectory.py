@@ -59,7 +59,7 @@ def orbit(cameras: Cameras, frames: int = 120) -> Cameras:
     """
     _require_frames(frames)
     focus = focus_point(cameras).double()
-    up = _up(cameras)
+    up = up_direction(cameras)
     offsets = cameras.positions.double() - focus
     heights = offsets @ up
     level = offsets - heights[:, None] * up
@@ -97,7 +97,7 @@ def interpolate(cameras: Cameras, frames: int) -> Cameras:
     return _assemble(cameras, *map(torch.from_numpy, (turning.as_matrix(), positions, Ks)))
 
 
-def _up(cameras: Cameras) -> Float[Tensor, " 3"]:
+def up_direction(cameras: Cameras) -> Float[Tensor, " 3"]:
     """The direction that is up for people who hold their cameras level: across all the images' x axes.
 
     The mean of the images' up directions alone would lean towards the side that was photographed, because
