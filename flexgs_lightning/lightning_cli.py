@@ -1,5 +1,6 @@
 """``fit``, ``validate`` and ``test``: Lightning's command line with this package's defaults."""
 
+import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +11,15 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from flexgs_lightning.data.datamodule import CaptureDataModule
+from flexgs_lightning.deploy.ply import read_ply
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.checkpoint import read_checkpoint
+from flexgs_lightning.model.checkpoint import load, read_checkpoint
 from flexgs_lightning.training.callbacks import (
     Checkpointing,
+    ElasticValidation,
     GracefulInterruption,
+    ImportanceRefresh,
+    TemperatureDecay,
     TestReport,
     ThroughputLogger,
     TrainingProgress,
@@ -83,6 +88,12 @@ class FlexGSCLI(LightningCLI):
             "--name", type=str | None, default=None, help="Name of the run; by default the capture's folder."
         )
         parser.add_argument(
+            "--start_from",
+            type=Path | None,
+            default=None,
+            help="Trained scene to start a new training from: a checkpoint, or any 3DGS PLY of the capture.",
+        )
+        parser.add_argument(
             "--test_after_fit",
             type=bool,
             default=True,
@@ -91,7 +102,14 @@ class FlexGSCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpointing, "checkpoint")
         parser.add_lightning_class_args(ValidationImages, "validation_images")
         parser.add_lightning_class_args(GracefulInterruption, "interruption")
-        parser.link_arguments("model.reconstruction_steps", "trainer.max_steps")
+        parser.add_lightning_class_args(ImportanceRefresh, "importance_refresh")
+        parser.add_lightning_class_args(TemperatureDecay, "temperature")
+        parser.add_lightning_class_args(ElasticValidation, "elastic_validation")
+        parser.link_arguments(
+            ("model.reconstruction_steps", "model.elastic_training.steps"),
+            "trainer.max_steps",
+            compute_fn=operator.add,
+        )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
@@ -121,6 +139,12 @@ class FlexGSCLI(LightningCLI):
             kwargs["callbacks"] = [*(options["callbacks"] or []), TrainingProgress()]
         kwargs["plugins"] = [*(options["plugins"] or []), SafeCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Open the scene to start from."""
+        path = self._get(self.config_init, "start_from")
+        if path is not None:
+            self.model.start = read_ply(path) if path.suffix.lower() == ".ply" else load(path).splats()
 
     def after_fit(self) -> None:
         """Measure what was trained."""

@@ -118,6 +118,12 @@ class ImageMetrics(nn.Module):
         self._lpips = None if lpips == "none" else LPIPS(lpips, lpips_input_range, lpips_weights)
         self._means = _Means(("psnr", "ssim", "lpips"))
 
+    def like(self) -> ImageMetrics:
+        """New, empty metrics under the same protocol; they share the LPIPS network."""
+        other = ImageMetrics(lpips="none")
+        other._lpips = self._lpips
+        return other
+
     @torch.no_grad()
     def update(
         self, prediction: Float[Tensor, "C H W 3"], target: Float[Tensor, "C H W 3"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float
@@ -70,3 +70,9 @@ class Splats:
     def detach(self) -> Splats:
         """The same values without gradient history."""
         return Splats(**{field.name: getattr(self, field.name).detach() for field in fields(self)})
+
+    def with_sh_degree(self, degree: int) -> Splats:
+        """The same with spherical harmonics cut to, or filled up with zeros to, another degree."""
+        missing = max((degree + 1) ** 2 - self.sh.shape[1], 0)
+        sh = torch.cat([self.sh, self.sh.new_zeros(len(self), missing, 3)], dim=1)
+        return replace(self, sh=sh[:, : (degree + 1) ** 2])

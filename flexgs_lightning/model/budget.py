@@ -12,7 +12,15 @@ MEGABYTE = 1_000_000
 _ROUNDING = 1e-12
 """Relative slack: 0.29 * 100 is 28.999999999999996 in floating point, and (k / n) * n may lie below k."""
 
+PLY_HEADER_BYTES = 2048
+"""Most that the header of an exported PLY file takes."""
+
 logger = logging.getLogger(__name__)
+
+
+def ply_bytes_per_gaussian(sh_degree: int) -> int:
+    """Bytes of a Gaussian in a 3DGS PLY: position, normal, SH, opacity, scale and rotation in float32."""
+    return 4 * (3 + 3 + 3 * (sh_degree + 1) ** 2 + 1 + 3 + 4)
 
 
 def count_at(ratio: float, total: int) -> int:

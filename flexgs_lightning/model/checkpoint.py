@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 import torch
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.budget import PLY_HEADER_BYTES, ply_bytes_per_gaussian, ratio_for
+from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
 from flexgs_lightning.model.gaussians import PARAMETERS, Gaussians
+from flexgs_lightning.model.normalization import SceneFrame
 from flexgs_lightning.splats import Splats
 
 CHECKPOINT_KEY = "flexgs"
 """Entry of a Lightning checkpoint that marks it as this package's."""
 CHECKPOINT_VERSION = 1
-_STATE_PREFIX = "gaussians.params."
+SCENE = "scene."
+"""Where the scene stands in a checkpoint's ``state_dict``."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Model:
     """What a checkpoint holds for use outside training.
 
     Attributes:
-        gaussians: the scene.
+        scene: the Gaussians; from the second stage on with what makes them elastic, in rank order.
         sh_degree: degree of the spherical harmonics that training had reached.
         antialiased: whether it was trained with the antialiased rasterizer.
         background: colour behind the scene, [3] float32.
@@ -31,18 +36,63 @@ class Model:
         iteration: training steps done.
     """
 
-    gaussians: Gaussians
+    scene: Gaussians | ElasticGaussians
     sh_degree: int
     antialiased: bool
     background: torch.Tensor
     data: dict[str, Any]
     iteration: int
 
+    def __len__(self) -> int:
+        return len(self.scene)
+
+    @property
+    def gaussians(self) -> Gaussians:
+        """The raw Gaussians."""
+        return self.scene if isinstance(self.scene, Gaussians) else self.scene.gaussians
+
+    @property
+    def elastic(self) -> bool:
+        """Whether it was trained to draw at any ratio."""
+        return isinstance(self.scene, ElasticGaussians)
+
     def splats(self) -> Splats:
-        """The scene ready to draw, without gradients and without unused spherical harmonics."""
-        splats = self.gaussians.splats().detach()
-        bases = (self.sh_degree + 1) ** 2
-        return Splats(splats.means, splats.quats, splats.scales, splats.opacities, splats.sh[:, :bases])
+        """The full scene ready to draw, without gradients and without unused spherical harmonics."""
+        return self.gaussians.splats().detach().with_sh_degree(self.sh_degree)
+
+    @torch.no_grad()
+    def at(
+        self,
+        ratio: float | None = None,
+        *,
+        max_gaussians: int | None = None,
+        max_megabytes: float | None = None,
+    ) -> Splats:
+        """The best model within a budget: exactly floor(e N) Gaussians, always the same ones, nested.
+
+        Give one budget: a ratio e in (0, 1], a number of Gaussians, or megabytes of an exported PLY file. A
+        budget above the model's size gives the full model.
+
+        Raises:
+            InputError: no or several budgets, one that is out of range or holds no Gaussian, or a ratio below
+                1 of a scene that was not trained to be elastic.
+        """
+        ratio = ratio_for(
+            len(self),
+            ratio=ratio,
+            max_gaussians=max_gaussians,
+            max_megabytes=max_megabytes,
+            bytes_per_gaussian=ply_bytes_per_gaussian(self.sh_degree),
+            overhead_bytes=PLY_HEADER_BYTES,
+        )
+        if ratio == 1.0:
+            return self.splats()
+        if not isinstance(self.scene, ElasticGaussians):
+            raise InputError(
+                f"ratio {ratio:.4g}: this scene has been through the first stage only and draws at ratio 1; "
+                "an elastic one needs --model.elastic_training.steps."
+            )
+        return self.scene.at(ratio).with_sh_degree(self.sh_degree)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -80,19 +130,36 @@ def load(path: str | Path) -> Model:
         InputError: as ``read_checkpoint``, or parameters are missing.
     """
     checkpoint = read_checkpoint(path)
-    state = checkpoint["state_dict"]
-    missing = [name for name in PARAMETERS if _STATE_PREFIX + name not in state]
-    if missing:
-        raise InputError(
-            f"{path}: Gaussian parameters are missing from the checkpoint: {', '.join(missing)}."
-        )
-    gaussians = Gaussians({name: state[_STATE_PREFIX + name] for name in PARAMETERS})
     facts = checkpoint[CHECKPOINT_KEY]
     return Model(
-        gaussians=gaussians,
+        scene=_scene(path, checkpoint["state_dict"], facts["elastic"]),
         sh_degree=facts["sh_degree"],
         antialiased=facts["antialiased"],
         background=torch.tensor(facts["background"]),
         data=facts["data"],
         iteration=checkpoint["global_step"],
     )
+
+
+def empty_elastic(state: Mapping[str, Any], prefix: str, options: Mapping[str, Any]) -> ElasticGaussians:
+    """An elastic model of the shape of a saved one, for ``load_state_dict``."""
+    start = f"{prefix}gaussians.params."
+    gaussians = Gaussians({name: state[start + name] for name in PARAMETERS})
+    return ElasticGaussians(gaussians, SceneFrame(torch.zeros(3), 1.0), ElasticOptions.from_plain(options))
+
+
+def _scene(
+    path: str | Path, state: Mapping[str, Any], elastic: Mapping[str, Any] | None
+) -> Gaussians | ElasticGaussians:
+    """The scene of a checkpoint; an elastic one in rank order, ready to be sliced."""
+    try:
+        if elastic is None:
+            return Gaussians({name: state[f"{SCENE}params.{name}"] for name in PARAMETERS})
+        scene = empty_elastic(state, SCENE, elastic)
+        own = {name.removeprefix(SCENE): value for name, value in state.items() if name.startswith(SCENE)}
+        scene.load_state_dict(own)
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{path}: parameters of the scene are missing or do not fit ({error}).") from error
+    scene.eval()
+    scene.sort()
+    return scene

@@ -45,13 +45,7 @@ class Gaussians(nn.Module):
 
     def splats(self) -> Splats:
         """Activate the parameters; differentiable."""
-        return Splats(
-            means=self.params["means"],
-            quats=self.params["quats"],
-            scales=self.params["scales"].exp(),
-            opacities=self.params["opacities"].sigmoid(),
-            sh=torch.cat([self.params["sh0"], self.params["shN"]], dim=1),
-        )
+        return activate(dict(self.params.items()))
 
     def first_non_finite(self) -> str | None:
         """Name of the first parameter that holds NaN or infinity; None if all are finite."""
@@ -131,6 +125,17 @@ class Gaussians(nn.Module):
         positions = low + (high - low) * torch.rand(count, 3)
         colors = torch.full((count, 3), 128, dtype=torch.uint8)
         return Gaussians.from_points(positions, colors, sh_degree=sh_degree, opacity=opacity)
+
+
+def activate(parameters: Mapping[str, Tensor]) -> Splats:
+    """Raw parameters, named and shaped as in ``Gaussians.params``, to splats; differentiable."""
+    return Splats(
+        means=parameters["means"],
+        quats=parameters["quats"],
+        scales=parameters["scales"].exp(),
+        opacities=parameters["opacities"].sigmoid(),
+        sh=torch.cat([parameters["sh0"], parameters["shN"]], dim=1),
+    )
 
 
 def neighbour_distances(positions: Float[Tensor, "P 3"], neighbours: int = 3) -> Float[Tensor, " P"]:

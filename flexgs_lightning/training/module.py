@@ -8,16 +8,34 @@ import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from tqdm import tqdm
 
 from flexgs_lightning.data.capture import Capture, ViewBatch
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.metrics import ImageMetrics
-from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, CHECKPOINT_VERSION
+from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, CHECKPOINT_VERSION, SCENE, empty_elastic
+from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.normalization import SceneFrame
+from flexgs_lightning.model.selector import rank
+from flexgs_lightning.rendering.importance import blending_importance, global_importance
 from flexgs_lightning.rendering.rasterizer import Rendering, rasterize
+from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.densification import AdaptiveDensityControl, Densification
+from flexgs_lightning.training.elastic import (
+    ElasticTraining,
+    elastic_loss,
+    elastic_optimizer,
+    residual_units,
+)
+from flexgs_lightning.training.initialization import Initialization, initial_gaussians
 from flexgs_lightning.training.losses import photometric_loss
-from flexgs_lightning.training.optimization import LearningRates, exponential_decay, gaussian_optimizers
+from flexgs_lightning.training.optimization import (
+    LearningRates,
+    exponential_decay,
+    gaussian_optimizers,
+    reorder_moments,
+)
 
 FINITE_CHECK_INTERVAL = 100
 BACKGROUNDS = {"black": 0.0, "white": 1.0, "random": 0.0}
@@ -39,8 +57,9 @@ class FlexGSModule(lightning.LightningModule):
         ssim_weight: float = 0.2,
         learning_rates: LearningRates = LearningRates(),  # noqa: B008  (frozen)
         densification: Densification = lazy_instance(AdaptiveDensityControl),  # noqa: B008
-        initial_opacity: float = 0.1,
-        random_gaussians: int = 100_000,
+        initialization: Initialization = Initialization(),  # noqa: B008  (frozen)
+        elastic: ElasticOptions = ElasticOptions(),  # noqa: B008  (frozen)
+        elastic_training: ElasticTraining = ElasticTraining(),  # noqa: B008  (frozen)
         lpips: Literal["vgg", "alex", "squeeze", "none"] = "vgg",
         lpips_weights: Path | None = None,
         seed: int = 42,
@@ -48,7 +67,7 @@ class FlexGSModule(lightning.LightningModule):
         """Describe the training.
 
         Args:
-            reconstruction_steps: iterations of plain 3DGS.
+            reconstruction_steps: iterations of plain 3DGS, the first stage; 0 with ``--start_from``.
             sh_degree: highest degree of the spherical harmonics, 0 to 3.
             sh_degree_interval: iterations between two raises of the degree, which starts at 0.
             background: colour behind the scene and behind photos with alpha; "random" draws one for each
@@ -57,14 +76,16 @@ class FlexGSModule(lightning.LightningModule):
             ssim_weight: share w of the loss (1 - w) L1 + w (1 - SSIM).
             learning_rates: Adam's learning rate for each attribute.
             densification: how Gaussians are added and removed.
-            initial_opacity: opacity of a new scene's Gaussians.
-            random_gaussians: number of Gaussians to start with if the capture has no SfM points.
+            initialization: what a new scene starts from.
+            elastic: what makes the scene elastic in the second stage.
+            elastic_training: how the second stage trains; ``steps`` is its length.
             lpips: network of the LPIPS metric; "none" leaves it out.
             lpips_weights: folder with the network's weights; by default torch's own cache.
             seed: every iteration's random draws are a function of this and the iteration's number.
         """
         super().__init__()
-        _check_options(reconstruction_steps, sh_degree, sh_degree_interval, ssim_weight)
+        steps = reconstruction_steps + elastic_training.steps
+        _check_options(reconstruction_steps, steps, sh_degree, sh_degree_interval, ssim_weight)
         self.automatic_optimization = False
         self.reconstruction_steps = reconstruction_steps
         self.sh_degree = sh_degree
@@ -74,14 +95,33 @@ class FlexGSModule(lightning.LightningModule):
         self.ssim_weight = ssim_weight
         self.learning_rates = learning_rates
         self.densification = densification
-        self.initial_opacity = initial_opacity
-        self.random_gaussians = random_gaussians
+        self.initialization = initialization
         self.seed = seed
         self.image_metrics = ImageMetrics(lpips=lpips, lpips_weights=lpips_weights)
-        self.gaussians = Gaussians.empty(sh_degree)
+        self.elastic_options = elastic
+        self.elastic_training = elastic_training
+        self.temperature = 1.0
+        self.scene: Gaussians | ElasticGaussians = Gaussians.empty(sh_degree)
+        self.start: Splats | None = None
         self.extent = 1.0
         self._densification_state: dict[str, Any] | None = None
         self._loaded_iteration = 0
+
+    @property
+    def gaussians(self) -> Gaussians:
+        """The Gaussians, in either stage."""
+        return self.scene if isinstance(self.scene, Gaussians) else self.scene.gaussians
+
+    @property
+    def elastic(self) -> ElasticGaussians | None:
+        """The elastic model from the second stage on."""
+        return self.scene if isinstance(self.scene, ElasticGaussians) else None
+
+    @property
+    def elastic_step(self) -> int | None:
+        """Iterations of the second stage completed; None in the first stage."""
+        step = self.iteration - self.reconstruction_steps
+        return step if step >= 0 and self.elastic_training.steps > 0 else None
 
     @property
     def iteration(self) -> int:
@@ -108,30 +148,21 @@ class FlexGSModule(lightning.LightningModule):
             )
         self.extent = self.capture.extent
         if stage == "fit" and len(self.gaussians) == 0:
-            self.gaussians = self._initial_gaussians()
-
-    def _initial_gaussians(self) -> Gaussians:
-        torch.manual_seed(self.seed)
-        points = self.capture.points
-        if len(points):
-            return Gaussians.from_points(
-                points.positions, points.colors, sh_degree=self.sh_degree, opacity=self.initial_opacity
-            )
-        positions = torch.cat([view.camera.positions for view in self.capture.views])
-        return Gaussians.random(
-            positions,
-            self.extent,
-            count=self.random_gaussians,
-            sh_degree=self.sh_degree,
-            opacity=self.initial_opacity,
-        )
+            if self.reconstruction_steps == 0 and self.start is None:
+                raise InputError("model.reconstruction_steps: 0 needs --start_from, a checkpoint or PLY.")
+            torch.manual_seed(self.seed)
+            self.scene = initial_gaussians(self.capture, self.initialization, self.sh_degree, self.start)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """One Adam for each attribute; densification resizes their states."""
+        """One Adam for each attribute, and in the second stage one for what makes the scene elastic."""
         optimizers = gaussian_optimizers(self.gaussians, self.learning_rates, self.extent)
-        self.densification.start(
-            self.gaussians, optimizers, scene_extent=self.extent, total_steps=self.reconstruction_steps
-        )
+        if self.elastic is not None:
+            added = elastic_optimizer(self.elastic, self.elastic_training)
+            return list(optimizers.values()) + ([] if added is None else [added])
+        if self.reconstruction_steps > 0:
+            self.densification.start(
+                self.gaussians, optimizers, scene_extent=self.extent, total_steps=self.reconstruction_steps
+            )
         return list(optimizers.values())
 
     def on_train_start(self) -> None:
@@ -143,10 +174,19 @@ class FlexGSModule(lightning.LightningModule):
     # -- training --------------------------------------------------------------------------------------
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> None:
-        """One iteration: render, compare, descend, densify."""
+        """One iteration of the stage that it belongs to."""
+        torch.manual_seed(self.seed * 1_000_003 + self.iteration)
+        if self.elastic_step is None:
+            self._reconstruct(batch)
+        else:
+            if self.elastic is None:
+                self.begin_elastic_stage()
+            self._train_elastic(batch, self.elastic_step)
+
+    def _reconstruct(self, batch: ViewBatch) -> None:
+        """Render, compare, descend, densify."""
         step = self.iteration
-        torch.manual_seed(self.seed * 1_000_003 + step)
-        self._set_position_rate(step)
+        self._set_position_rate(step, self.reconstruction_steps)
         background = self._training_background()
         rendering = self.render(batch, background, self.sh_degree_at(step))
         photos = batch.targets(background)
@@ -161,8 +201,70 @@ class FlexGSModule(lightning.LightningModule):
         report = self.densification.after_step(step, rendering)
         if report is not None:
             self.log_dict({f"densification/{name}": float(count) for name, count in report.counts().items()})
-        if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log_progress(loss, penalty, rendering, photos)
+        if self._is_time_to_log:
+            parts = {} if penalty is None else {"regularization": penalty}
+            self._log_progress(loss, parts, rendering.image, photos)
+
+    def _train_elastic(self, batch: ViewBatch, step: int) -> None:
+        """Render a subset and the full model, compare both, descend."""
+        assert self.elastic is not None
+        self._set_position_rate(step, self.elastic_training.steps)
+        background = self._training_background()
+        photos = batch.targets(background)
+        image = photos
+
+        def photometric(splats: Splats) -> Tensor:
+            nonlocal image
+            image = rasterize(
+                splats, batch.cameras, background=background, antialiased=self.antialiased
+            ).image
+            return photometric_loss(image, photos, self.ssim_weight)
+
+        loss, parts = elastic_loss(
+            self.elastic, self.elastic_training, step, photometric=photometric, temperature=self.temperature
+        )
+        self._check_finite(loss, self.iteration)
+        self.manual_backward(loss)
+        self._step_optimizers()
+        if self._is_time_to_log:
+            self._log_progress(loss, parts, image, photos)
+
+    # -- the second stage ------------------------------------------------------------------------------
+
+    def begin_elastic_stage(self) -> Tensor:
+        """Make the scene elastic, with fresh optimizers, and rank it; as ``refresh_importance``."""
+        positions = torch.cat([view.camera.positions for view in self.capture.views])
+        self.scene = ElasticGaussians(
+            self.gaussians,
+            SceneFrame.from_cameras(positions),
+            self.elastic_options,
+            residual_units(self.learning_rates, self.extent),
+        ).to(self.device)
+        self.trainer.strategy.optimizers = self.configure_optimizers()
+        return self.refresh_importance()
+
+    @torch.no_grad()
+    def refresh_importance(self) -> Tensor:
+        """Rank the Gaussians by their importance over all training views; returns it, [N], in rank order.
+
+        With "ordered" selection they are stored in that order, together with their optimizers' moments.
+        """
+        assert self.elastic is not None
+        splats = self.gaussians.splats()
+        cameras = tqdm([view.camera for view in self.capture.train_views], "Importance", leave=False, delay=3)
+        weights = blending_importance(splats, cameras, antialiased=self.antialiased).weights
+        importance = global_importance(weights, splats.scales, self.elastic_training.importance)
+        if not (importance > 0).any():
+            raise InputError("importance: no training view sees any Gaussian of this scene.")
+        order = rank(importance)
+        if self.elastic.selector is not None:
+            self.elastic.importance_order.copy_(order)
+        else:
+            self.elastic.reorder(order)
+            optimizers = self.optimizers(use_pl_optimizer=False)
+            assert isinstance(optimizers, list)
+            reorder_moments(optimizers, order)
+        return importance[order]
 
     def render(self, batch: ViewBatch, background: Tensor, sh_degree: int | None = None) -> Rendering:
         """Draw the scene through the batch's cameras."""
@@ -188,15 +290,25 @@ class FlexGSModule(lightning.LightningModule):
             return torch.rand(3).to(self.device)
         return self.evaluation_background
 
-    def _set_position_rate(self, step: int) -> None:
+    def _set_position_rate(self, step: int, total: int) -> None:
+        """Schedules of a stage: of the positions, and of what makes the scene elastic."""
         rates = self.learning_rates
-        rate = exponential_decay(rates.means, rates.means_final, step, self.reconstruction_steps)
-        self._optimizers()["means"].param_groups[0]["lr"] = rate * self.extent
+        rate = exponential_decay(rates.means, rates.means_final, step, total)
+        for group in self._groups():
+            if group["name"] == "means":
+                group["lr"] = rate * self.extent
+            elif "initial" in group:
+                group["lr"] = exponential_decay(group["initial"], group["final"], step, total)
 
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+    def _groups(self) -> list[dict[str, Any]]:
+        """Every optimizer's parameter groups; each has a name."""
         optimizers = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizers, list)
-        return {optimizer.param_groups[0]["name"]: optimizer for optimizer in optimizers}
+        return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+    @property
+    def _is_time_to_log(self) -> bool:
+        return self.iteration % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def _step_optimizers(self) -> None:
         """Step every optimizer, but only the first through Lightning.
@@ -228,21 +340,14 @@ class FlexGSModule(lightning.LightningModule):
             "kept; lower the learning rate of that attribute, or look for broken photos."
         )
 
-    def _log_progress(
-        self, loss: Tensor, penalty: Tensor | None, rendering: Rendering, photos: Tensor
-    ) -> None:
-        mse = (rendering.image.detach().clamp(0, 1) - photos).square().mean()
-        values: dict[str, Tensor | float] = {
-            "loss": loss.detach(),
-            "psnr": -10.0 * mse.clamp_min(1e-10).log10(),
-        }
-        self.log_dict({f"train/{name}": value for name, value in values.items()}, prog_bar=False)
-        self.log_dict({**values, "gaussians": float(len(self.gaussians))}, prog_bar=True, logger=False)
-        self.log("train/gaussians", float(len(self.gaussians)))
-        if penalty is not None:
-            self.log("train/regularization", penalty.detach())
-        for name, optimizer in self._optimizers().items():
-            self.log(f"learning_rate/{name}", optimizer.param_groups[0]["lr"])
+    def _log_progress(self, loss: Tensor, parts: dict[str, Tensor], image: Tensor, photos: Tensor) -> None:
+        psnr = -10.0 * (image.detach().clamp(0, 1) - photos).square().mean().clamp_min(1e-10).log10()
+        count = float(len(self.gaussians))
+        values: dict[str, Tensor | float] = {"loss": loss.detach(), "psnr": psnr, "gaussians": count}
+        self.log_dict(values, prog_bar=True, logger=False)
+        values |= {name: part.detach() for name, part in parts.items()}
+        self.log_dict({f"train/{name}": value for name, value in values.items()})
+        self.log_dict({f"learning_rate/{group['name']}": group["lr"] for group in self._groups()})
 
     # -- validation and test ---------------------------------------------------------------------------
 
@@ -289,21 +394,29 @@ class FlexGSModule(lightning.LightningModule):
             "background": self.evaluation_background.tolist(),
             "data": self.trainer.datamodule.options(),  # type: ignore[attr-defined]
             "seed": self.seed,
-            "densification": self.densification.state_dict(),
+            "densification": self.densification.state_dict() if self.elastic is None else None,
+            "elastic": None if self.elastic is None else self.elastic.options.as_plain(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what ``on_save_checkpoint`` added."""
         facts = checkpoint[CHECKPOINT_KEY]
         self.seed = facts["seed"]
+        if facts["elastic"] is not None:
+            self.scene = empty_elastic(checkpoint["state_dict"], SCENE, facts["elastic"])
         self._loaded_iteration = checkpoint["global_step"]
         self._densification_state = facts["densification"]
 
 
-def _check_options(steps: int, sh_degree: int, sh_interval: int, ssim_weight: float) -> None:
+def _check_options(
+    reconstruction_steps: int, steps: int, sh_degree: int, sh_interval: int, ssim_weight: float
+) -> None:
     """Refuse impossible options before anything expensive starts."""
-    if steps < 1:
-        raise InputError(f"model.reconstruction_steps: expected at least 1, found {steps}.")
+    if reconstruction_steps < 0 or steps < 1:
+        raise InputError(
+            f"model.reconstruction_steps: expected at least 1, or 0 with an elastic stage, "
+            f"found {reconstruction_steps}."
+        )
     if not 0 <= sh_degree <= 3:
         raise InputError(f"model.sh_degree: expected 0 to 3, found {sh_degree}.")
     if sh_interval < 1:

@@ -1,10 +1,14 @@
 """Optimizers and learning-rate schedules of the Gaussians."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.residuals import reorder_rows
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,10 @@ def gaussian_optimizers(
     initial["means"] *= extent
     return {
         name: torch.optim.Adam(
-            [{"params": [parameter], "name": name}], lr=initial[name], eps=1e-15, fused=True
+            [{"params": [parameter], "name": name, "per_gaussian": True}],
+            lr=initial[name],
+            eps=1e-15,
+            fused=True,
         )
         for name, parameter in gaussians.params.items()
     }
@@ -51,3 +58,18 @@ def exponential_decay(start: float, end: float, step: int, total: int) -> float:
     """
     progress = min(max(step / max(total, 1), 0.0), 1.0)
     return float(start ** (1.0 - progress) * end**progress)
+
+
+def reorder_moments(optimizers: Iterable[torch.optim.Optimizer], order: Int[Tensor, " N"]) -> None:
+    """Let Adam's moments follow a new order of the Gaussians.
+
+    Parameters with N rows are permuted; those with fewer hold the first of the ranking (``RatioResiduals``),
+    where rows that come from beyond start at zero. Parameters of networks have no group that says so.
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if group.get("per_gaussian", False):
+                for parameter in group["params"]:
+                    for name in ("exp_avg", "exp_avg_sq"):
+                        if name in optimizer.state[parameter]:
+                            reorder_rows(optimizer.state[parameter][name], order)

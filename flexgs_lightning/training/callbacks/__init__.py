@@ -1,6 +1,8 @@
 """What happens beside the training step: saving, showing, reporting."""
 
 from flexgs_lightning.training.callbacks.checkpointing import Checkpointing
+from flexgs_lightning.training.callbacks.elastic_schedule import ImportanceRefresh, TemperatureDecay
+from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
 from flexgs_lightning.training.callbacks.interruption import GracefulInterruption
 from flexgs_lightning.training.callbacks.progress import ThroughputLogger, TrainingProgress
 from flexgs_lightning.training.callbacks.test_report import TestReport
@@ -8,7 +10,10 @@ from flexgs_lightning.training.callbacks.validation_images import ValidationImag
 
 __all__ = [
     "Checkpointing",
+    "ElasticValidation",
     "GracefulInterruption",
+    "ImportanceRefresh",
+    "TemperatureDecay",
     "TestReport",
     "ThroughputLogger",
     "TrainingProgress",

@@ -13,6 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
 from flexgs_lightning.training.module import FlexGSModule
 
 log = logging.getLogger(__name__)
@@ -75,10 +76,13 @@ class TestReport(Callback):
 
     def _report(self, module: FlexGSModule) -> dict[str, Any]:
         keys = [key for key in self._images[0] if key not in ("name", "milliseconds")] if self._images else []
-        parameters = sum(parameter.numel() * 4 for parameter in module.gaussians.parameters())
+        parameters = sum(parameter.numel() * 4 for parameter in module.scene.parameters())
         capture = module.capture
+        callbacks = module.trainer.callbacks  # type: ignore[attr-defined]
+        ratios = next((c.results for c in callbacks if isinstance(c, ElasticValidation)), {})
         return {
             "mean": {key: statistics.fmean(image[key] for image in self._images) for key in keys},
+            "ratios": {f"{ratio:g}": result for ratio, result in ratios.items()},
             "gaussians": len(module.gaussians),
             "megabytes": parameters / 1e6,
             "milliseconds": statistics.median(image["milliseconds"] for image in self._images),

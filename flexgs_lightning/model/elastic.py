@@ -1,0 +1,181 @@
+"""ElasticGaussians: a scene that draws at any fraction of its Gaussians."""
+
+# No `from __future__ import annotations` here: jsonargparse reads the options' types.
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.budget import count_at
+from flexgs_lightning.model.gaussians import Gaussians, activate
+from flexgs_lightning.model.normalization import SceneFrame
+from flexgs_lightning.model.residuals import RatioResiduals
+from flexgs_lightning.model.selector import GaussianSelector, rank
+from flexgs_lightning.model.transform_field import Head, TransformField, base_resolution_for
+from flexgs_lightning.splats import Splats
+
+
+@dataclass(frozen=True)
+class ElasticOptions:
+    """What makes a scene elastic.
+
+    Args:
+        selection: "ordered" ranks by importance, "gsnet" by a network (the FlexGS paper).
+        residual_anchors: ascending ratios at which Gaussians have displacements of their own, interpolated
+            in log e; empty for none.
+        field_heads: attributes that the transform field displaces; empty for no field. The paper's are
+            means, scales and quats; opacities and sh0 can be added.
+        field_resolution: cells a spatial axis of the field's coarsest planes; 0 for as many as
+            ``field_share`` allows.
+        field_share: largest size of the field as a share of the Gaussians' parameters, if
+            ``field_resolution`` is 0.
+        field_ratio_resolution: cells of the field's planes along the ratio.
+        field_multipliers: resolution of each level of planes, relative to the coarsest.
+        field_head_width: width of the heads' hidden layers; 0 for linear heads.
+        ratio_axis: how the ratio enters the networks; "linear" is the published code's.
+        lowest_ratio: smallest ratio that is trained for.
+    """
+
+    selection: Literal["ordered", "gsnet"] = "ordered"
+    residual_anchors: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    field_heads: tuple[Head, ...] = ()
+    field_resolution: int = 0
+    field_share: float = 0.1
+    field_ratio_resolution: int = 16
+    field_multipliers: tuple[int, ...] = (1, 2)
+    field_head_width: int = 64
+    ratio_axis: Literal["log", "linear"] = "log"
+    lowest_ratio: float = 0.01
+
+    def as_plain(self) -> dict[str, Any]:
+        """Plain values, for checkpoints."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @staticmethod
+    def from_plain(values: Mapping[str, Any]) -> "ElasticOptions":
+        """The inverse of ``as_plain``."""
+        options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return ElasticOptions(**options)
+
+
+class ElasticGaussians(nn.Module):
+    """Gaussians with a ranking, and what displaces them when only the first of it are drawn.
+
+    With "ordered" selection the Gaussians are stored in the order of the ranking, so that every ratio is a
+    prefix. With "gsnet" the ranking is the selector's, computed once when drawing starts, until ``sort``
+    stores it the same way. Either way sets are nested: a smaller ratio's Gaussians are among a larger one's.
+    """
+
+    importance_order: Int[Tensor, " N"]
+    """Ranking by importance, which a selector learns from."""
+
+    def __init__(
+        self,
+        gaussians: Gaussians,
+        frame: SceneFrame,
+        options: ElasticOptions,
+        residual_units: Mapping[str, float] | None = None,
+    ) -> None:
+        """Construction changes no image: displacements start at zero.
+
+        Args:
+            gaussians: the scene, of at least one Gaussian.
+            frame: where the scene lies, for the networks.
+            options: which parts there are.
+            residual_units: see ``RatioResiduals``; not needed where a state is loaded afterwards.
+        """
+        super().__init__()
+        if len(gaussians) == 0:
+            raise InputError("an elastic model needs at least one Gaussian, found none.")
+        self.options = options
+        self.gaussians = gaussians
+        self.frame = frame
+        self.selector: GaussianSelector | None = None
+        self.field: TransformField | None = None
+        self.residuals: RatioResiduals | None = None
+        self._order: Tensor | None = None
+        if options.selection == "gsnet":
+            self.register_buffer("importance_order", torch.arange(len(gaussians)))
+            self.selector = GaussianSelector(
+                frame, lowest_ratio=options.lowest_ratio, ratio_axis=options.ratio_axis
+            )
+        if options.field_heads:
+            self.field = _field(len(gaussians), frame, options)
+        if options.residual_anchors:
+            units = residual_units or dict.fromkeys(("means", "quats", "scales", "opacities", "sh0"), 1.0)
+            self.residuals = RatioResiduals(len(gaussians), options.residual_anchors, dict(units))
+
+    def __len__(self) -> int:
+        return len(self.gaussians)
+
+    def at(self, ratio: float) -> Splats:
+        """Exactly floor(e N) Gaussians, the highest ranked, displaced for that ratio; differentiable.
+
+        Ratio 1 gives the full model, undisplaced. Two calls give the same.
+
+        Raises:
+            InputError: the ratio lies outside (0, 1] or holds no Gaussian.
+        """
+        count = count_at(ratio, len(self))
+        chosen = slice(0, count) if self.selector is None else self.ranking()[:count]
+        return self.drawn(chosen, ratio)
+
+    def drawn(self, chosen: slice | Int[Tensor, " M"], ratio: float) -> Splats:
+        """The chosen Gaussians, displaced for ``ratio``; differentiable."""
+        if ratio == 1.0:
+            return activate({name: value[chosen] for name, value in self.gaussians.params.items()})
+        parameters: dict[str, Tensor] = {name: value[chosen] for name, value in self.gaussians.params.items()}
+        field = None if self.field is None else self.field(parameters["means"], ratio)
+        if self.residuals is not None:
+            parameters = self.residuals(len(parameters["means"]), ratio).added_to(parameters)
+        return activate(parameters if field is None else field.added_to(parameters))
+
+    @torch.no_grad()
+    def ranking(self) -> Int[Tensor, " N"]:
+        """[N] indices of the Gaussians, highest ranked first; kept while the module is in ``eval`` mode."""
+        if self.selector is None:
+            return torch.arange(len(self), device=self.gaussians.params["means"].device)
+        if self._order is None or self.training:
+            params = self.gaussians.params
+            self._order = rank(self.selector.scores(params["means"], params["scales"], params["quats"]))
+        return self._order
+
+    @torch.no_grad()
+    def reorder(self, order: Int[Tensor, " N"]) -> None:
+        """Store the Gaussians in a new order; what belongs to a Gaussian moves along."""
+        for parameter in self.gaussians.params.values():
+            parameter.data = parameter.data[order]
+        if self.residuals is not None:
+            self.residuals.reorder(order)
+
+    def sort(self) -> None:
+        """Store the Gaussians in the selector's ranking for good, so that every ratio is a slice."""
+        if self.selector is not None:
+            self.reorder(self.ranking())
+            self.selector = None
+
+    def train(self, mode: bool = True) -> "ElasticGaussians":
+        """Forget the kept ranking: training changes it."""
+        self._order = None
+        return super().train(mode)
+
+
+def _field(gaussians: int, frame: SceneFrame, options: ElasticOptions) -> TransformField:
+    sizes: dict[str, Any] = {
+        "ratio_resolution": options.field_ratio_resolution,
+        "multipliers": options.field_multipliers,
+        "head_width": options.field_head_width,
+        "heads": options.field_heads,
+    }
+    resolution = options.field_resolution or base_resolution_for(gaussians, options.field_share, **sizes)
+    return TransformField(
+        frame,
+        resolution=resolution,
+        lowest_ratio=options.lowest_ratio,
+        ratio_axis=options.ratio_axis,
+        **sizes,
+    )

@@ -1,0 +1,71 @@
+"""What changes in the course of the elastic stage: the ranking and the temperature."""
+
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.optimization import exponential_decay
+
+
+class ImportanceRefresh(Callback):
+    """Ranks the Gaussians anew by importance in regular intervals of the elastic stage.
+
+    The stage begins with a ranking in any case. TensorBoard gets a histogram of each ranking's importance.
+
+    Args:
+        every_n_steps: iterations of the elastic stage from one refresh to the next.
+        stop_after: share of the stage after which the ranking stays as it is.
+    """
+
+    def __init__(self, every_n_steps: int = 1_000, stop_after: float = 1.0) -> None:
+        if every_n_steps < 1:
+            raise InputError(f"importance_refresh.every_n_steps: expected at least 1, found {every_n_steps}.")
+        self.every_n_steps = every_n_steps
+        self.stop_after = stop_after
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Refresh if it is time."""
+        assert isinstance(pl_module, FlexGSModule)
+        step = pl_module.elastic_step
+        if step is None or step % self.every_n_steps:
+            return
+        if step == 0:
+            importance = pl_module.begin_elastic_stage()
+        elif step <= self.stop_after * pl_module.elastic_training.steps:
+            importance = pl_module.refresh_importance()
+        else:
+            return
+        if isinstance(trainer.logger, TensorBoardLogger):
+            logarithms = (importance + 1e-3).log10()
+            trainer.logger.experiment.add_histogram(
+                "importance/log10", logarithms, global_step=trainer.global_step
+            )
+
+
+class TemperatureDecay(Callback):
+    """Lowers the Gumbel-softmax temperature exponentially over the elastic stage.
+
+    Args:
+        start: temperature at the stage's begin; the published code holds it at 1.
+        end: temperature at the stage's end.
+    """
+
+    def __init__(self, start: float = 1.0, end: float = 1.0) -> None:
+        if min(start, end) <= 0:
+            raise InputError(f"temperature: expected positive start and end, found {start} and {end}.")
+        self.start, self.end = start, end
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the iteration's temperature."""
+        assert isinstance(pl_module, FlexGSModule)
+        step = pl_module.elastic_step
+        if step is not None:
+            total = pl_module.elastic_training.steps
+            pl_module.temperature = exponential_decay(self.start, self.end, step, total)
