@@ -11,6 +11,7 @@ from jsonargparse import auto_cli
 from flexgs_lightning.data.download import download
 from flexgs_lightning.demo import demo
 from flexgs_lightning.deploy.commands import export, render
+from flexgs_lightning.deploy.view import view
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.lightning_cli import FlexGSCLI
 
@@ -24,6 +25,7 @@ training
 deployment
   export         write a checkpoint as a standard 3DGS PLY
   render         draw a checkpoint or PLY: test views, an orbit or a camera path, to PNG and video
+  view           look at a checkpoint or PLY in the browser, at any share of its Gaussians
 captures
   data download  fetch a benchmark's scenes
   demo           make a small capture, train on it, and show the result
@@ -33,6 +35,7 @@ captures
 COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
     "export": export,
     "render": render,
+    "view": view,
     "data": {"download": download},
     "demo": demo,
 }

@@ -24,10 +24,9 @@ _CAPTURE_OPTIONS = ("downscale", "test_every", "images", "masks")
 
 
 class ElasticModel(Protocol):
-    """What can be drawn at a ratio of its Gaussians."""
+    """What can be drawn at a ratio of its Gaussians; ``checkpoint.Model`` is one."""
 
-    @property
-    def count(self) -> int:
+    def __len__(self) -> int:
         """Gaussians in the full model."""
         ...
 
@@ -37,7 +36,7 @@ class ElasticModel(Protocol):
         ...
 
     def at(self, ratio: float) -> Splats:
-        """Exactly ``budget.count_at(ratio, count)`` Gaussians, ready to draw.
+        """Exactly ``budget.count_at(ratio, len(self))`` Gaussians, ready to draw.
 
         Raises:
             InputError: the ratio lies outside (0, 1], or below 1 where the model is not elastic.
@@ -51,8 +50,7 @@ class OneSize:
 
     splats: Splats
 
-    @property
-    def count(self) -> int:
+    def __len__(self) -> int:
         """Number of Gaussians."""
         return len(self.splats)
 
@@ -66,24 +64,6 @@ class OneSize:
         if ratio != 1.0:
             raise InputError(f"ratio: expected 1, found {ratio}: the scene is not an elastic model.")
         return self.splats
-
-
-@dataclass(frozen=True)
-class Elastic:
-    """A checkpoint of elastic training, with its number of Gaussians."""
-
-    checkpoint: Any
-    count: int
-
-    @property
-    def elastic(self) -> bool:
-        """True."""
-        return True
-
-    def at(self, ratio: float) -> Splats:
-        """The best ``budget.count_at(ratio, count)`` Gaussians."""
-        splats: Splats = self.checkpoint.at(ratio)
-        return splats.detach()
 
 
 @dataclass(frozen=True)
@@ -114,16 +94,10 @@ def open_scene(ckpt: Path | None, ply: Path | None) -> Scene:
     if ckpt is not None and ply is None:
         model = load(ckpt)
         name = Path(model.data["root"]).name if model.data.get("root") else ckpt.stem
-        return Scene(name, _elastic_model(model), model.background, model.antialiased, model.data)
+        return Scene(name, model, model.background, model.antialiased, model.data)
     if ply is not None and ckpt is None:
         return Scene(ply.stem, OneSize(read_ply(ply)), grey(0.0), False, {})
     raise InputError(f"expected either --ckpt or --ply, found {'both' if ckpt else 'neither'}.")
-
-
-def _elastic_model(model: Any) -> ElasticModel:
-    """A loaded checkpoint as an ``ElasticModel``; one of plain reconstruction has one size."""
-    full = model.splats()
-    return Elastic(model, len(full)) if getattr(model, "elastic", False) else OneSize(full)
 
 
 def open_capture(data: dict[str, Any]) -> Capture:

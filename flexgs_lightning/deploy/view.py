@@ -1,0 +1,40 @@
+"""``flexgs view``. Signature and docstring here are the command line's help."""
+
+from pathlib import Path
+from typing import Literal
+
+from flexgs_lightning.deploy.scene import choose_device, open_capture, open_scene
+
+
+def view(
+    ckpt: Path | None = None,
+    ply: Path | None = None,
+    data_root: Path | None = None,
+    downscale: int | None = None,
+    test_every: int | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Show a checkpoint or PLY file in the browser, at any share of its Gaussians.
+
+    Args:
+        ckpt: Checkpoint to show; one of elastic training can be drawn at any ratio.
+        ply: 3DGS PLY file to show, instead of a checkpoint.
+        data_root: COLMAP folder of the capture, for its test views and photos; by default the one that the
+            checkpoint was trained on, if it is still there.
+        downscale: Reduction of the capture's photos; by default as trained, or 1.
+        test_every: Every n-th photo is a test view; by default as trained, or 8.
+        host: Address to listen at; 0.0.0.0 also lets other machines in.
+        port: Port to listen at; 0 takes any free one.
+        device: Where to draw; "auto" takes CUDA where there is a device.
+    """
+    scene = open_scene(ckpt, ply)
+    wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
+    data = scene.data | {name: value for name, value in wished.items() if value is not None}
+    at_hand = data.get("root") is not None and (data_root is not None or Path(data["root"]).is_dir())
+    capture = open_capture(data) if at_hand else None
+
+    from flexgs_lightning.deploy.viewer import serve  # viser is slow to import, and only needed here
+
+    serve(scene, capture, device=choose_device(device), host=host, port=port)

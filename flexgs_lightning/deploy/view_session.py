@@ -1,0 +1,234 @@
+"""One browser tab of the viewer: draws what it asks for, on a thread of its own."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+
+import numpy as np
+import viser
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.data.capture import View
+from flexgs_lightning.deploy.render import draw, read_photo
+from flexgs_lightning.deploy.scene import Scene
+from flexgs_lightning.deploy.vantage import Vantage
+from flexgs_lightning.deploy.view_canvas import BrowserCamera, compose, framing_fov, reduced
+from flexgs_lightning.deploy.view_panel import Figures, Panel
+from flexgs_lightning.deploy.view_state import Detail, RatioScale, SplatsCache, megabytes
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.images import to_uint8
+from flexgs_lightning.metrics import psnr
+
+log = logging.getLogger(__name__)
+
+_REST = 0.2
+"""Seconds without a change after which the picture is refined."""
+_ARRIVAL = 1.0
+"""Seconds that the browser's camera may take to arrive at a test view."""
+_JPEG_QUALITY, _JPEG_QUALITY_MOVING = 92, 70
+
+_Action = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What all tabs share.
+
+    Attributes:
+        scene: what is drawn.
+        views: test views, possibly none.
+        vantage: where to look from at first.
+        cache: the splats at the sizes in use.
+        drawing: held while drawing, so that tabs take turns on the processor.
+    """
+
+    scene: Scene
+    views: tuple[View, ...]
+    vantage: Vantage
+    cache: SplatsCache
+    drawing: threading.Lock = field(default_factory=threading.Lock)
+
+    def draw(self, count: int, camera: Cameras) -> Float[Tensor, "H W 3"]:
+        """The image of one camera, on the CPU."""
+        splats = self.cache.at(count)
+        with self.drawing:
+            return draw(splats, camera, self.scene.background, self.scene.antialiased).cpu()
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """A test view that is being looked at, until the browser's camera moves away from it."""
+
+    view: View
+    photo: Float[Tensor, "H W 3"]
+    deadline: float
+    arrived: bool = False
+
+    def holds(self, camera: BrowserCamera, unit: float) -> bool:
+        """Whether the browser's camera still stands and looks as the view's does."""
+        pose = self.view.camera
+        return camera.near(pose.positions[0].numpy(), pose.viewmats[0, 2, :3].numpy(), unit)
+
+
+class Session(threading.Thread):
+    """Draws for one tab. The browser's events queue up as actions; all of them run on this thread."""
+
+    def __init__(self, stage: Stage, client: viser.ClientHandle) -> None:
+        super().__init__(name=f"viewer-tab-{client.client_id}", daemon=True)
+        self._stage, self._client = stage, client
+        self._inbox: queue.SimpleQueue[_Action | None] = queue.SimpleQueue()
+        self._detail = Detail()
+        self._scale = RatioScale(len(stage.scene.model))
+        self._count = len(stage.scene.model)
+        self._visit: _Visit | None = None
+        self._with_photo = True
+        self._camera = _camera_of(client)
+        self._panel = Panel(
+            client.gui,
+            self._scale,
+            stage.scene.model.elastic,
+            [view.name for view in stage.views],
+            on_ratio=lambda ratio: self._do(lambda: self._choose(ratio)),
+            on_view=lambda index: self._do(lambda: self._go_to(index)),
+            on_photo=lambda wanted: self._do(lambda: self._show_photo(wanted)),
+            on_screenshot=lambda: self._do(self._save_screenshot),
+        )
+
+        @client.camera.on_update
+        async def _(_: viser.CameraHandle) -> None:
+            camera = _camera_of(client)
+            self._do(lambda: self._move(camera))
+
+    def stop(self) -> None:
+        """End the thread after the frame at hand."""
+        self._inbox.put(None)
+
+    def run(self) -> None:
+        """Draw coarsely after each change, and finer and finer while nothing changes."""
+        divisor, wait = self._detail.moving, 0.0
+        while None not in (actions := self._next_actions(wait if divisor else None)):
+            for action in actions:
+                self._guarded(action)
+            if actions or not divisor:
+                divisor = self._detail.moving
+            self._guarded(functools.partial(self._draw, divisor))
+            divisor //= 2
+            wait = _REST if actions else 0.0
+
+    def _next_actions(self, wait: float | None) -> list[_Action | None]:
+        """All that is queued; none after ``wait`` seconds. Without a limit, wait for the first."""
+        try:
+            actions = [self._inbox.get(timeout=wait)]
+        except queue.Empty:
+            return []
+        while not self._inbox.empty():
+            actions.append(self._inbox.get())
+        return actions
+
+    def _guarded(self, action: _Action | None) -> None:
+        """Run; what fails is told in the browser and the log, and the tab lives on."""
+        try:
+            if action is not None:
+                action()
+        except Exception as error:
+            log.log(logging.WARNING if isinstance(error, InputError) else logging.ERROR, "viewer: %s", error)
+            self._client.add_notification("That did not work", str(error), color="red")
+
+    # The actions.
+
+    def _choose(self, ratio: float) -> None:
+        self._count = self._scale.count(ratio)
+
+    def _move(self, camera: BrowserCamera) -> None:
+        self._camera = camera
+        if self._visit is None:
+            return
+        if self._visit.holds(camera, self._stage.vantage.unit):
+            self._visit = replace(self._visit, arrived=True)
+        elif self._visit.arrived or time.monotonic() > self._visit.deadline:
+            self._visit = None
+            self._panel.free_camera()
+
+    def _go_to(self, index: int | None) -> None:
+        self._visit = None
+        if index is None:
+            return
+        view, vantage, camera = self._stage.views[index], self._stage.vantage, self._client.camera
+        photo = read_photo(view.source, self._stage.scene.background)
+        with self._client.atomic():
+            camera.up_direction = vantage.up.numpy()
+            camera.position = view.camera.positions[0].numpy()
+            camera.look_at = vantage.turning_point(view.camera).numpy()
+            camera.fov = framing_fov(view.camera, self._camera.width / self._camera.height)
+        self._visit = _Visit(view, photo, time.monotonic() + _ARRIVAL)
+
+    def _show_photo(self, wanted: bool) -> None:
+        self._with_photo = wanted
+
+    def _save_screenshot(self) -> None:
+        """Send the picture as PNG: of a test view at the photo's size, otherwise of the canvas."""
+        camera = self._visit.view.camera if self._visit else self._camera.cameras()
+        file = io.BytesIO()
+        Image.fromarray(to_uint8(self._stage.draw(self._count, camera))).save(file, format="PNG")
+        place = f"_{PurePosixPath(self._visit.view.name).stem}" if self._visit else ""
+        name = f"{self._stage.scene.name}{place}_{self._count}_gaussians.png"
+        self._client.send_file_download(name, file.getvalue(), save_immediately=True)
+
+    # Drawing.
+
+    def _draw(self, divisor: int) -> None:
+        start = time.perf_counter()
+        splats, visit = self._stage.cache.at(self._count), self._visit
+        camera = reduced(visit.view.camera if visit else self._camera.cameras(), divisor)
+        before = time.perf_counter()
+        render = self._stage.draw(self._count, camera)
+        seconds = time.perf_counter() - before
+        quality = _JPEG_QUALITY if divisor == 1 else _JPEG_QUALITY_MOVING
+        self._client.scene.set_background_image(
+            self._picture(to_uint8(render)), format="jpeg", jpeg_quality=quality
+        )
+        self._detail.drawn(divisor, time.perf_counter() - start)
+        self._panel.show(
+            Figures(
+                count=len(splats),
+                total=self._scale.total,
+                megabytes=megabytes(splats),
+                milliseconds=1e3 * seconds,
+                width=camera.width,
+                height=camera.height,
+                psnr=psnr(render[None], visit.photo[None]).item() if visit and divisor == 1 else None,
+            )
+        )
+
+    def _picture(self, render: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        """What fills the canvas: the render, or at a test view the render with the photo beside it."""
+        if self._visit is None:
+            return render
+        pictures = [render, to_uint8(self._visit.photo)] if self._with_photo else [render]
+        camera = self._visit.view.camera
+        return compose((self._camera.width, self._camera.height), pictures, (camera.width, camera.height))
+
+    def _do(self, action: _Action) -> None:
+        self._inbox.put(action)
+
+
+def _camera_of(client: viser.ClientHandle) -> BrowserCamera:
+    camera = client.camera
+    return BrowserCamera(
+        wxyz=tuple(camera.wxyz),
+        position=tuple(camera.position),
+        fov=camera.fov,
+        width=camera.image_width,
+        height=camera.image_height,
+    )
