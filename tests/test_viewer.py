@@ -1,67 +1,34 @@
-"""The viewer: its state without a browser, the command, and the page in headless Chromium."""
+"""The viewer without a browser: sizes, cache, resolution, cameras, pictures, and the command."""
 
-import io
 import math
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from browser import Page, browse, chromium, eventually
-from PIL import Image
+from browser import eventually
 from scipy.spatial.transform import Rotation
-from small_scene import around, ball, pixels
+from small_scene import around, ball
+from viewer_scene import Prefixes, big_ball
 
 from flexgs_lightning.cli import main
-from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.deploy.ply import ply_bytes, write_ply
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.deploy.scene import OneSize, Scene, grey
 from flexgs_lightning.deploy.vantage import vantage_of_capture, vantage_of_splats
 from flexgs_lightning.deploy.view_canvas import BrowserCamera, compose, framing_fov, reduced, tiles
+from flexgs_lightning.deploy.view_session import Stage
 from flexgs_lightning.deploy.view_state import Detail, RatioScale, SplatsCache, megabytes
-from flexgs_lightning.deploy.viewer import Viewer
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.images import to_uint8
-from flexgs_lightning.model.budget import count_at
-from flexgs_lightning.splats import Splats
-
-
-@dataclass
-class Prefixes:
-    """A model whose every ratio is a prefix; it notes what it was asked for."""
-
-    splats: Splats
-    asked: list[float] = field(default_factory=list)
-    elastic = True
-
-    def __len__(self) -> int:
-        return len(self.splats)
-
-    def at(self, ratio: float) -> Splats:
-        self.asked.append(ratio)
-        return self.splats[: count_at(ratio, len(self))]
-
-
-def big_ball(count: int = 5_000) -> Splats:
-    """Coloured Gaussians near the origin."""
-    g = torch.Generator().manual_seed(1)
-    return Splats(
-        means=torch.randn(count, 3, generator=g) * 0.6,
-        quats=torch.randn(count, 4, generator=g),
-        scales=torch.full((count, 3), 0.05),
-        opacities=torch.full((count,), 0.7),
-        sh=torch.randn(count, 1, 3, generator=g),
-    )
-
+from flexgs_lightning.model.checkpoint import Model
+from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
+from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.normalization import SceneFrame
 
 # The slider.
 
@@ -104,6 +71,15 @@ def test_empty_scene_is_refused() -> None:
 
 
 # Splats at hand.
+
+
+def test_a_trained_model_gives_exactly_the_count() -> None:
+    gaussians = Gaussians.from_splats(ball())
+    elastic = ElasticGaussians(gaussians, SceneFrame(torch.zeros(3), 1.0), ElasticOptions())
+    model = Model(elastic, 1, False, grey(0), {}, 10)
+    cache = SplatsCache(model, "cpu")
+    assert [len(cache.at(count)) for count in (1, 4, 29, 133, 399, 400)] == [1, 4, 29, 133, 399, 400]
+    assert cache.at(29).sh_degree == 1
 
 
 def test_cache_holds_exactly_the_prefix_and_asks_once() -> None:
@@ -168,6 +144,17 @@ def test_a_slow_machine_draws_coarsely_and_never_too_slowly_for_long() -> None:
     assert 0.004 + per_pixel / detail.moving**2 <= 0.05
     detail.drawn(1, 100.0)
     assert detail.moving == 8
+
+
+@pytest.mark.gpu
+def test_stage_draws_the_same_on_the_gpu() -> None:
+    scene, camera = Scene("ball", Prefixes(big_ball()), grey(0.3), True, {}), around(1, 200, 150)
+    stages = [
+        Stage(scene, (), vantage_of_splats(ball()), SplatsCache(scene.model, d)) for d in ("cuda", "cpu")
+    ]
+    images = [stage.draw(500, camera) for stage in stages]
+    assert images[0].device.type == "cpu"
+    assert (images[0] - images[1]).abs().mean() < 1e-4
 
 
 # Cameras and pictures.
@@ -313,189 +300,3 @@ def test_ctrl_c_ends_the_command_cleanly(tmp_path: Path) -> None:
     lines = (tmp_path / "log").read_text().splitlines()
     assert "scene: 400 Gaussians at http://127.0.0.1:" in lines[-2]
     assert lines[-1] == "viewer: stopped"
-
-
-# The page.
-
-CANVAS = "[...document.querySelectorAll('canvas')].find(c => c.width > 0)"
-THUMB = "document.querySelector('[role=slider]')"
-PERCENT = "[...document.querySelectorAll('.mantine-NumberInput-input')].at(-1)"
-VIEW = (
-    "[...document.querySelectorAll('input')].find(e => e.value == 'Free camera' || e.value.endsWith('.png'))"
-)
-NO_NOTIFICATIONS = "<style>.mantine-Notifications-root { display: none }</style>"
-
-
-@dataclass
-class Tab:
-    """A page of the viewer, and what it should show."""
-
-    page: Page
-    url: str
-    capture: Capture
-    downloads: Path
-
-    def figure(self, key: str) -> str:
-        return self.page.text(f"#flexgs-{key}")
-
-    def count(self) -> int:
-        return int(self.figure("gaussians").split(" of ")[0].replace(",", ""))
-
-    def percent(self) -> float:
-        return float(self.page.run(f"{PERCENT}.value"))
-
-    def canvas(self) -> tuple[int, int]:
-        """Pixels of the canvas, (width, height)."""
-        width, height = self.page.run(f"[{CANVAS}.width, {CANVAS}.height]")
-        return width, height
-
-    def rest(self, *, size: tuple[int, int] | None = None) -> None:
-        """Wait until the picture is refined."""
-        eventually(lambda: self.figure("resolution") == "{} × {}".format(*(size or self.canvas())))
-        time.sleep(0.5)  # until the browser has drawn it
-
-    def picture(self) -> np.ndarray:
-        """The canvas as it is seen."""
-        shown = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
-        return np.asarray(shown.crop((0, 0, *self.canvas()))).astype(int)
-
-    def button(self, label: str) -> None:
-        script = f"[...document.querySelectorAll('button')].find(b => b.textContent.trim() == '{label}')"
-        self.page.click(*self.page.centre(script))
-
-    def slide(self, fraction: float) -> None:
-        """Drag the slider's thumb to a fraction of its track."""
-        track = f"{THUMB}.closest('.mantine-Slider-root')"
-        left, width = self.page.run(f"(b => [b.x, b.width])({track}.getBoundingClientRect())")
-        start = self.page.centre(THUMB)
-        self.page.drag(start, (left + fraction * width, start[1]))
-
-
-@pytest.fixture(scope="module")
-def browser(small_capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    if chromium() is None:
-        pytest.skip("no chromium: install it (apt-get install chromium) to test the page")
-    scene, capture = Scene("ball", Prefixes(big_ball()), grey(0.2), False, {}), read_colmap(small_capture)
-    viewer = Viewer(scene, capture, port=0)
-    folder = tmp_path_factory.mktemp("browser")
-    try:
-        url = f"{viewer.url}/?fixedDpr=1"  # viser lowers the resolution where WebGL is slow
-        with browse("about:blank", folder) as page:
-            yield Tab(page, url, capture, folder / "downloads")
-    finally:
-        viewer.stop()
-
-
-@pytest.fixture
-def tab(browser: Tab) -> Tab:
-    """A fresh page: every load starts from the same state."""
-    browser.page.call("Page.navigate", url=browser.url)
-    eventually(lambda: browser.figure("gaussians"), 60)
-    browser.page.run(f"document.head.insertAdjacentHTML('beforeend', `{NO_NOTIFICATIONS}`)")
-    browser.rest()
-    return browser
-
-
-def test_page_shows_the_whole_model(tab: Tab) -> None:
-    assert tab.figure("gaussians") == "5,000 of 5,000"
-    assert tab.figure("megabytes") == f"{ply_bytes(5_000, 0) / 1e6:.2f} MB"
-    assert float(tab.figure("time").removesuffix(" ms").replace(",", "")) > 0
-    assert tab.percent() == 100.0
-    assert tab.picture().std() > 10  # not one colour
-
-
-def test_slider_changes_count_and_picture(tab: Tab) -> None:
-    before = tab.picture()
-    counts = [tab.count()]
-    for fraction in (0.7, 0.4, 0.1):
-        tab.slide(fraction)
-        eventually(lambda: tab.count() < counts[-1])
-        tab.rest()
-        counts.append(tab.count())
-        ratio = round(tab.percent() * 100) / 10_000
-        assert counts[-1] == math.floor(ratio * 5_000 + 1e-9)
-        assert ratio == pytest.approx(1e-3 ** (1 - fraction), rel=0.2)
-        assert tab.figure("megabytes") == f"{ply_bytes(counts[-1], 0) / 1e6:.2f} MB"
-    assert np.abs(tab.picture() - before).mean() > 5
-
-
-def test_slider_answers_to_the_keyboard(tab: Tab) -> None:
-    tab.page.run(f"{THUMB}.focus()")
-    tab.page.press("Home")
-    eventually(lambda: tab.count() == 5)
-    assert tab.percent() == 0.1
-
-
-def test_ratio_can_be_typed(tab: Tab) -> None:
-    tab.page.run(f"{PERCENT}.focus(); {PERCENT}.select()")
-    tab.page.type("7.3")
-    eventually(lambda: tab.count() == 365)
-    position = float(tab.page.run(f"{THUMB}.getAttribute('aria-valuenow')"))
-    assert 1e-3 ** (1 - position) == pytest.approx(0.073, rel=0.01)
-
-
-def test_test_view_with_its_photo(tab: Tab) -> None:
-    view = tab.capture.test_views[0]
-    size = (view.camera.width, view.camera.height)
-    tab.button("Next")
-    eventually(lambda: tab.figure("psnr").endswith(" dB"))
-    tab.rest(size=size)
-    assert tab.page.run(f"{VIEW}.value") == view.name
-    image, photo = draw(big_ball(), view.camera, grey(0.2)), torch.from_numpy(view.source.read())
-    expected = compose(tab.canvas(), [to_uint8(image), photo.numpy()], size)
-    assert np.abs(tab.picture() - expected).mean() < 4  # JPEG
-    error = (image.clamp(0, 1) - photo / 255).square().mean()
-    assert float(tab.figure("psnr").removesuffix(" dB")) == pytest.approx(
-        -10 * error.log10().item(), abs=0.01
-    )
-
-    tab.page.click(*tab.page.centre("document.querySelector('input[type=checkbox]')"))
-    alone = compose(tab.canvas(), [to_uint8(image)], size)
-    eventually(lambda: np.abs(tab.picture() - alone).mean() < 4)
-
-
-def test_next_and_previous_go_round(tab: Tab) -> None:
-    names = [view.name for view in tab.capture.test_views]
-    assert len(names) == 2
-    for label, name in (("Previous", names[1]), ("Next", names[0]), ("Next", names[1]), ("Next", names[0])):
-        tab.button(label)
-        eventually(lambda name=name: tab.page.run(f"{VIEW}.value") == name)
-
-
-def test_moving_the_camera_leaves_the_view(tab: Tab) -> None:
-    tab.button("Next")
-    eventually(lambda: tab.figure("psnr").endswith(" dB"))
-    time.sleep(1.0)
-    assert tab.page.run(f"{VIEW}.value") != "Free camera"  # it stays while nobody moves
-    width, height = tab.canvas()
-    tab.page.drag((width / 2, height / 2), (width / 2 + 100, height / 2))
-    eventually(lambda: tab.page.run(f"{VIEW}.value") == "Free camera")
-    tab.rest()
-    assert tab.figure("psnr") == "–"
-
-
-def test_screenshot_is_the_picture_at_full_resolution(tab: Tab) -> None:
-    tab.button("Next")
-    eventually(lambda: tab.figure("psnr").endswith(" dB"))
-    tab.button("Save screenshot")
-    view = tab.capture.test_views[0]
-    file = tab.downloads / f"ball_{Path(view.name).stem}_5000_gaussians.png"
-    eventually(file.is_file)
-    expected = to_uint8(draw(big_ball(), view.camera, grey(0.2)))
-    assert np.abs(pixels(file).astype(int) - expected).max() <= 1
-    file.unlink()
-
-
-def test_one_size_explains_why_there_is_no_slider(tmp_path: Path) -> None:
-    if chromium() is None:
-        pytest.skip("no chromium: install it (apt-get install chromium) to test the page")
-    viewer = Viewer(Scene("plain", OneSize(ball()), grey(0), False, {}), port=0)
-    try:
-        with browse(viewer.url, tmp_path) as page:
-            eventually(lambda: page.text("#flexgs-gaussians") == "400 of 400", 60)
-            assert page.run(f"{THUMB}.closest('[data-disabled]') !== null")
-            assert page.run(f"{PERCENT}.disabled")
-            assert "This scene has one size" in page.text("body")
-            assert "Test views" not in page.text("body")
-    finally:
-        viewer.stop()

@@ -1,9 +1,12 @@
 """``flexgs view``. Signature and docstring here are the command line's help."""
 
+import logging
 from pathlib import Path
 from typing import Literal
 
 from flexgs_lightning.deploy.scene import choose_device, open_capture, open_scene
+
+log = logging.getLogger(__name__)
 
 
 def view(
@@ -32,8 +35,11 @@ def view(
     scene = open_scene(ckpt, ply)
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
     data = scene.data | {name: value for name, value in wished.items() if value is not None}
-    at_hand = data.get("root") is not None and (data_root is not None or Path(data["root"]).is_dir())
-    capture = open_capture(data) if at_hand else None
+    capture = None
+    if data_root is not None or ("root" in data and Path(data["root"]).is_dir()):
+        capture = open_capture(data)
+    elif "root" in data:
+        log.info(f"{data['root']}: the capture is not there any more, so there are no test views to visit")
 
     from flexgs_lightning.deploy.viewer import serve  # viser is slow to import, and only needed here
 

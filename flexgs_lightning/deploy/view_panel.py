@@ -44,23 +44,24 @@ class Figures:
     height: int
     psnr: float | None
 
-    def rows(self) -> list[tuple[str, str, str]]:
+    def rows(self, has_photos: bool) -> list[tuple[str, str, str]]:
         """Key, label and value, as text."""
-        return [
+        rows = [
             ("gaussians", "Gaussians", f"{self.count:,} of {self.total:,}"),
             ("megabytes", "File size", f"{self.megabytes:,.2f} MB"),
             ("time", "Frame time", f"{self.milliseconds:,.1f} ms"),
             ("resolution", "Drawn at", f"{self.width} × {self.height}"),
-            ("psnr", "PSNR against photo", "–" if self.psnr is None else f"{self.psnr:.2f} dB"),
         ]
+        psnr = "–" if self.psnr is None else f"{self.psnr:.2f} dB"
+        return [*rows, ("psnr", "PSNR against photo", psnr)] if has_photos else rows
 
-    def as_html(self) -> str:
+    def as_html(self, has_photos: bool) -> str:
         """A table; each value's cell has the id ``flexgs-`` + key."""
         rows = "".join(
             f'<tr><td style="opacity:.7;padding:1px 0">{html.escape(label)}</td>'
             f'<td id="flexgs-{key}" style="text-align:right;font-variant-numeric:tabular-nums">'
             f"{html.escape(value)}</td></tr>"
-            for key, label, value in self.rows()
+            for key, label, value in self.rows(has_photos)
         )
         return f'<table style="width:calc(100% - 1.5em);margin:0 .75em;font-size:.8em">{rows}</table>'
 
@@ -109,7 +110,7 @@ class Panel:
 
     def show(self, figures: Figures) -> None:
         """State the figures of a frame."""
-        self._figures.content = figures.as_html()
+        self._figures.content = figures.as_html(has_photos=bool(self._views))
 
     def free_camera(self) -> None:
         """Show that the camera has left the test view."""
@@ -160,7 +161,7 @@ class Panel:
         with gui.add_folder("Test views"):
             self._view = view = gui.add_dropdown("View", (FREE_CAMERA, *names))
             step = gui.add_button_group("Go to", ("Previous", "Next"))
-            photo = gui.add_checkbox("Show photo", True, hint="The photo beside the render.")
+            photo = gui.add_checkbox("Show photo", True)
 
         @view.on_update
         async def _(event: viser.GuiEvent[Any]) -> None:
