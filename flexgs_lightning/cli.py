@@ -73,6 +73,7 @@ def _run(command: str, arguments: list[str]) -> int:
 def _silence_known_noise() -> None:
     """Drop warnings that tell a user nothing that they could act on."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", "Queued a .* on a closed connection")  # viser, of a tab just closed
     warnings.filterwarnings("ignore", ".*treespec.*is deprecated.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 

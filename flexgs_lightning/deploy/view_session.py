@@ -88,6 +88,7 @@ class Session(threading.Thread):
         super().__init__(name=f"viewer-tab-{client.client_id}", daemon=True)
         self._stage, self._client = stage, client
         self._inbox: queue.SimpleQueue[_Action | None] = queue.SimpleQueue()
+        self._stopped = False
         self._detail = Detail()
         self._scale = RatioScale(len(stage.scene.model))
         self._count = len(stage.scene.model)
@@ -111,7 +112,8 @@ class Session(threading.Thread):
             self._do(lambda: self._move(camera))
 
     def stop(self) -> None:
-        """End the thread after the frame at hand."""
+        """End the thread after the frame at hand, which is not sent any more."""
+        self._stopped = True
         self._inbox.put(None)
 
     def run(self) -> None:
@@ -194,6 +196,8 @@ class Session(threading.Thread):
         before = time.perf_counter()
         render = self._stage.draw(self._count, camera)
         seconds = time.perf_counter() - before
+        if self._stopped:
+            return
         quality = _JPEG_QUALITY if divisor == 1 else _JPEG_QUALITY_MOVING
         self._client.scene.set_background_image(
             self._picture(to_uint8(render)), format="jpeg", jpeg_quality=quality
