@@ -51,6 +51,14 @@ class ElasticOptions:
     ratio_axis: Literal["log", "linear"] = "log"
     lowest_ratio: float = 0.01
 
+    def __post_init__(self) -> None:
+        if self.selection == "gsnet" and self.residual_anchors:
+            raise InputError(
+                "model.elastic.residual_anchors: expected [] with gsnet selection, because residuals "
+                "belong to places in a ranking and this one moves all the time; "
+                f"found {list(self.residual_anchors)}."
+            )
+
     def as_plain(self) -> dict[str, Any]:
         """Plain values, for checkpoints."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}

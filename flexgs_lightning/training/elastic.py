@@ -1,17 +1,20 @@
 """Stage 2: training a scene to draw at any ratio (FlexGS, Liu et al. 2025, section 3)."""
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
+from flexgs_lightning.data.capture import View
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.elastic import ElasticGaussians
-from flexgs_lightning.rendering.importance import VolumeFactor
+from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.rendering.importance import VolumeFactor, blending_importance, global_importance
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.elastic_losses import importance_loss, sparsity_loss
 from flexgs_lightning.training.optimization import LearningRates
@@ -146,6 +149,24 @@ def masked(model: ElasticGaussians, ratio: float, temperature: float) -> tuple[S
         mask = mask + torch.zeros_like(mask).index_fill(0, chosen, 1.0)
     splats = model.drawn(chosen, ratio)
     return Splats(splats.means, splats.quats, splats.scales, splats.opacities * mask[chosen], splats.sh), mask
+
+
+@torch.no_grad()
+def measure_importance(
+    gaussians: Gaussians, views: Sequence[View], volume: VolumeFactor, *, antialiased: bool
+) -> Float[Tensor, " N"]:
+    """[N] float64 importance over all views (Eqs. 8-10); a progress bar shows if it takes long.
+
+    Raises:
+        InputError: no view sees any Gaussian.
+    """
+    splats = gaussians.splats()
+    cameras = tqdm([view.camera for view in views], desc="Importance", leave=False, delay=3)
+    weights = blending_importance(splats, cameras, antialiased=antialiased).weights
+    importance = global_importance(weights, splats.scales, volume)
+    if not (importance > 0).any():
+        raise InputError("importance: no training view sees any Gaussian of this scene.")
+    return importance
 
 
 def elastic_optimizer(model: ElasticGaussians, options: ElasticTraining) -> torch.optim.Optimizer | None:

@@ -8,7 +8,6 @@ import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
-from tqdm import tqdm
 
 from flexgs_lightning.data.capture import Capture, ViewBatch
 from flexgs_lightning.errors import InputError
@@ -18,14 +17,15 @@ from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
 from flexgs_lightning.model.selector import rank
-from flexgs_lightning.rendering.importance import blending_importance, global_importance
 from flexgs_lightning.rendering.rasterizer import Rendering, rasterize
 from flexgs_lightning.splats import Splats
+from flexgs_lightning.training.checks import check_finite, check_options
 from flexgs_lightning.training.densification import AdaptiveDensityControl, Densification
 from flexgs_lightning.training.elastic import (
     ElasticTraining,
     elastic_loss,
     elastic_optimizer,
+    measure_importance,
     residual_units,
 )
 from flexgs_lightning.training.initialization import Initialization, initial_gaussians
@@ -37,7 +37,6 @@ from flexgs_lightning.training.optimization import (
     reorder_moments,
 )
 
-FINITE_CHECK_INTERVAL = 100
 BACKGROUNDS = {"black": 0.0, "white": 1.0, "random": 0.0}
 
 
@@ -85,7 +84,7 @@ class FlexGSModule(lightning.LightningModule):
         """
         super().__init__()
         steps = reconstruction_steps + elastic_training.steps
-        _check_options(reconstruction_steps, steps, sh_degree, sh_degree_interval, ssim_weight)
+        check_options(reconstruction_steps, steps, sh_degree, sh_degree_interval, ssim_weight)
         self.automatic_optimization = False
         self.reconstruction_steps = reconstruction_steps
         self.sh_degree = sh_degree
@@ -193,7 +192,7 @@ class FlexGSModule(lightning.LightningModule):
         loss = photometric_loss(rendering.image, photos, self.ssim_weight)
         penalty = self.densification.regularization()
         total = loss if penalty is None else loss + penalty
-        self._check_finite(total, step)
+        check_finite(self.gaussians, total, step)
 
         self.densification.before_backward(step, rendering)
         self.manual_backward(total)
@@ -223,7 +222,7 @@ class FlexGSModule(lightning.LightningModule):
         loss, parts = elastic_loss(
             self.elastic, self.elastic_training, step, photometric=photometric, temperature=self.temperature
         )
-        self._check_finite(loss, self.iteration)
+        check_finite(self.gaussians, loss, self.iteration)
         self.manual_backward(loss)
         self._step_optimizers()
         if self._is_time_to_log:
@@ -234,6 +233,7 @@ class FlexGSModule(lightning.LightningModule):
     def begin_elastic_stage(self) -> Tensor:
         """Make the scene elastic, with fresh optimizers, and rank it; as ``refresh_importance``."""
         positions = torch.cat([view.camera.positions for view in self.capture.views])
+        torch.manual_seed(self.seed)  # networks start alike, also where a run is resumed just here
         self.scene = ElasticGaussians(
             self.gaussians,
             SceneFrame.from_cameras(positions),
@@ -243,19 +243,15 @@ class FlexGSModule(lightning.LightningModule):
         self.trainer.strategy.optimizers = self.configure_optimizers()
         return self.refresh_importance()
 
-    @torch.no_grad()
     def refresh_importance(self) -> Tensor:
         """Rank the Gaussians by their importance over all training views; returns it, [N], in rank order.
 
         With "ordered" selection they are stored in that order, together with their optimizers' moments.
         """
         assert self.elastic is not None
-        splats = self.gaussians.splats()
-        cameras = tqdm([view.camera for view in self.capture.train_views], "Importance", leave=False, delay=3)
-        weights = blending_importance(splats, cameras, antialiased=self.antialiased).weights
-        importance = global_importance(weights, splats.scales, self.elastic_training.importance)
-        if not (importance > 0).any():
-            raise InputError("importance: no training view sees any Gaussian of this scene.")
+        views = self.capture.train_views
+        volume = self.elastic_training.importance
+        importance = measure_importance(self.gaussians, views, volume, antialiased=self.antialiased)
         order = rank(importance)
         if self.elastic.selector is not None:
             self.elastic.importance_order.copy_(order)
@@ -323,23 +319,6 @@ class FlexGSModule(lightning.LightningModule):
         for optimizer in [counted, *others]:
             optimizer.zero_grad(set_to_none=True)
 
-    def _check_finite(self, loss: Tensor, step: int) -> None:
-        """Stop before a broken step spreads: parameters are searched when the loss breaks, and regularly.
-
-        The rasterizer culls Gaussians with NaN silently, so the loss alone does not show them.
-        """
-        broken_loss = not torch.isfinite(loss)
-        if not broken_loss and step % FINITE_CHECK_INTERVAL:
-            return
-        name = self.gaussians.first_non_finite()
-        if not broken_loss and name is None:
-            return
-        where = f"attribute '{name}' holds NaN or infinity" if name else "all attributes are finite"
-        raise InputError(
-            f"Training stopped at step {step}: loss {loss.item():.4g}, {where}. The last good checkpoint is "
-            "kept; lower the learning rate of that attribute, or look for broken photos."
-        )
-
     def _log_progress(self, loss: Tensor, parts: dict[str, Tensor], image: Tensor, photos: Tensor) -> None:
         psnr = -10.0 * (image.detach().clamp(0, 1) - photos).square().mean().clamp_min(1e-10).log10()
         count = float(len(self.gaussians))
@@ -402,24 +381,7 @@ class FlexGSModule(lightning.LightningModule):
         """Take over what ``on_save_checkpoint`` added."""
         facts = checkpoint[CHECKPOINT_KEY]
         self.seed = facts["seed"]
-        if facts["elastic"] is not None:
+        if facts.get("elastic") is not None:
             self.scene = empty_elastic(checkpoint["state_dict"], SCENE, facts["elastic"])
         self._loaded_iteration = checkpoint["global_step"]
         self._densification_state = facts["densification"]
-
-
-def _check_options(
-    reconstruction_steps: int, steps: int, sh_degree: int, sh_interval: int, ssim_weight: float
-) -> None:
-    """Refuse impossible options before anything expensive starts."""
-    if reconstruction_steps < 0 or steps < 1:
-        raise InputError(
-            f"model.reconstruction_steps: expected at least 1, or 0 with an elastic stage, "
-            f"found {reconstruction_steps}."
-        )
-    if not 0 <= sh_degree <= 3:
-        raise InputError(f"model.sh_degree: expected 0 to 3, found {sh_degree}.")
-    if sh_interval < 1:
-        raise InputError(f"model.sh_degree_interval: expected at least 1, found {sh_interval}.")
-    if not 0 <= ssim_weight <= 1:
-        raise InputError(f"model.ssim_weight: expected 0 to 1, found {ssim_weight}.")
