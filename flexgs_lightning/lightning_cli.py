@@ -9,6 +9,7 @@ from typing import Any, cast
 from lightning import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.deploy.ply import read_ply
@@ -30,6 +31,19 @@ from flexgs_lightning.training.module import FlexGSModule
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+
+
+DESCRIPTIONS = {
+    "fit": "Train a scene.",
+    "validate": "Measure a checkpoint on the held-out views.",
+    "test": "Measure a checkpoint on the held-out views, and write metrics.json into its run folder.",
+}
+
+
+def _parser_texts(subcommand: str) -> dict[str, str]:
+    """Short, because every mistyped option prints the usage: the options number about a hundred."""
+    usage = f"flexgs {subcommand} [--config FILE ...] --data.root FOLDER [options]"
+    return {"usage": usage, "description": DESCRIPTIONS[subcommand]}
 
 
 class RunConfigCallback(SaveConfigCallback):
@@ -57,7 +71,7 @@ class FlexGSCLI(LightningCLI):
             seed_everything_default=42,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "flexgs"},
+            parser_kwargs={"prog": "flexgs", **{name: _parser_texts(name) for name in self.subcommands()}},
             trainer_defaults={
                 "max_epochs": -1,
                 "devices": 1,
@@ -138,7 +152,15 @@ class FlexGSCLI(LightningCLI):
         if options["enable_progress_bar"] is not False:
             kwargs["callbacks"] = [*(options["callbacks"] or []), TrainingProgress()]
         kwargs["plugins"] = [*(options["plugins"] or []), SafeCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            raise InputError(f"trainer: {error}") from error
+        if trainer.world_size > 1:  # before Lightning starts the other processes
+            raise InputError(
+                f"trainer.devices: training runs on one device, found {trainer.world_size} processes."
+            )
+        return trainer
 
     def before_fit(self) -> None:
         """Open the scene to start from."""
@@ -166,7 +188,7 @@ class FlexGSCLI(LightningCLI):
     def _logger(self, options: Any) -> TensorBoardLogger:
         root = self._run_root(options)
         version: str | None = None
-        if options.ckpt_path is not None and Path(options.ckpt_path).parent.name == FOLDER:
+        if options.ckpt_path is not None and Path(options.ckpt_path).resolve().parent.name == FOLDER:
             folder = Path(options.ckpt_path).resolve().parents[1]
             root, version = folder.parent, folder.name
         return TensorBoardLogger(root.parent, name=root.name, version=version, default_hp_metric=False)

@@ -102,14 +102,22 @@ class CaptureDataModule(LightningDataModule):
             raise RuntimeError("CaptureDataModule.capture is available after setup().")
         return self._capture
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read and check the capture, once.
+    def prepare_data(self) -> None:
+        """Read and check the capture before Lightning makes a run folder: a bad one then leaves no trace.
 
         Raises:
             InputError: see ``read_colmap``.
         """
         if self._capture is None:
             self._capture = read_colmap(**self.options())
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the capture where ``prepare_data`` has not, and decide on workers.
+
+        Raises:
+            InputError: see ``read_colmap``.
+        """
+        self.prepare_data()
         self._cache = None  # workers of another stage could not share it
         training = stage in (None, "fit")
         self._workers = self._worker_count(self._capture.train_views) if training else 0
