@@ -10,7 +10,8 @@ from jsonargparse import auto_cli
 
 from flexgs_lightning.data.download import download
 from flexgs_lightning.demo import demo
-from flexgs_lightning.deploy.commands import export, render
+from flexgs_lightning.deploy.export import export
+from flexgs_lightning.deploy.render_command import render
 from flexgs_lightning.deploy.view import view
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.lightning_cli import FlexGSCLI
@@ -23,7 +24,7 @@ training
   validate       measure a checkpoint on the held-out views
   test           the same, and write metrics.json into the run folder
 deployment
-  export         write a checkpoint as a standard 3DGS PLY
+  export         write a checkpoint as a standard 3DGS PLY, at any size: --ratio 0.05, --max-megabytes 15
   render         draw a checkpoint or PLY: test views, an orbit or a camera path, to PNG and video
   view           look at a checkpoint or PLY in the browser, at any share of its Gaussians
 captures
@@ -63,11 +64,20 @@ def _run(command: str, arguments: list[str]) -> int:
     if command in FlexGSCLI.subcommands():
         FlexGSCLI([command, *arguments])
     elif command in COMMANDS:
+        arguments = [_underscored(argument) for argument in arguments]
         auto_cli(COMMANDS[command], args=arguments, prog=f"flexgs {command}", as_positional=command == "data")
     else:
         sys.stderr.write(f"flexgs: error: unknown command '{command}'.\n\n{HELP}")
         return 2
     return 0
+
+
+def _underscored(argument: str) -> str:
+    """Options may be written with hyphens, too: --max-gaussians is --max_gaussians."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def _silence_known_noise() -> None:

@@ -13,11 +13,12 @@ from scipy.spatial.transform import Rotation
 from small_scene import around, ball, pixels, video_frames
 
 from flexgs_lightning.data.colmap import read_colmap
-from flexgs_lightning.deploy.commands import export, render
 from flexgs_lightning.deploy.contact_sheet import contact_sheet_of
+from flexgs_lightning.deploy.export import export
 from flexgs_lightning.deploy.path_file import write_path
 from flexgs_lightning.deploy.ply import read_ply, write_ply
 from flexgs_lightning.deploy.render import draw
+from flexgs_lightning.deploy.render_command import render
 from flexgs_lightning.deploy.trajectory import orbit
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.images import to_uint8
@@ -64,8 +65,9 @@ def ckpt(tmp_path: Path, splats: Splats, capture: Path) -> Path:
         "antialiased": True,
         "background": [1.0, 1.0, 1.0],
         "data": {"root": str(capture), "downscale": 2, "test_every": 4},
+        "elastic": None,
     }
-    state = {f"gaussians.{name}": value for name, value in Gaussians.from_splats(splats).state_dict().items()}
+    state = {f"scene.{name}": value for name, value in Gaussians.from_splats(splats).state_dict().items()}
     torch.save({"state_dict": state, "global_step": 100, CHECKPOINT_KEY: facts}, tmp_path / "last.ckpt")
     return tmp_path / "last.ckpt"
 

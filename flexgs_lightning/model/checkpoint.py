@@ -132,7 +132,7 @@ def load(path: str | Path) -> Model:
     checkpoint = read_checkpoint(path)
     facts = checkpoint[CHECKPOINT_KEY]
     return Model(
-        scene=_scene(path, checkpoint["state_dict"], facts.get("elastic")),
+        scene=_scene(path, checkpoint["state_dict"], facts["elastic"]),
         sh_degree=facts["sh_degree"],
         antialiased=facts["antialiased"],
         background=torch.tensor(facts["background"]),

@@ -381,7 +381,7 @@ class FlexGSModule(lightning.LightningModule):
         """Take over what ``on_save_checkpoint`` added."""
         facts = checkpoint[CHECKPOINT_KEY]
         self.seed = facts["seed"]
-        if facts.get("elastic") is not None:
+        if facts["elastic"] is not None:
             self.scene = empty_elastic(checkpoint["state_dict"], SCENE, facts["elastic"])
         self._loaded_iteration = checkpoint["global_step"]
         self._densification_state = facts["densification"]

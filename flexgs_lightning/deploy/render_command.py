@@ -1,4 +1,4 @@
-"""``flexgs export`` and ``flexgs render``. Signatures and docstrings here are the command line's help."""
+"""``flexgs render``. Its signature and docstring are the command line's help."""
 
 import logging
 from collections.abc import Sequence
@@ -8,39 +8,21 @@ from typing import Any, Literal
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.capture import View
 from flexgs_lightning.deploy.path_file import read_path
-from flexgs_lightning.deploy.ply import write_ply
 from flexgs_lightning.deploy.render import render_views, require_free, require_kind
 from flexgs_lightning.deploy.scene import choose_device, grey, one_size, open_capture, open_scene
 from flexgs_lightning.deploy.trajectory import interpolate, orbit
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.checkpoint import load
 
 log = logging.getLogger(__name__)
 
 _ORBIT_FRAMES = 120
 
 
-def export(ckpt: Path, output: Path, overwrite: bool = False) -> None:
-    """Write a checkpoint as a standard 3DGS PLY file, in the capture's own world frame.
-
-    Args:
-        ckpt: Checkpoint of a training.
-        output: The .ply file to write.
-        overwrite: Replace the file if it exists.
-    """
-    if output.suffix.lower() != ".ply":
-        raise InputError(f"{output}: expected the name of a .ply file.")
-    require_free(output, overwrite)
-    splats = load(ckpt).splats()
-    write_ply(splats, output)
-    size = output.stat().st_size / 1e6
-    log.info(f"{output}: {len(splats):,} Gaussians, SH degree {splats.sh_degree}, {size:.1f} MB")
-
-
 def render(
     output: Path,
     ckpt: Path | None = None,
     ply: Path | None = None,
+    ratio: float = 1.0,
     path: Literal["test", "train", "orbit"] | Path = "test",
     frames: int | None = None,
     data_root: Path | None = None,
@@ -61,6 +43,7 @@ def render(
         output: An .mp4 file, or a folder for PNG frames.
         ckpt: Checkpoint to draw.
         ply: 3DGS PLY file to draw, instead of a checkpoint.
+        ratio: Share of an elastic scene's Gaussians to draw, in (0, 1].
         path: Cameras: "test" or "train" views of the capture, an "orbit" around what it shows, or a camera
             path file (JSON; this package's or nerfstudio's).
         frames: Number of frames: of the orbit (120 by default), or of a smooth flight through the other
@@ -81,7 +64,7 @@ def render(
     require_kind(output)
     require_free(output, overwrite)
     scene = open_scene(ckpt, ply)
-    splats = scene.model.at(1.0)
+    splats = scene.model.at(ratio)
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
     data = scene.data | {name: value for name, value in wished.items() if value is not None}
     cameras, views = _cameras(path, data, frames)

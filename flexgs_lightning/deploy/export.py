@@ -1,0 +1,130 @@
+"""``flexgs export``: a trained scene as standard files, one for each budget."""
+
+# The signature and docstring of `export` are the command line's help, so no lazy annotations here.
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flexgs_lightning.deploy.ply import write_ply
+from flexgs_lightning.deploy.render import require_free
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.files import atomic_path
+from flexgs_lightning.model.checkpoint import Model, load
+from flexgs_lightning.splats import Splats
+
+log = logging.getLogger(__name__)
+
+INDEX = "index.json"
+_SUFFIXES = {"k": 1e3, "m": 1e6}
+
+
+def export(
+    ckpt: Path,
+    output: Path,
+    ratio: str | None = None,
+    max_gaussians: str | None = None,
+    max_megabytes: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint as standard 3DGS PLY files, in the capture's own world frame.
+
+    What makes a scene elastic is baked in: any viewer draws the file as the model draws itself at that size.
+    Without a budget the full model is written.
+
+    Args:
+        ckpt: Checkpoint of a training.
+        output: The .ply file to write; with several budgets a folder, which gets a file for each and an
+            index.json (file, ratio, Gaussians, bytes, and PSNR where the run was tested at that ratio).
+        ratio: Shares of the Gaussians in (0, 1], such as 0.05 or 0.01,0.05,0.2.
+        max_gaussians: Numbers of Gaussians, such as 120000 or 50k,200k,1M.
+        max_megabytes: File sizes in megabytes (1,000,000 bytes), such as 15 or 5,15.
+        overwrite: Replace the files if they exist.
+    """
+    budgets = _budgets(ratio, max_gaussians, max_megabytes)
+    require_free(output, overwrite)
+    model = load(ckpt)
+    if len(budgets) == 1:
+        if output.suffix.lower() != ".ply":
+            raise InputError(f"{output}: expected the name of a .ply file.")
+        _write(budgets[0].of(model), output)
+        return
+    if output.suffix:
+        raise InputError(f"{output}: {len(budgets)} budgets need a folder, found the name of a file.")
+    scenes = [(budget, budget.of(model)) for budget in budgets]  # a bad one writes nothing
+    entries = []
+    for budget, splats in scenes:
+        path = output / f"{output.name}_{len(splats)}.ply"
+        _write(splats, path)
+        entries.append(_entry(path, len(splats), len(model), budget, ckpt))
+    with atomic_path(output / INDEX) as temporary:
+        temporary.write_text(json.dumps(entries, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One budget: exactly one of its fields is set; none means the full model."""
+
+    ratio: float | None = None
+    max_gaussians: int | None = None
+    max_megabytes: float | None = None
+
+    def of(self, model: Model) -> Splats:
+        """The model within this budget."""
+        if self == Budget():
+            return model.splats()
+        return model.at(self.ratio, max_gaussians=self.max_gaussians, max_megabytes=self.max_megabytes)
+
+
+def _budgets(ratio: str | None, max_gaussians: str | None, max_megabytes: str | None) -> list[Budget]:
+    budgets = [Budget(ratio=number) for number in _numbers("ratio", ratio)]
+    budgets += [Budget(max_gaussians=int(number)) for number in _numbers("max_gaussians", max_gaussians)]
+    budgets += [Budget(max_megabytes=number) for number in _numbers("max_megabytes", max_megabytes)]
+    return budgets or [Budget()]
+
+
+def _numbers(option: str, text: str | None) -> list[float]:
+    """Comma-separated numbers; k and M stand for thousands and millions.
+
+    Raises:
+        InputError: naming the option.
+    """
+    numbers = []
+    for part in text.split(",") if text else []:
+        word = part.strip().lower()
+        factor = _SUFFIXES.get(word[-1:], 1.0)
+        try:
+            numbers.append(float(word[:-1] if factor != 1.0 else word) * factor)
+        except ValueError as error:
+            expected = "numbers separated by commas, such as 0.05 or 50k,1M"
+            raise InputError(f"--{option}: expected {expected}, found '{text}'.") from error
+    return numbers
+
+
+def _write(splats: Splats, path: Path) -> None:
+    write_ply(splats, path)
+    size = path.stat().st_size / 1e6
+    log.info(f"{path}: {len(splats):,} Gaussians, SH degree {splats.sh_degree}, {size:.1f} MB")
+
+
+def _entry(path: Path, count: int, total: int, budget: Budget, ckpt: Path) -> dict[str, Any]:
+    entry = {
+        "file": path.name,
+        "ratio": count / total,
+        "gaussians": count,
+        "bytes": path.stat().st_size,
+    }
+    psnr = _measured_psnr(ckpt, budget.ratio)
+    return entry if psnr is None else entry | {"psnr": psnr}
+
+
+def _measured_psnr(ckpt: Path, ratio: float | None) -> float | None:
+    """PSNR from the run's metrics.json, if it was tested at this very ratio."""
+    report = ckpt.resolve().parents[1] / "metrics.json"
+    if ratio is None or not report.is_file():
+        return None
+    metrics = json.loads(report.read_text())
+    if ratio == 1.0:
+        return metrics.get("mean", {}).get("psnr")
+    return metrics.get("ratios", {}).get(f"{ratio:g}", {}).get("psnr")
