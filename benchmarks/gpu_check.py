@@ -3,8 +3,10 @@
     make gpu-check                                    agreement with the CPU (tests), then speed
     make gpu-check ROOT=data/bonsai                   and a training on that capture
     make gpu-check ROOT=data/bonsai ARGS="--steps 2000 --data.downscale 4"
+    make gpu-check ROOT=data/mipnerf360/garden ARGS="--config configs/mipnerf360.yaml"
 
-Options that are not this script's own go to ``flexgs fit``. Results: a table, and ``gpu_check.json``.
+Photos are used at full size unless options say otherwise. Options that are not this script's own go to
+``flexgs fit``. Results: a table, and ``gpu_check.json``.
 """
 
 import argparse
@@ -52,10 +54,9 @@ def main() -> int:
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--root", type=Path, help="capture to train on; without it, no training")
-    parser.add_argument("--config", type=Path, default=Path("configs/mipnerf360.yaml"))
     parser.add_argument("--steps", type=int, default=15_000)
     parser.add_argument("--runs", type=Path, default=Path("runs/gpu_check"))
     parser.add_argument("--output", type=Path, default=Path("gpu_check.json"))
@@ -119,18 +120,18 @@ def milliseconds(function: Any) -> float:
 def train(arguments: argparse.Namespace, fit_options: list[str]) -> dict[str, Any]:
     """Run ``flexgs fit`` on the capture; its metrics, wall time and the device's peak memory in use."""
     name = arguments.root.resolve().name
-    command = [sys.executable, "-m", "flexgs_lightning.cli", "fit", "--config", str(arguments.config)]
-    command += ["--data.root", str(arguments.root), "--runs", str(arguments.runs), "--name", name]
-    command += ["--model.reconstruction_steps", str(arguments.steps), "--trainer.accelerator", "cuda"]
+    own = ["--data.root", str(arguments.root), "--runs", str(arguments.runs), "--name", name]
+    own += ["--model.reconstruction_steps", str(arguments.steps), "--trainer.accelerator", "cuda"]
+    command = ["fit", *fit_options, *own]  # what comes later wins, also over a --config
     torch.cuda.empty_cache()
     before = device_memory()
     start, peak = time.perf_counter(), 0
-    process = subprocess.Popen([*command, *fit_options])
+    process = subprocess.Popen([sys.executable, "-m", "flexgs_lightning.cli", *command])
     while process.poll() is None:
         peak = max(peak, device_memory() - before)
         time.sleep(0.5)
     result: dict[str, Any] = {
-        "command": " ".join([*command[3:], *fit_options]),
+        "command": " ".join(command),
         "status": process.returncode,
         "seconds": round(time.perf_counter() - start, 1),
         "peak MiB": round(peak / 2**20),
