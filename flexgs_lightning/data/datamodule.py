@@ -120,7 +120,7 @@ class CaptureDataModule(LightningDataModule):
         self.prepare_data()
         self._cache = None  # workers of another stage could not share it
         training = stage in (None, "fit")
-        self._workers = self._worker_count(self._capture.train_views) if training else 0
+        self._workers = self._worker_count(self.capture.train_views) if training else 0
         self._context = WorkerContext() if self._workers else None
 
     def train_dataloader(self) -> ViewLoader:
