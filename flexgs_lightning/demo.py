@@ -5,14 +5,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flexgs_lightning.data.capture import View
 from flexgs_lightning.data.procedural import write_demo_capture
 from flexgs_lightning.deploy.contact_sheet import contact_sheet_of
+from flexgs_lightning.deploy.elastic_pictures import rate_quality_curve, ratio_strip
+from flexgs_lightning.deploy.export import export
 from flexgs_lightning.deploy.ply import write_ply
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.lightning_cli import FlexGSCLI
-from flexgs_lightning.model.checkpoint import load
+from flexgs_lightning.model.checkpoint import Model, load
 
 SHEET_VIEWS = 4
+RATIOS = (0.01, 0.05, 0.1, 0.3, 1.0)
+FILES = {
+    "contact_sheet.png": "renders beside photos",
+    "ratios.png": "one view at five sizes",
+    "rate_quality.png": "quality against size",
+    "scene.ply": "3DGS scene",
+    "sizes": "3DGS scene at five sizes",
+    "metrics.json": "metrics of each view",
+}
 
 
 def demo(
@@ -32,28 +44,41 @@ def demo(
     cli = FlexGSCLI(["fit", "--config", str(config), "--data.root", str(root), "--runs", str(runs)])
     folder = cli.run_folder
     model = load(folder / "checkpoints" / "last.ckpt")
-    splats = model.splats()
-    write_ply(splats, folder / "scene.ply")
     views = cli.datamodule.capture.test_views
-    contact_sheet_of(splats, views[:: max(1, len(views) // SHEET_VIEWS)], folder / "contact_sheet.png")
+    sheet_views = views[:: max(1, len(views) // SHEET_VIEWS)]
+    contact_sheet_of(model.splats(), sheet_views, folder / "contact_sheet.png")
+    write_ply(model.splats(), folder / "scene.ply")
+    if model.elastic:
+        _write_elastic(model, views[0], folder)
     sys.stdout.write(summary(folder))
+
+
+def _write_elastic(model: Model, view: View, folder: Path) -> None:
+    """The same view at several ratios, quality against size, and a file for each of the smaller ratios."""
+    ratio_strip(model, view, RATIOS, folder / "ratios.png")
+    measured = json.loads((folder / "metrics.json").read_text())
+    psnr = {result["gaussians"]: result["psnr"] for result in measured["ratios"].values()}
+    psnr[measured["gaussians"]] = measured["mean"]["psnr"]
+    rate_quality_curve(psnr, folder / "rate_quality.png", "One model, drawn at any size")
+    budgets = ",".join(f"{ratio:g}" for ratio in RATIOS)
+    export(folder / "checkpoints" / "last.ckpt", folder / "sizes", ratio=budgets)
 
 
 def summary(folder: Path) -> str:
     """What a finished run holds, as text for a terminal."""
     report: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
-    means = report["mean"]
-    rows = [(name.upper(), f"{value:.3f}") for name, value in means.items()]
-    rows += [
-        ("Gaussians", f"{report['gaussians']:,}"),
-        ("megabytes", f"{report['megabytes']:.1f}"),
-        ("ms per render", f"{report['milliseconds']:.1f}"),
-    ]
-    table = "\n".join(f"  {name:<14} {value:>10}" for name, value in rows)
+    results = [*report["ratios"].values(), {"gaussians": report["gaussians"], **report["mean"]}]
+    names = list(report["mean"])
+    lines = ["".join(f"{title:>12}" for title in ("ratio", "Gaussians", *(name.upper() for name in names)))]
+    for result in results:
+        share = f"{100 * result['gaussians'] / report['gaussians']:.3g} %"
+        values = "".join(f"{result[name]:>12.3f}" for name in names)
+        lines.append(f"{share:>12}{result['gaussians']:>12,}{values}")
+    table = "\n".join(lines)
+    files = {name: folder / name for name in FILES if (folder / name).exists()}
+    shown = "\n".join(f"  {FILES[name]:<24} {path}" for name, path in files.items())
     return (
-        f"\nHeld-out views of {report['capture']} after {report['iteration']:,} steps\n{table}\n\n"
-        f"  render beside photo   {folder / 'contact_sheet.png'}\n"
-        f"  3DGS scene            {folder / 'scene.ply'}\n"
-        f"  metrics of each view  {folder / 'metrics.json'}\n"
-        f"  curves and images     tensorboard --logdir {folder.parents[1]}\n"
+        f"\nHeld-out views of {report['capture']} after {report['iteration']:,} steps, "
+        f"{report['milliseconds']:.1f} ms for a full render\n{table}\n\n{shown}\n"
+        f"  {'curves and images':<24} tensorboard --logdir {folder.parents[1]}\n"
     )

@@ -12,6 +12,8 @@ from flexgs_lightning.lightning_cli import FlexGSCLI
 FOLDER = Path(__file__).parents[1] / "configs"
 PROMISES: dict[str, tuple[str, dict[str, Any]]] = {
     "demo.yaml": ("demo", {"data.downscale": 1, "data.test_every": 8}),
+    "flexgs.yaml": ("scene", {"trainer.max_steps": 35000, "trainer.val_check_interval": 1000}),
+    "flexgs_paper.yaml": ("scene", {"trainer.max_steps": 35000}),
     "mipnerf360.yaml": ("garden", {"data.downscale": 4, "data.test_every": 8, "model.background": "black"}),
     "tanks_and_temples.yaml": ("truck", {"data.downscale": 1, "data.test_every": 8}),
     "tanks_and_temples_quarter.yaml": ("truck", {"data.downscale": 4, "model.background": "white"}),

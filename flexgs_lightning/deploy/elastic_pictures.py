@@ -26,8 +26,8 @@ def ratio_strip(model: Model, view: View, ratios: Sequence[float], path: str | P
     panels = []
     for ratio in ratios:
         splats = model.at(ratio)
-        image = draw(splats, view.camera, model.background, model.antialiased)
-        panels.append((f"{100 * ratio:g} %   {len(splats):,} Gaussians", to_uint8(image)))
+        render = draw(splats, view.camera, model.background, model.antialiased)
+        panels.append((f"{100 * ratio:g} %   {len(splats):,} Gaussians", to_uint8(render)))
     panels.append(("photo", to_uint8(read_photo(view.source, model.background))))
     width, height = view.camera.width, view.camera.height
     sheet = Image.new("RGB", (len(panels) * (width + _MARGIN) - _MARGIN, height + _CAPTION), "white")
