@@ -1,6 +1,8 @@
 """The main job on an embedded default: a capture made on the spot, trained, measured and exported."""
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,8 +79,11 @@ def summary(folder: Path) -> str:
     table = "\n".join(lines)
     files = {name: folder / name for name in FILES if (folder / name).exists()}
     shown = "\n".join(f"  {FILES[name]:<24} {path}" for name, path in files.items())
+    # `make demo` runs without the environment activated, where the bare name is not found.
+    beside = os.path.relpath(Path(sys.executable).with_name("tensorboard"))
+    tensorboard = "tensorboard" if shutil.which("tensorboard") else beside
     return (
         f"\nHeld-out views of {report['capture']} after {report['iteration']:,} steps, "
         f"{report['milliseconds']:.1f} ms for a full render\n{table}\n\n{shown}\n"
-        f"  {'curves and images':<24} tensorboard --logdir {folder.parents[1]}\n"
+        f"  {'curves and images':<24} {tensorboard} --logdir {folder.parents[1]}\n"
     )
