@@ -1,5 +1,6 @@
 """``fit``, ``validate`` and ``test``: Lightning's command line with this package's defaults."""
 
+import logging
 import operator
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.deploy.ply import read_ply
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.checkpoint import load, read_checkpoint
+from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, load, read_checkpoint
 from flexgs_lightning.training.callbacks import (
     Checkpointing,
     ElasticValidation,
@@ -28,6 +29,8 @@ from flexgs_lightning.training.callbacks import (
 )
 from flexgs_lightning.training.callbacks.checkpointing import FOLDER, SafeCheckpointIO, newest_checkpoint
 from flexgs_lightning.training.module import FlexGSModule
+
+log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -135,7 +138,7 @@ class FlexGSCLI(LightningCLI):
         if options.ckpt_path == "last":
             options.ckpt_path = str(newest_checkpoint(runs))
         if options.ckpt_path is not None:
-            read_checkpoint(options.ckpt_path)
+            self._trained = read_checkpoint(options.ckpt_path)[CHECKPOINT_KEY]
         elif self.config.subcommand != "fit":
             raise InputError(f"--ckpt_path: {self.config.subcommand} needs a checkpoint ('last' or a file).")
 
@@ -167,6 +170,30 @@ class FlexGSCLI(LightningCLI):
         path = self._get(self.config_init, "start_from")
         if path is not None:
             self.model.start = read_ply(path) if path.suffix.lower() == ".ply" else load(path).splats()
+
+    def before_validate(self) -> None:
+        """Say where a checkpoint is not measured as it was trained."""
+        now = self.datamodule.options()
+        background = self.model.evaluation_background.tolist()
+        settings = {
+            "data.downscale": (self._trained["data"]["downscale"], now["downscale"]),
+            "data.test_every": (self._trained["data"]["test_every"], now["test_every"]),
+            "model.background": (self._trained["background"], background),
+            "model.antialiased": (self._trained["antialiased"], self.model.antialiased),
+        }
+        for name, (trained, found) in settings.items():
+            if trained != found:
+                log.warning(
+                    "%s: the checkpoint was trained with %s, but is measured with %s. "
+                    "--config with the run's config.yaml takes the training's settings.",
+                    name,
+                    trained,
+                    found,
+                )
+
+    def before_test(self) -> None:
+        """As ``before_validate``."""
+        self.before_validate()
 
     def after_fit(self) -> None:
         """Measure what was trained."""

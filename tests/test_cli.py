@@ -192,6 +192,22 @@ def test_test_measures_lpips_with_real_weights(
     assert report["protocol"]["lpips"].startswith("squeeze")
 
 
+def test_a_checkpoint_measured_otherwise_than_it_was_trained_is_told(
+    checkpoint: Path, small_capture: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the run's own config repeats its settings, so that there is nothing to tell."""
+    copy = tmp_path / "model.ckpt"
+    copy.write_bytes(checkpoint.read_bytes())
+    again = [f"--ckpt_path={copy}", f"--runs={tmp_path}"]
+    assert main(["validate", f"--data.root={small_capture}", *again, *SHORT]) == 0
+    assert "data.test_every: the checkpoint was trained with 5, but is measured with 8" in caplog.text
+    assert "model.background: the checkpoint was trained with [1.0, 1.0, 1.0]" in caplog.text
+    assert "data.downscale" not in caplog.text
+    caplog.clear()
+    assert main(["validate", "--config", str(checkpoint.parents[1] / "config.yaml"), *again]) == 0
+    assert "was trained with" not in caplog.text
+
+
 def test_last_finds_the_run_from_another_folder_and_with_relative_paths(
     small_capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
