@@ -186,13 +186,13 @@ def test_impossible_training_options_are_named(option: str, value: object) -> No
 
 def test_ratios_are_log_uniform_or_go_round_the_list() -> None:
     torch.manual_seed(0)
-    options = ElasticTraining(ratio_range=(0.01, 1.0))
+    options = ElasticTraining(ratio_range=(0.01, 1.0), prefixes=1)
     logs = torch.tensor([options.draw_ratios(step)[0] for step in range(4000)]).log10()
     assert (logs >= -2).all()
     assert (logs <= 0).all()
     histogram = torch.histc(logs, 8, -2, 0) / 500
     assert (histogram - 1).abs().max() < 0.2
-    cycled = ElasticTraining(sampling="list", ratios=(0.1, 0.2, 0.3))
+    cycled = ElasticTraining(sampling="list", ratios=(0.1, 0.2, 0.3), prefixes=1)
     assert [cycled.draw_ratios(step)[0] for step in range(4)] == [0.1, 0.2, 0.3, 0.1]
     pair = ElasticTraining(prefixes=2).draw_ratios(0)
     assert pair[0] < 0.1 <= pair[1]
@@ -201,10 +201,13 @@ def test_ratios_are_log_uniform_or_go_round_the_list() -> None:
 def test_the_loss_weighs_subset_and_full_as_stated() -> None:
     model = elastic()
     photometric = lambda splats: torch.tensor(float(len(splats)))  # noqa: E731
-    options = ElasticTraining(sampling="list", ratios=(0.1,), full_weight=0.25)
+    options = ElasticTraining(sampling="list", ratios=(0.1,), full_weight=0.25, prefixes=2, full_every=3)
     loss, parts = elastic_loss(model, options, 0, photometric=photometric, temperature=1.0)
     assert loss.item() == pytest.approx(0.75 * 10 + 0.25 * 100)
     assert parts["selected"].item() == pytest.approx(0.1)
+    loss, parts = elastic_loss(model, options, 1, photometric=photometric, temperature=1.0)
+    assert loss.item() == pytest.approx(0.75 * 10)
+    assert "full_loss" not in parts
 
 
 # -- the two stages together ---------------------------------------------------------------------------------

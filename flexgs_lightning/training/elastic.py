@@ -17,7 +17,7 @@ from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.rendering.importance import VolumeFactor, blending_importance, global_importance
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.elastic_losses import importance_loss, sparsity_loss
-from flexgs_lightning.training.optimization import LearningRates
+from flexgs_lightning.training.optimization import LearningRates, falling
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,14 @@ class ElasticTraining:
         ratio_bias: exponent on the uniform draw of log-uniform sampling; below 1 favours large ratios.
         prefixes: ratios drawn in an iteration, stratified in log e.
         full_every: iterations from one render of the full model to the next.
-        full_weight: share of the full model in the loss, averaged over iterations.
+        full_weight: weight of the full model's loss where it is drawn; the subsets weigh the rest of 1.
         importance: volume factor of the importance that ranks Gaussians: "none" for the blending weight
             alone, "clamped" for the paper's Global Importance, "power" for LightGaussian's.
         importance_weight: weight of mean |M - M_GI| (gsnet).
         sparsity_weight: weight of |e - mean M| (gsnet).
+        rate_decay: share of their rates that the Gaussians' attributes and the residuals end with, falling
+            exponentially over the stage (positions have their own schedule); 1 keeps them constant. Random
+            prefixes make gradients noisy, and small last steps average that out.
         residual_rate: learning rate of the residuals, in steps of the attribute's own rate.
         grid_rate: learning rate of the field's planes; exponential to a tenth.
         network_rate: learning rate of the selector and the field's layers; exponential to a tenth.
@@ -47,13 +50,14 @@ class ElasticTraining:
     ratio_range: tuple[float, float] = (0.01, 1.0)
     ratios: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15)
     ratio_bias: float = 1.0
-    prefixes: int = 1
-    full_every: int = 1
+    prefixes: int = 3
+    full_every: int = 3
     full_weight: float = 0.5
     importance: VolumeFactor = "none"
     importance_weight: float = 1.0
     sparsity_weight: float = 0.01
-    residual_rate: float = 1.0
+    rate_decay: float = 0.1
+    residual_rate: float = 2.0
     grid_rate: float = 1.6e-3
     network_rate: float = 1.6e-4
 
@@ -69,6 +73,7 @@ class ElasticTraining:
             ),
             "ratio_bias": (self.ratio_bias > 0, "a positive number", self.ratio_bias),
             "prefixes": (self.prefixes >= 1, "1 or more", self.prefixes),
+            "rate_decay": (0 < self.rate_decay <= 1, "above 0, at most 1", self.rate_decay),
             "full_every": (self.full_every >= 1, "1 or more", self.full_every),
             "full_weight": (0 <= self.full_weight < 1, "0 to below 1", self.full_weight),
         }
@@ -126,7 +131,7 @@ def elastic_loss(
         parts["ratio"] = total.new_tensor(ratio)
     if options.draws_full(step):
         parts["full_loss"] = photometric(model.gaussians.splats())
-        total = total + options.full_weight * options.full_every * parts["full_loss"]
+        total = total + options.full_weight * parts["full_loss"]
     return total, parts
 
 
@@ -174,15 +179,15 @@ def elastic_optimizer(model: ElasticGaussians, options: ElasticTraining) -> torc
     groups: list[dict[str, Any]] = []
     if model.residuals is not None:
         tables = {"params": model.residuals.parameters(), "name": "residuals", "per_gaussian": True}
-        groups.append(tables | {"lr": options.residual_rate})
+        groups.append(tables | falling(options.residual_rate, options.rate_decay))
     if model.field is not None:
         planes = [*model.field.spatial_planes, *model.field.ratio_planes]
         layers = [*model.field.fuse.parameters(), *model.field.heads.parameters()]
-        groups.append({"params": planes, "name": "field_planes"} | _falling(options.grid_rate))
-        groups.append({"params": layers, "name": "field_layers"} | _falling(options.network_rate))
+        groups.append({"params": planes, "name": "field_planes"} | falling(options.grid_rate, 0.1))
+        groups.append({"params": layers, "name": "field_layers"} | falling(options.network_rate, 0.1))
     if model.selector is not None:
         layers = list(model.selector.parameters())
-        groups.append({"params": layers, "name": "selector"} | _falling(options.network_rate))
+        groups.append({"params": layers, "name": "selector"} | falling(options.network_rate, 0.1))
     return torch.optim.Adam(groups, eps=1e-15, fused=True) if groups else None
 
 
@@ -190,8 +195,3 @@ def residual_units(rates: LearningRates, extent: float) -> dict[str, float]:
     """One Adam step of each attribute, as ``RatioResiduals`` wants it."""
     names = ("quats", "scales", "opacities", "sh0")
     return {"means": rates.means * extent, **{name: getattr(rates, name) for name in names}}
-
-
-def _falling(rate: float) -> dict[str, float]:
-    """A rate that falls exponentially to a tenth over the stage."""
-    return {"lr": rate, "initial": rate, "final": rate / 10}

@@ -32,9 +32,9 @@ from flexgs_lightning.training.initialization import Initialization, initial_gau
 from flexgs_lightning.training.losses import photometric_loss
 from flexgs_lightning.training.optimization import (
     LearningRates,
-    exponential_decay,
     gaussian_optimizers,
     reorder_moments,
+    set_rates,
 )
 
 BACKGROUNDS = {"black": 0.0, "white": 1.0, "random": 0.0}
@@ -154,7 +154,8 @@ class FlexGSModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One Adam for each attribute, and in the second stage one for what makes the scene elastic."""
-        optimizers = gaussian_optimizers(self.gaussians, self.learning_rates, self.extent)
+        decay = 1.0 if self.elastic is None else self.elastic_training.rate_decay
+        optimizers = gaussian_optimizers(self.gaussians, self.learning_rates, self.extent, decay)
         if self.elastic is not None:
             added = elastic_optimizer(self.elastic, self.elastic_training)
             return list(optimizers.values()) + ([] if added is None else [added])
@@ -185,7 +186,7 @@ class FlexGSModule(lightning.LightningModule):
     def _reconstruct(self, batch: ViewBatch) -> None:
         """Render, compare, descend, densify."""
         step = self.iteration
-        self._set_position_rate(step, self.reconstruction_steps)
+        set_rates(self._optimizers(), step, self.reconstruction_steps)
         background = self._training_background()
         rendering = self.render(batch, background, self.sh_degree_at(step))
         photos = batch.targets(background)
@@ -207,7 +208,7 @@ class FlexGSModule(lightning.LightningModule):
     def _train_elastic(self, batch: ViewBatch, step: int) -> None:
         """Render a subset and the full model, compare both, descend."""
         assert self.elastic is not None
-        self._set_position_rate(step, self.elastic_training.steps)
+        set_rates(self._optimizers(), step, self.elastic_training.steps)
         background = self._training_background()
         photos = batch.targets(background)
         image = photos
@@ -257,9 +258,7 @@ class FlexGSModule(lightning.LightningModule):
             self.elastic.importance_order.copy_(order)
         else:
             self.elastic.reorder(order)
-            optimizers = self.optimizers(use_pl_optimizer=False)
-            assert isinstance(optimizers, list)
-            reorder_moments(optimizers, order)
+            reorder_moments(self._optimizers(), order)
         return importance[order]
 
     def render(self, batch: ViewBatch, background: Tensor, sh_degree: int | None = None) -> Rendering:
@@ -286,21 +285,8 @@ class FlexGSModule(lightning.LightningModule):
             return torch.rand(3).to(self.device)
         return self.evaluation_background
 
-    def _set_position_rate(self, step: int, total: int) -> None:
-        """Schedules of a stage: of the positions, and of what makes the scene elastic."""
-        rates = self.learning_rates
-        rate = exponential_decay(rates.means, rates.means_final, step, total)
-        for group in self._groups():
-            if group["name"] == "means":
-                group["lr"] = rate * self.extent
-            elif "initial" in group:
-                group["lr"] = exponential_decay(group["initial"], group["final"], step, total)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """Every optimizer's parameter groups; each has a name."""
-        optimizers = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizers, list)
-        return [group for optimizer in optimizers for group in optimizer.param_groups]
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return cast(list[torch.optim.Optimizer], self.optimizers(use_pl_optimizer=False))
 
     @property
     def _is_time_to_log(self) -> bool:
@@ -326,7 +312,8 @@ class FlexGSModule(lightning.LightningModule):
         self.log_dict(values, prog_bar=True, logger=False)
         values |= {name: part.detach() for name, part in parts.items()}
         self.log_dict({f"train/{name}": value for name, value in values.items()})
-        self.log_dict({f"learning_rate/{group['name']}": group["lr"] for group in self._groups()})
+        groups = [group for optimizer in self._optimizers() for group in optimizer.param_groups]
+        self.log_dict({f"learning_rate/{group['name']}": group["lr"] for group in groups})
 
     # -- validation and test ---------------------------------------------------------------------------
 

@@ -35,20 +35,35 @@ class LearningRates:
 
 
 def gaussian_optimizers(
-    gaussians: Gaussians, rates: LearningRates, extent: float
+    gaussians: Gaussians, rates: LearningRates, extent: float, decay: float = 1.0
 ) -> dict[str, torch.optim.Optimizer]:
-    """One Adam for each attribute, as densification expects: its state must be resizable by name."""
-    initial = {name: getattr(rates, name) for name in gaussians.params}
-    initial["means"] *= extent
+    """One Adam for each attribute, as densification expects: its state must be resizable by name.
+
+    Groups know the schedule of their rate (``set_rates``): positions that of ``rates``, the others fall
+    exponentially to ``decay`` of their start.
+    """
+    schedules = {name: falling(getattr(rates, name), decay) for name in gaussians.params}
+    schedules["means"] = falling(rates.means * extent, rates.means_final / rates.means)
     return {
         name: torch.optim.Adam(
-            [{"params": [parameter], "name": name, "per_gaussian": True}],
-            lr=initial[name],
+            [{"params": [parameter], "name": name, "per_gaussian": True} | schedules[name]],
             eps=1e-15,
             fused=True,
         )
         for name, parameter in gaussians.params.items()
     }
+
+
+def falling(rate: float, share: float) -> dict[str, float]:
+    """Entries of a parameter group whose rate falls exponentially to ``share`` of its start over a stage."""
+    return {"lr": rate, "initial": rate, "final": rate * share}
+
+
+def set_rates(optimizers: Iterable[torch.optim.Optimizer], step: int, total: int) -> None:
+    """Rates of a stage's iteration ``step`` of ``total``."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = exponential_decay(group["initial"], group["final"], step, total)
 
 
 def exponential_decay(start: float, end: float, step: int, total: int) -> float:
