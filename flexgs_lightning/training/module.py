@@ -34,6 +34,7 @@ from flexgs_lightning.training.optimization import (
     LearningRates,
     gaussian_optimizers,
     reorder_moments,
+    seed_generators,
     set_rates,
 )
 
@@ -149,7 +150,7 @@ class FlexGSModule(lightning.LightningModule):
         if stage == "fit" and len(self.gaussians) == 0:
             if self.reconstruction_steps == 0 and self.start is None:
                 raise InputError("model.reconstruction_steps: 0 needs --start_from, a checkpoint or PLY.")
-            torch.manual_seed(self.seed)
+            seed_generators(self.seed)
             self.scene = initial_gaussians(self.capture, self.initialization, self.sh_degree, self.start)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -175,7 +176,7 @@ class FlexGSModule(lightning.LightningModule):
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> None:
         """One iteration of the stage that it belongs to."""
-        torch.manual_seed(self.seed * 1_000_003 + self.iteration)
+        seed_generators(self.seed * 1_000_003 + self.iteration)
         if self.elastic_step is None:
             self._reconstruct(batch)
         else:
@@ -234,7 +235,7 @@ class FlexGSModule(lightning.LightningModule):
     def begin_elastic_stage(self) -> Tensor:
         """Make the scene elastic, with fresh optimizers, and rank it; as ``refresh_importance``."""
         positions = torch.cat([view.camera.positions for view in self.capture.views])
-        torch.manual_seed(self.seed)  # networks start alike, also where a run is resumed just here
+        seed_generators(self.seed)  # networks start alike, also where a run is resumed just here
         self.scene = ElasticGaussians(
             self.gaussians,
             SceneFrame.from_cameras(positions),

@@ -88,3 +88,14 @@ def reorder_moments(optimizers: Iterable[torch.optim.Optimizer], order: Int[Tens
                     for name in ("exp_avg", "exp_avg_sq"):
                         if name in optimizer.state[parameter]:
                             reorder_rows(optimizer.state[parameter][name], order)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed torch's generators of the CPU and, if it is in use, of the GPU.
+
+    ``torch.manual_seed`` visits every kind of device, which takes up to a millisecond: too much for every
+    iteration.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
