@@ -27,7 +27,8 @@ class ElasticTraining:
     Args:
         steps: iterations of the stage; 0 leaves it out.
         sampling: "log_uniform" draws ratios from ``ratio_range``, "list" goes round ``ratios``.
-        ratio_range: lowest and highest ratio of log-uniform sampling.
+        ratio_range: lowest and highest ratio of log-uniform sampling; the lowest should lie a little below
+            the smallest ratio asked for, which is drawn too rarely otherwise.
         ratios: the list; the paper's by default.
         ratio_bias: exponent on the uniform draw of log-uniform sampling; below 1 favours large ratios.
         prefixes: ratios drawn in an iteration, stratified in log e.
@@ -47,7 +48,7 @@ class ElasticTraining:
 
     steps: int = 0
     sampling: Literal["log_uniform", "list"] = "log_uniform"
-    ratio_range: tuple[float, float] = (0.01, 1.0)
+    ratio_range: tuple[float, float] = (0.006, 1.0)
     ratios: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15)
     ratio_bias: float = 1.0
     prefixes: int = 3
