@@ -376,6 +376,8 @@ def test_the_second_stage_starts_from_a_checkpoint_or_any_ply(
         model = load(cli.run_folder / "checkpoints" / "last.ckpt")
         assert len(model) == len(splats)
         assert model.gaussians.sh_degree == degree
+        full = cli.model.gaussians.splats()
+        assert same(model.splats(), full), "all spherical harmonics, however short the stage"
         assert model.elastic
 
 

@@ -142,6 +142,11 @@ class ElasticGaussians(nn.Module):
             parameters = self.residuals(len(parameters["means"]), ratio).added_to(parameters)
         return activate(parameters if field is None else field.added_to(parameters))
 
+    def first_non_finite(self) -> str | None:
+        """Name of the first parameter that holds NaN or infinity; None if all are finite."""
+        broken = (name for name, value in self.named_parameters() if not torch.isfinite(value).all())
+        return self.gaussians.first_non_finite() or next(broken, None)
+
     @torch.no_grad()
     def ranking(self) -> Int[Tensor, " N"]:
         """[N] indices of the Gaussians, highest ranked first; kept while the module is in ``eval`` mode."""

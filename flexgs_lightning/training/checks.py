@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.elastic import ElasticGaussians
 from flexgs_lightning.model.gaussians import Gaussians
 
 FINITE_CHECK_INTERVAL = 100
 """Iterations from one search of all parameters for NaN and infinity to the next."""
 
 
-def check_finite(gaussians: Gaussians, loss: Tensor, step: int) -> None:
+def check_finite(scene: Gaussians | ElasticGaussians, loss: Tensor, step: int) -> None:
     """Stop before a broken step spreads: parameters are searched when the loss breaks, and regularly.
 
     The rasterizer culls Gaussians with NaN silently, so the loss alone does not show them.
@@ -18,7 +19,7 @@ def check_finite(gaussians: Gaussians, loss: Tensor, step: int) -> None:
     broken_loss = not torch.isfinite(loss)
     if not broken_loss and step % FINITE_CHECK_INTERVAL:
         return
-    name = gaussians.first_non_finite()
+    name = scene.first_non_finite()
     if not broken_loss and name is None:
         return
     where = f"attribute '{name}' holds NaN or infinity" if name else "all attributes are finite"

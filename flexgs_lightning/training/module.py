@@ -105,6 +105,7 @@ class FlexGSModule(lightning.LightningModule):
         self.start: Splats | None = None
         self.extent = 1.0
         self._densification_state: dict[str, Any] | None = None
+        self._started_trained = False
         self._loaded_iteration = 0
 
     @property
@@ -151,6 +152,7 @@ class FlexGSModule(lightning.LightningModule):
             if self.reconstruction_steps == 0 and self.start is None:
                 raise InputError("model.reconstruction_steps: 0 needs --start_from, a checkpoint or PLY.")
             seed_generators(self.seed)
+            self._started_trained = self.start is not None
             self.scene = initial_gaussians(self.capture, self.initialization, self.sh_degree, self.start)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -189,12 +191,12 @@ class FlexGSModule(lightning.LightningModule):
         step = self.iteration
         set_rates(self._optimizers(), step, self.reconstruction_steps)
         background = self._training_background()
-        rendering = self.render(batch, background, self.sh_degree_at(step))
+        rendering = self.render(batch, background, self.active_sh_degree)
         photos = batch.targets(background)
         loss = photometric_loss(rendering.image, photos, self.ssim_weight)
         penalty = self.densification.regularization()
         total = loss if penalty is None else loss + penalty
-        check_finite(self.gaussians, total, step)
+        check_finite(self.scene, total, step)
 
         self.densification.before_backward(step, rendering)
         self.manual_backward(total)
@@ -224,7 +226,7 @@ class FlexGSModule(lightning.LightningModule):
         loss, parts = elastic_loss(
             self.elastic, self.elastic_training, step, photometric=photometric, temperature=self.temperature
         )
-        check_finite(self.gaussians, loss, self.iteration)
+        check_finite(self.scene, loss, self.iteration)
         self.manual_backward(loss)
         self._step_optimizers()
         if self._is_time_to_log:
@@ -272,9 +274,12 @@ class FlexGSModule(lightning.LightningModule):
             antialiased=self.antialiased,
         )
 
-    def sh_degree_at(self, step: int) -> int:
-        """Degree in use at an iteration."""
-        return min(step // self.sh_degree_interval, self.sh_degree)
+    @property
+    def active_sh_degree(self) -> int:
+        """Degree in use: raised step by step in a new scene, all of it in a trained one."""
+        if self.elastic is not None or self._started_trained:
+            return self.gaussians.sh_degree
+        return min(self.iteration // self.sh_degree_interval, self.sh_degree)
 
     @property
     def evaluation_background(self) -> Tensor:
@@ -349,14 +354,15 @@ class FlexGSModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know of; refuse to save a broken scene over a good one."""
-        name = self.gaussians.first_non_finite()
+        name = self.scene.first_non_finite()
         if name is not None:
             raise InputError(
                 f"No checkpoint written at step {self.iteration}: '{name}' holds NaN or infinity."
             )
         checkpoint[CHECKPOINT_KEY] = {
             "version": CHECKPOINT_VERSION,
-            "sh_degree": self.sh_degree_at(self.iteration),
+            "sh_degree": self.active_sh_degree,
+            "started_trained": self._started_trained,
             "antialiased": self.antialiased,
             "background": self.evaluation_background.tolist(),
             "data": self.trainer.datamodule.options(),  # type: ignore[attr-defined]
@@ -369,6 +375,7 @@ class FlexGSModule(lightning.LightningModule):
         """Take over what ``on_save_checkpoint`` added."""
         facts = checkpoint[CHECKPOINT_KEY]
         self.seed = facts["seed"]
+        self._started_trained = facts["started_trained"]
         if facts["elastic"] is not None:
             self.scene = empty_elastic(checkpoint["state_dict"], SCENE, facts["elastic"])
         self._loaded_iteration = checkpoint["global_step"]
