@@ -34,7 +34,7 @@ MAP = ROWS * LANES
 
 _kernel = compiler({"contract"})  # sums in the written order: SSIM subtracts nearly equal numbers
 _inlined = compiler({"contract"}, forceinline=True)
-_reducer = compiler({"contract", "reassoc"})
+_reducer = compiler({"contract", "reassoc"}, forceinline=True)
 TWO, ONE = np.float32(2.0), np.float32(1.0)
 
 
@@ -105,7 +105,7 @@ def _gradient_blocks(counter, count, x, y, partials, gradient):  # type: ignore[
         block = next_item(counter)
 
 
-@_kernel
+@_inlined
 def _load(plane, row, lane, window):  # type: ignore[no-untyped-def]
     """Copy the block at (row, lane) with its margins; zero outside the image."""
     height, width = plane.shape
@@ -147,7 +147,7 @@ def _product_taps(a, j, k, step):  # type: ignore[no-untyped-def]
     )
 
 
-@_kernel
+@_inlined
 def _blur_moments_horizontally(window, blurred):  # type: ignore[no-untyped-def]
     """Blurs of x, y, x x, y y, x y, each [ROWS, LANES]."""
     for r in range(ROWS):
@@ -160,14 +160,14 @@ def _blur_moments_horizontally(window, blurred):  # type: ignore[no-untyped-def]
             blurred[out + j + 4 * MAP] = _product_taps(window, x + j, y + j, CHANNELS)
 
 
-@_kernel
+@_inlined
 def _blur_horizontally(window, blurred):  # type: ignore[no-untyped-def]
     for r in range(ROWS):
         for j in range(LANES):
             blurred[r * LANES + j] = _taps(window, r * SPAN + j, CHANNELS)
 
 
-@_kernel
+@_inlined
 def _compare(blurred, image, row, lane, height, width, partials):  # type: ignore[no-untyped-def]
     """Sum of SSIM over a block; if asked for, its derivatives by the blurs of x, x x and x y.
 
@@ -210,7 +210,7 @@ def _sum(values):  # type: ignore[no-untyped-def]
     return total
 
 
-@_kernel
+@_inlined
 def _combine(blurred, x, y, row, lane, gradient):  # type: ignore[no-untyped-def]
     """Chain rule through the blurs: the Gaussian is symmetric, so each blur is its own adjoint."""
     end = min(lane + LANES, x.shape[1])

@@ -57,7 +57,12 @@ kernel = compiler()
 """Decorator of functions that Python calls."""
 
 inlined = compiler(forceinline=True)
-"""Decorator of functions that kernels call; always inlined, so unused results cost nothing."""
+"""Decorator of functions that kernels call; always inlined, so unused results cost nothing.
+
+No kernel may call a function that is not. Such a function is compiled by itself and once more with its
+caller, optimised differently; the process that compiles takes one copy, those that load the cache the other,
+and a training's first run would differ in the last bits from all later ones.
+"""
 
 _MAX_THREADS: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 _pool: ThreadPoolExecutor | None = None

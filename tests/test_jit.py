@@ -1,0 +1,38 @@
+"""Compiled kernels: the process that compiles them and those that load them compute the same, bit for bit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+FINGERPRINT = """
+import sys
+from dataclasses import fields, replace
+from hashlib import sha256
+import flexgs_lightning, torch
+sys.path.insert(0, sys.argv[1])
+from small_scene import around, ball
+from flexgs_lightning.metrics import ssim
+splats = ball()
+splats = replace(splats, **{f.name: getattr(splats, f.name).requires_grad_() for f in fields(splats)})
+rendering = flexgs_lightning.rasterize(splats, around(2, 96, 64), with_importance=True)
+photo = torch.rand(2, 64, 96, 3, generator=torch.Generator().manual_seed(0))
+(rendering.image.square().sum() + rendering.depth.sum() + ssim(rendering.image, photo).sum()).backward()
+tensors = [rendering.image, rendering.depth, rendering.weights]
+tensors += [getattr(splats, f.name).grad for f in fields(splats)]
+print(sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest())
+"""
+
+
+def test_a_fresh_compilation_computes_what_the_cache_does(tmp_path: Path) -> None:
+    """Or the first training on a machine would differ from all later ones, and from its own resumption."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", FINGERPRINT, str(Path(__file__).parent)]
+    found = []
+    for _ in range(2):
+        result = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=200, check=True
+        )
+        found.append(result.stdout)
+    assert any(tmp_path.rglob("*.nbc")), "nothing was cached, so nothing was compared"
+    assert found[0] == found[1]
