@@ -1,0 +1,1 @@
+"""Comparisons, benchmarks and the tables and curves that report them."""
