@@ -1,5 +1,6 @@
 """The command line: ``flexgs``, also installed as ``lightning`` for those who type ``lightning fit``."""
 
+import inspect
 import logging
 import sys
 import warnings
@@ -14,6 +15,7 @@ from flexgs_lightning.deploy.export import export
 from flexgs_lightning.deploy.render_command import render
 from flexgs_lightning.deploy.view import view
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.compare import ablate, compare
 from flexgs_lightning.lightning_cli import FlexGSCLI
 
 HELP = """\
@@ -27,6 +29,9 @@ deployment
   export         write a checkpoint as a standard 3DGS PLY, at any size: --ratio 0.05, --max-megabytes 15
   render         draw a checkpoint or PLY: test views, an orbit or a camera path, to PNG and video
   view           look at a checkpoint or PLY in the browser, at any share of its Gaussians
+evaluation
+  compare        rival methods from one first stage: prune, fine-tune, iterative, matryoshka, flexgs
+  ablate         the same with one thing changed at a time, as in the paper's Table 3
 captures
   data download  fetch a benchmark's scenes
   demo           make a small capture, train on it, and show the result
@@ -39,6 +44,8 @@ COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
     "view": view,
     "data": {"download": download},
     "demo": demo,
+    "compare": compare,
+    "ablate": ablate,
 }
 
 
@@ -64,7 +71,7 @@ def _run(command: str, arguments: list[str]) -> int:
     if command in FlexGSCLI.subcommands():
         FlexGSCLI([command, *arguments])
     elif command in COMMANDS:
-        arguments = [_underscored(argument) for argument in arguments]
+        arguments = _joined([_underscored(argument) for argument in arguments], COMMANDS[command])
         auto_cli(COMMANDS[command], args=arguments, prog=f"flexgs {command}", as_positional=command == "data")
     else:
         sys.stderr.write(f"flexgs: error: unknown command '{command}'.\n\n{HELP}")
@@ -78,6 +85,22 @@ def _underscored(argument: str) -> str:
         return argument
     name, equals, value = argument[2:].partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _joined(arguments: list[str], command: Any) -> list[str]:
+    """Lists may be written with spaces: --ratios 0.01 0.05 is --ratios=[0.01,0.05]."""
+    if not callable(command):
+        return arguments
+    parameters = inspect.signature(command).parameters.items()
+    lists = {f"--{name}" for name, parameter in parameters if "list[" in str(parameter.annotation)}
+    joined: list[str] = []
+    for argument in arguments:
+        name, _, values = joined[-1].partition("=") if joined else ("", "", "")
+        if name not in lists or argument.startswith("--"):
+            joined.append(argument)
+        else:
+            joined[-1] = f"{name}=[{', '.join([*filter(None, [values[1:-1]]), argument])}]"
+    return joined
 
 
 def _silence_known_noise() -> None:

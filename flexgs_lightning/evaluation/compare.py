@@ -1,0 +1,132 @@
+"""``flexgs compare`` and ``flexgs ablate``. Signatures and docstrings are the command line's help."""
+
+# No `from __future__ import annotations` here: jsonargparse reads the types.
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.cells import ERROR, plan, run
+from flexgs_lightning.evaluation.methods import ablations, parse_methods
+from flexgs_lightning.evaluation.report import MARKDOWN_NAME, write_report
+from flexgs_lightning.evaluation.study import Schedule, open_study
+
+log = logging.getLogger(__name__)
+
+METHODS = (
+    "prune:lightgaussian",
+    "prune",
+    "prune-finetune",
+    "iterative",
+    "matryoshka",
+    "flexgs-paper",
+    "flexgs",
+)
+INTERRUPTED = 130
+"""Exit status after Ctrl-C between two trainings, as shells have it."""
+RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 1.0)
+
+
+def compare(
+    ckpt: Path,
+    config: list[Path] | None = None,
+    methods: list[str] = list(METHODS),  # noqa: B006 (never changed)
+    ratios: list[float] = list(RATIOS),  # noqa: B006
+    steps: int = 20_000,
+    finetune_steps: int | None = None,
+    iterative_scale: float | None = None,
+    output: Path | None = None,
+    configs: Path = Path("configs"),
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 42,
+) -> None:
+    """Train and measure rival methods from one first stage, and write the table.
+
+    Every method starts from the same checkpoint and goes through the same rasterizer, data and metrics. Each
+    cell (a method at a ratio) has its own folder; what is finished is not run again, a training that was
+    interrupted goes on, and a cell that fails does not stop the others (its error.txt says why). The output
+    folder gets comparison.json, comparison.md, curves of PSNR against size and time, and a picture grid for
+    each ratio.
+
+    Args:
+        ckpt: Checkpoint of the first stage: flexgs fit without an elastic stage.
+        config: YAML files with settings of data and metrics; by default the checkpoint's own config.yaml.
+        methods: Any of prune, prune-finetune (both also with a score: prune:opacity; one of blending,
+            importance, lightgaussian, opacity, random), iterative, matryoshka, flexgs-paper, flexgs; an
+            ablation such as flexgs+ratio_list; or the YAML file of an elastic stage.
+        ratios: Shares of the Gaussians in (0, 1].
+        steps: Length of an elastic method's training, for all ratios together.
+        finetune_steps: Length of a training for one ratio alone; by default as many as steps.
+        iterative_scale: Iterative pruning trains 1,000 steps after each pruning and 5,000 at the end, times
+            this; by default finetune_steps for each ratio are shared out in that proportion.
+        output: Folder of the comparison; by default runs/compare/SCENE.
+        configs: Folder of the elastic methods' settings and ablations.
+        device: Where to train and measure; "auto" takes CUDA where there is a device.
+        seed: Seed of every training.
+    """
+    schedule = Schedule(steps, finetune_steps or steps, iterative_scale)
+    _run(ckpt, config or [], methods, ratios, schedule, output, "compare", configs, device, seed)
+
+
+def ablate(
+    ckpt: Path,
+    config: list[Path] | None = None,
+    bases: list[str] = ["flexgs-paper", "flexgs"],  # noqa: B006
+    ratios: list[float] = [0.01, 0.05, 0.1, 0.15],  # noqa: B006
+    steps: int = 20_000,
+    output: Path | None = None,
+    configs: Path = Path("configs"),
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 42,
+) -> None:
+    """Train every ablation from one first stage, each changing one thing, and write the table.
+
+    The ablations of a base are the files in configs/ablations/BASE. Works as flexgs compare does: finished
+    trainings are not run again, and a failure does not stop the others.
+
+    Args:
+        ckpt: Checkpoint of the first stage: flexgs fit without an elastic stage.
+        config: YAML files with settings of data and metrics; by default the checkpoint's own config.yaml.
+        bases: What is ablated: flexgs-paper (Table 3 of the paper), flexgs (this project's choices).
+        ratios: Shares of the Gaussians in (0, 1].
+        steps: Length of every training.
+        output: Folder of the comparison; by default runs/ablate/SCENE.
+        configs: Folder of the elastic methods' settings and ablations.
+        device: Where to train and measure; "auto" takes CUDA where there is a device.
+        seed: Seed of every training.
+    """
+    schedule = Schedule(steps, steps)
+    names = ablations(bases, configs)
+    _run(ckpt, config or [], names, ratios, schedule, output, "ablate", configs, device, seed)
+
+
+def _run(
+    ckpt: Path,
+    config: Sequence[Path],
+    names: Sequence[str],
+    ratios: Sequence[float],
+    schedule: Schedule,
+    output: Path | None,
+    command: str,
+    configs: Path,
+    device: str,
+    seed: int,
+) -> None:
+    methods = parse_methods(names, configs)
+    study = open_study(ckpt, config, schedule=schedule, device=device, seed=seed)
+    output = output or Path("runs") / command / study.capture.name
+    cells = plan(study, methods, ratios, output)
+    try:
+        run(study, cells)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        log.warning("Stopped. The same command goes on where it was.")
+        raise SystemExit(getattr(stop, "code", INTERRUPTED)) from stop
+    write_report(study, cells, output)
+    log.info("Report: %s", output / MARKDOWN_NAME)
+    failed = [cell for cell in cells if not cell.finished]
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(cells)} cells failed, the first at {failed[0].folder / ERROR}; "
+            "the report holds the others. The same command tries the failed ones again."
+        )

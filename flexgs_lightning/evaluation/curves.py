@@ -1,0 +1,46 @@
+"""Curves of a comparison: quality against size and against time (Fig. 6 of the FlexGS paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flexgs_lightning.files import atomic_path
+
+AXES = {
+    "gaussians": ("Gaussians", "psnr_gaussians.png"),
+    "milliseconds": ("milliseconds to render", "psnr_render.png"),
+    "switch_milliseconds": ("milliseconds to switch", "psnr_switch.png"),
+}
+"""What PSNR is plotted against: label and file of each."""
+
+
+def write_curves(comparison: Mapping[str, Any], output: Path) -> list[Path]:
+    """Write one PNG for each of ``AXES``: PSNR of every method over it, a marker at each ratio."""
+    paths = []
+    for key, (label, name) in AXES.items():
+        series = {  # in the order of ratios, also where measured times are not
+            method: [(r[key], r["psnr"]) for r in comparison["cells"] if r["method"] == method]
+            for method in comparison["methods"]
+        }
+        paths.append(output / name)
+        plot(series, paths[-1], xlabel=label, title=comparison["capture"])
+    return paths
+
+
+def plot(
+    series: Mapping[str, list[tuple[float, float]]], path: Path, *, xlabel: str, title: str, marker: str = "o"
+) -> None:
+    """Write a PNG of PSNR over a log axis, a line for each named series of (x, dB)."""
+    from matplotlib.figure import Figure  # slow to import; and no display is needed this way
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel="PSNR of held-out views (dB)", xscale="log")
+    for name, points in series.items():
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=name)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

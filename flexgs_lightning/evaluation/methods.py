@@ -1,0 +1,331 @@
+"""Methods: ways to have a scene at a ratio, by name."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+from flexgs_lightning.deploy.ply import read_ply, write_ply
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.iterative_pruning import rounds_needed
+from flexgs_lightning.evaluation.scores import Score
+from flexgs_lightning.evaluation.study import Schedule, Study, read_config
+from flexgs_lightning.evaluation.training import Settings, Training, merged, train
+from flexgs_lightning.model.budget import count_at
+from flexgs_lightning.model.checkpoint import load
+from flexgs_lightning.splats import Splats
+
+ELASTIC_CONFIGS = {
+    "flexgs": "flexgs.yaml",
+    "flexgs-paper": "flexgs_paper.yaml",
+    "matryoshka": "matryoshka.yaml",
+}
+"""Files below the folder of configs that hold the elastic methods' settings."""
+ABLATIONS = "ablations"
+PUBLISHED_ROUND, PUBLISHED_END = 1_000, 5_000
+"""Iterations after each pruning and at the end (COGS 2025 runner-up)."""
+ELASTIC_SETTINGS = ("elastic", "elastic_training")
+SCHEDULES = ("importance_refresh", "temperature")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A scene at a ratio.
+
+    Attributes:
+        splats: exactly floor(e N) Gaussians.
+        switch: what a device that holds the method's model does to come from another ratio to this one.
+        training: what it took; None if nothing was trained. Ratios of one training share it.
+    """
+
+    splats: Splats
+    switch: Callable[[], Splats]
+    training: Training | None
+
+
+Maker = Callable[[float, Path], Outcome]
+"""Makes the scene at a ratio; the folder is that cell's own."""
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to have a scene at any ratio.
+
+    Attributes:
+        name: as it was asked for.
+    """
+
+    name: str
+    per_ratio: ClassVar[bool]
+    """Whether something is trained for each ratio."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """One sentence for reports."""
+
+    @abstractmethod
+    def facts(self, study: Study) -> dict[str, Any]:
+        """What its results depend on, beside ``Study.facts``; plain values."""
+
+    @abstractmethod
+    def prepare(self, study: Study, folder: Path) -> Maker:
+        """Do what all ratios have in common, in the method's ``folder``."""
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return Path(self.name).stem.replace(":", "-") if _is_file(self.name) else self.name.replace(":", "-")
+
+
+@dataclass(frozen=True)
+class Pruning(Method):
+    """The first stage's Gaussians of highest score, as they are (LightGS* in the FlexGS paper)."""
+
+    score: Score
+    per_ratio: ClassVar[bool] = False
+
+    @property
+    def description(self) -> str:
+        """One sentence for reports."""
+        return f"pruned by {self.score} score, not trained"
+
+    def facts(self, study: Study) -> dict[str, Any]:
+        """The score is in the name."""
+        return {}
+
+    def prepare(self, study: Study, folder: Path) -> Maker:
+        """Sort once; every ratio is a slice."""
+        ranked = study.splats[study.order(self.score)]
+
+        def make(ratio: float, cell: Path) -> Outcome:
+            count = count_at(ratio, len(ranked))
+            return Outcome(ranked[:count], lambda: ranked[:count], None)
+
+        return make
+
+
+@dataclass(frozen=True)
+class Finetuning(Method):
+    """Pruned, then trained for this ratio alone: LightGS in the FlexGS paper, the specialist.
+
+    Its training is an elastic stage that draws nothing but ratio 1 of the pruned scene, so that losses, rates
+    and their decay are those of the elastic methods.
+    """
+
+    score: Score
+    per_ratio: ClassVar[bool] = True
+
+    @property
+    def description(self) -> str:
+        """One sentence for reports."""
+        return f"pruned by {self.score} score, then trained for each ratio alone"
+
+    def facts(self, study: Study) -> dict[str, Any]:
+        """Its steps."""
+        return {"finetune_steps": study.schedule.finetune_steps}
+
+    def prepare(self, study: Study, folder: Path) -> Maker:
+        """Sort once; for each ratio prune, train, and store the file that a device would load."""
+        order = study.order(self.score)
+
+        def make(ratio: float, cell: Path) -> Outcome:
+            start = cell / "pruned.ply"
+            write_ply(study.splats[order[: count_at(ratio, len(study))]], start)
+            training = train(cell, start, one_ratio(study.settings), study.schedule.finetune_steps)
+            return _from_file(training, cell, study)
+
+        return make
+
+
+@dataclass(frozen=True)
+class IterativePruningMethod(Method):
+    """Pruned a few at a time by the gradient, trained in between (the runner-up of COGS 2025)."""
+
+    per_ratio: ClassVar[bool] = True
+
+    @property
+    def description(self) -> str:
+        """One sentence for reports."""
+        return "pruned 5 % at a time by the gradient's norm with training in between, for each ratio alone"
+
+    def facts(self, study: Study) -> dict[str, Any]:
+        """Its schedule."""
+        schedule = study.schedule
+        return {"finetune_steps": schedule.finetune_steps, "iterative_scale": schedule.iterative_scale}
+
+    def prepare(self, study: Study, folder: Path) -> Maker:
+        """For each ratio train and prune at once, and store the file that a device would load."""
+
+        def make(ratio: float, cell: Path) -> Outcome:
+            keep = count_at(ratio, len(study))
+            every, steps = iterative_schedule(study.schedule, rounds_needed(len(study), keep))
+            pruning = {"iterative_pruning": {"keep": keep, "every": every}}
+            training = train(cell, study.checkpoint, merged(one_ratio(study.settings), pruning), steps)
+            return _from_file(training, cell, study)
+
+        return make
+
+
+@dataclass(frozen=True)
+class Elastic(Method):
+    """One training for all ratios.
+
+    Attributes:
+        settings: of its elastic stage, as in a config of ``flexgs fit``.
+    """
+
+    settings: Settings
+    per_ratio: ClassVar[bool] = False
+
+    @property
+    def description(self) -> str:
+        """One sentence for reports."""
+        return "one elastic training for all ratios"
+
+    def facts(self, study: Study) -> dict[str, Any]:
+        """Its steps and settings."""
+        return {"steps": study.schedule.steps, "settings": self.settings}
+
+    def prepare(self, study: Study, folder: Path) -> Maker:
+        """Train once, and draw the model at each ratio."""
+        steps = study.schedule.steps
+        settings = merged(study.settings, scaled(self.settings, steps))
+        training = train(folder, study.checkpoint, settings, steps)
+        model = load(training.checkpoint)
+        model.scene.to(study.device)
+        return lambda ratio, cell: Outcome(model.at(ratio), lambda: model.at(ratio), training)
+
+
+def parse_methods(names: Sequence[str], configs: Path) -> list[Method]:
+    """Methods by name.
+
+    ``prune`` and ``prune-finetune`` take a score after a colon (``prune:opacity``; blending by default).
+    ``iterative``, ``matryoshka``, ``flexgs`` and ``flexgs-paper`` stand alone. A path of a YAML file is an
+    elastic method of its own, and ``flexgs+name`` lays ``ablations/flexgs/name.yaml`` over ``flexgs``.
+
+    Args:
+        names: as they are asked for.
+        configs: folder of the elastic methods' settings.
+
+    Raises:
+        InputError: an unknown or repeated name, or a config that cannot be read.
+    """
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"--methods: expected different methods, found {' '.join(names) or 'none'}.")
+    methods = [_method(name, configs) for name in names]
+    folders = [method.folder for method in methods]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        raise InputError(f"--methods: two of them would share the folder '{twice}'; rename one config.")
+    return methods
+
+
+def ablations(bases: Sequence[str], configs: Path) -> list[str]:
+    """Names of the bases, each followed by its ablations.
+
+    Raises:
+        InputError: a base without ablations.
+    """
+    names = []
+    for base in bases:
+        overlays = sorted((configs / ABLATIONS / base).glob("*.yaml"))
+        if not overlays:
+            raise InputError(f"{configs / ABLATIONS / base}: there are no ablations of '{base}'.")
+        names += [base, *(f"{base}+{path.stem}" for path in overlays)]
+    return names
+
+
+def iterative_schedule(schedule: Schedule, rounds: int) -> tuple[int, int]:
+    """Iterations from one pruning to the next, and of the whole training.
+
+    Raises:
+        InputError: there are fewer iterations than prunings.
+    """
+    if schedule.iterative_scale is not None:
+        every = max(1, round(PUBLISHED_ROUND * schedule.iterative_scale))
+        return every, rounds * every + max(1, round(PUBLISHED_END * schedule.iterative_scale))
+    steps = schedule.finetune_steps
+    if steps <= rounds:
+        raise InputError(
+            f"--finetune_steps: iterative pruning needs more than {rounds} steps, one after each pruning; "
+            f"found {steps}."
+        )
+    return max(1, steps * PUBLISHED_ROUND // (rounds * PUBLISHED_ROUND + PUBLISHED_END)), steps
+
+
+def one_ratio(settings: Settings) -> Settings:
+    """An elastic stage that draws nothing but the full model: fine-tuning with the elastic methods' rates."""
+    stage = {
+        "elastic": {"selection": "ordered", "residual_anchors": [], "field_heads": []},
+        "elastic_training": {"sampling": "list", "ratios": [1.0], "prefixes": 1, "full_weight": 0.0},
+    }
+    return merged(settings, {"model": stage, "importance_refresh": {"stop_after": 0.0}})
+
+
+def scaled(settings: Settings, steps: int) -> Settings:
+    """The same method in another number of steps: intervals keep their share of the stage."""
+    published = settings["model"]["elastic_training"].get("steps", steps)
+    refresh = settings.get("importance_refresh", {})
+    if "every_n_steps" not in refresh:
+        return settings
+    every = max(1, math.ceil(refresh["every_n_steps"] * steps / published))
+    return merged(settings, {"importance_refresh": {"every_n_steps": every}})
+
+
+def _method(name: str, configs: Path) -> Method:
+    kind, colon, score = name.partition(":")
+    if kind in ("prune", "prune-finetune"):
+        if colon and score not in get_args(Score):
+            raise InputError(
+                f"--methods {name}: expected a score of {', '.join(get_args(Score))}, found '{score}'."
+            )
+        chosen: Any = score or "blending"
+        return Pruning(name, chosen) if kind == "prune" else Finetuning(name, chosen)
+    if name == "iterative":
+        return IterativePruningMethod(name)
+    return Elastic(name, _elastic_settings(name, configs))
+
+
+def _elastic_settings(name: str, configs: Path) -> Settings:
+    """What a config says of the second stage; capture, first stage and hardware are the study's."""
+    base, *overlays = [name] if _is_file(name) else name.split("+")
+    files = [_config_file(name, base, configs)]
+    for overlay in overlays:
+        path = configs / ABLATIONS / base / f"{overlay}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
+            raise InputError(f"--methods {name}: no such file {path}; ablations of '{base}': {known}.")
+        files.append(path)
+    config = merged({}, *(read_config(path) for path in files))
+    model = {key: value for key, value in config.get("model", {}).items() if key in ELASTIC_SETTINGS}
+    if "elastic_training" not in model:
+        raise InputError(f"{files[0]}: expected a config with model.elastic_training, found none.")
+    return {"model": model, **{key: config[key] for key in SCHEDULES if key in config}}
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix in (".yaml", ".yml")
+
+
+def _config_file(name: str, base: str, configs: Path) -> Path:
+    if base in ELASTIC_CONFIGS:
+        path = configs / ELASTIC_CONFIGS[base]
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; run in a checkout of the project, or give --configs.")
+        return path
+    if _is_file(base):
+        return Path(base)
+    known = ("prune", "prune-finetune", "iterative", *ELASTIC_CONFIGS)
+    raise InputError(f"--methods {name}: expected {', '.join(known)} or a YAML file, found '{base}'.")
+
+
+def _from_file(training: Training, cell: Path, study: Study) -> Outcome:
+    path = cell / "scene.ply"
+    splats = load(training.checkpoint).splats()
+    write_ply(splats, path)
+    return Outcome(splats.to(study.device), lambda: read_ply(path).to(study.device), training)

@@ -1,0 +1,43 @@
+"""Scores by which a trained scene is pruned: the higher, the longer a Gaussian is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.rendering.importance import blending_importance, global_importance
+from flexgs_lightning.splats import Splats
+
+Score = Literal["blending", "importance", "lightgaussian", "opacity", "random"]
+
+
+@torch.no_grad()
+def pruning_scores(
+    splats: Splats, cameras: Sequence[Cameras], score: Score, *, antialiased: bool, seed: int
+) -> Float[Tensor, " N"]:
+    """[N] float64 scores of a scene's Gaussians over a set of views.
+
+    Args:
+        splats: the scene.
+        cameras: those of the training views.
+        score: "blending" is sum alpha_i T_i over all pixels; "importance" the same times the volume factor
+            min(V / V90, 1) (Global Importance; Liu et al. 2025); "lightgaussian" is the number of pixels hit
+            times opacity times (V / V90)^0.1 (Fan et al. 2024); "opacity" is the opacity alone; "random" is
+            the yardstick that every score has to beat.
+        antialiased: as the scene is rendered.
+        seed: of "random".
+    """
+    if score == "opacity":
+        return splats.opacities.double()
+    if score == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(len(splats), generator=generator, dtype=torch.float64).to(splats.device)
+    measured = blending_importance(splats, cameras, antialiased=antialiased)
+    if score == "lightgaussian":
+        return global_importance(measured.hits * splats.opacities.double(), splats.scales, "power")
+    return global_importance(measured.weights, splats.scales, "clamped" if score == "importance" else "none")

@@ -1,0 +1,243 @@
+"""Study: what all methods of a comparison share - the scene, its capture, and the protocol."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jaxtyping import Int
+from torch import Tensor
+
+from flexgs_lightning.data.capture import Capture, View
+from flexgs_lightning.data.datamodule import CaptureDataModule
+from flexgs_lightning.deploy.scene import choose_device
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.scores import Score, pruning_scores
+from flexgs_lightning.evaluation.training import Settings, merged
+from flexgs_lightning.metrics import ImageMetrics
+from flexgs_lightning.model.checkpoint import Model, load
+from flexgs_lightning.model.selector import rank
+from flexgs_lightning.splats import Splats
+
+log = logging.getLogger(__name__)
+
+SHARED_MODEL = ("background", "antialiased", "ssim_weight", "learning_rates")
+"""Settings of the model that are the scene's and not a method's; the rest of a run's config is left aside."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long methods train.
+
+    Args:
+        steps: iterations of an elastic method's stage, for all ratios together.
+        finetune_steps: iterations of a method that trains for each ratio, for each of them.
+        iterative_scale: of iterative pruning's published 1,000 iterations after each pruning and 5,000 at the
+            end; None shares ``finetune_steps`` out in that proportion.
+    """
+
+    steps: int
+    finetune_steps: int
+    iterative_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "finetune_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name}: expected at least 1, found {getattr(self, name)}.")
+        if self.iterative_scale is not None and not self.iterative_scale > 0:
+            raise InputError(f"--iterative_scale: expected a positive number, found {self.iterative_scale}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A trained first stage, and how everything made from it is trained, drawn and measured.
+
+    Attributes:
+        checkpoint: file of the first stage.
+        model: what it holds.
+        data: the capture; ``setup`` is done.
+        settings: what every training has in common: a config of ``flexgs fit``.
+        schedule: lengths of trainings.
+        device: where renders are measured.
+        metrics: PSNR, SSIM and LPIPS.
+        seed: of every training, and of random pruning.
+    """
+
+    checkpoint: Path
+    model: Model
+    data: CaptureDataModule
+    settings: Settings
+    schedule: Schedule
+    device: torch.device
+    metrics: ImageMetrics
+    seed: int
+
+    def __len__(self) -> int:
+        """Gaussians of the first stage."""
+        return len(self.model)
+
+    @property
+    def capture(self) -> Capture:
+        """The capture."""
+        return self.data.capture
+
+    @property
+    def picture_view(self) -> View:
+        """The held-out view of which pictures are made: the middle one."""
+        views = self.capture.test_views
+        return views[len(views) // 2]
+
+    @property
+    def background(self) -> Tensor:
+        """[3] colour behind the scene in evaluation."""
+        return self.model.background.to(self.device)
+
+    @property
+    def antialiased(self) -> bool:
+        """How everything is drawn."""
+        return self.model.antialiased
+
+    @functools.cached_property
+    def splats(self) -> Splats:
+        """The first stage, on the device."""
+        return self.model.splats().to(self.device)
+
+    @functools.cache  # noqa: B019 (a study lives as long as the program)
+    def order(self, score: Score) -> Int[Tensor, " N"]:
+        """[N] ranking of the first stage by a pruning score over the training views."""
+        cameras = [view.camera for view in self.capture.train_views]
+        scores = pruning_scores(self.splats, cameras, score, antialiased=self.antialiased, seed=self.seed)
+        return rank(scores)
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """What a result depends on, whatever its method: results of other facts do not belong beside it."""
+        return {
+            "checkpoint": _digest(self.checkpoint),
+            "capture": self.capture.name,
+            "images": self.capture.protocol,
+            "test_every": self.capture.test_every,
+            "background": self.model.background.tolist(),
+            "antialiased": self.antialiased,
+            "lpips": self.metrics.protocol()["lpips"],
+            "seed": self.seed,
+        }
+
+    def protocol(self) -> dict[str, Any]:
+        """What was measured and how, for reports."""
+        return {
+            "name": self.data.protocol,
+            "images": self.capture.protocol,
+            "split": f"every {self.capture.test_every}th image by sorted name is held out",
+            "background": self.model.background.tolist(),
+            "antialiased": self.antialiased,
+            **self.metrics.protocol(),
+        }
+
+
+def open_study(
+    checkpoint: Path,
+    configs: Sequence[Path],
+    *,
+    schedule: Schedule,
+    device: str,
+    seed: int,
+) -> Study:
+    """Open a first stage and its capture, and refuse what does not fit together.
+
+    Args:
+        checkpoint: of a first stage (or of an elastic one, whose full model is taken).
+        configs: YAML files with settings of data and metrics, later ones over earlier ones; the config of the
+            checkpoint's own run if there are none.
+        schedule: lengths of trainings.
+        device: "auto", "cpu" or "cuda".
+        seed: of every training.
+
+    Raises:
+        InputError: an unreadable file, or a checkpoint of another capture or another split.
+    """
+    model = load(checkpoint)
+    own = checkpoint.resolve().parents[1] / "config.yaml"
+    files = list(configs) or ([own] if own.is_file() else [])
+    config = merged({}, *(read_config(path) for path in files))
+    options = {name: value for name, value in config.get("data", {}).items() if name != "seed"}
+    data = _capture(checkpoint, model, options)
+    chosen = choose_device(device)
+    metrics = {name: value for name, value in config.get("model", {}).items() if name.startswith("lpips")}
+    if metrics.get("lpips_weights") is not None:
+        metrics["lpips_weights"] = Path(metrics["lpips_weights"])
+    settings = {
+        "seed_everything": seed,
+        "data": {**options, **data.options()},
+        "model": {
+            **{name: value for name, value in config.get("model", {}).items() if name in SHARED_MODEL},
+            "sh_degree": model.gaussians.sh_degree,
+        },
+        "trainer": {"accelerator": chosen.type},
+    }
+    image_metrics = ImageMetrics(**metrics).to(chosen)
+    return Study(checkpoint, model, data, settings, schedule, chosen, image_metrics, seed)
+
+
+def read_config(path: Path) -> Settings:
+    """A YAML file of settings.
+
+    Raises:
+        InputError: there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such config.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not readable as YAML ({error}).") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected settings by name, found {type(content).__name__}.")
+    return content
+
+
+def _capture(checkpoint: Path, model: Model, options: Settings) -> CaptureDataModule:
+    """The capture that the config names, checked against what the checkpoint was trained on."""
+    if "protocol" not in options:
+        options = {**model.data, **options}
+    try:
+        data = CaptureDataModule(**{"root": model.data["root"], **options})
+    except TypeError as error:
+        raise InputError(f"--config: data: {error}.") from error
+    trained, found = model.data, data.options()
+    if Path(trained["root"]).name != Path(found["root"]).name:
+        raise InputError(
+            f"{checkpoint}: trained on {trained['root']}, but the config names {found['root']}: "
+            "expected a checkpoint of the same scene."
+        )
+    if trained["test_every"] != found["test_every"]:
+        raise InputError(
+            f"{checkpoint}: trained with data.test_every {trained['test_every']}, but the config says "
+            f"{found['test_every']}: views that it has seen would be measured as unseen ones."
+        )
+    if trained["downscale"] != found["downscale"]:
+        log.warning(
+            "data.downscale: the checkpoint was trained with %s, but is compared with %s.",
+            trained["downscale"],
+            found["downscale"],
+        )
+    data.setup("test")
+    if not data.capture.test_views:
+        raise InputError("data.test_every: expected held-out views to measure, found 0 (none held out).")
+    return data
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

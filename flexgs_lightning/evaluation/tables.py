@@ -1,0 +1,130 @@
+"""Markdown tables of a comparison, in the layout of the FlexGS paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+METRICS = {"psnr": ("PSNR", ".2f", True), "ssim": ("SSIM", ".3f", True), "lpips": ("LPIPS", ".3f", False)}
+"""For each metric its heading, the format, and whether more is better."""
+
+
+def markdown(comparison: Mapping[str, Any], curves: Sequence[str], pictures: Mapping[float, str]) -> str:
+    """The whole report as a Markdown page.
+
+    Args:
+        comparison: what ``comparison.json`` holds.
+        curves: names of the curves' files.
+        pictures: name of the picture grid of each ratio.
+    """
+    first = comparison["first_stage"]
+    parts = [
+        f"# {comparison['capture']}: methods compared",
+        f"All methods start from the same first stage: {first['gaussians']:,} Gaussians after "
+        f"{first['iterations']:,} iterations. Means over held-out views. **Best**, <u>second best</u>. "
+        "Steps and seconds are those of all ratios together.",
+        quality_table(comparison),
+        difference_table(comparison),
+        "Milliseconds to render a view / to switch to this ratio. A method that trains for each ratio "
+        "switches by reading another file.",
+        time_table(comparison),
+        _failures(comparison["failed"]),
+        "\n".join(f"![]({name})" for name in [*curves, *pictures.values()]),
+        "## Methods",
+        _list((name, facts["description"]) for name, facts in comparison["methods"].items()),
+        "## Protocol",
+        _list([*comparison["protocol"].items(), ("device", comparison["device"])]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def quality_table(comparison: Mapping[str, Any]) -> str:
+    """PSNR / SSIM / LPIPS of each method at each ratio, and what its training cost."""
+    cells, methods = _by_method_and_ratio(comparison), comparison["methods"]
+    ratios = sorted({ratio for _, ratio in cells})
+    keys = [key for key in METRICS if any(key in result for result in cells.values())]
+    marks = {(ratio, key): _marks(cells, ratio, key) for ratio in ratios for key in keys}
+    names = " / ".join(METRICS[key][0] for key in keys)
+    rows = []
+    for method, facts in methods.items():
+        texts = []
+        for ratio in ratios:
+            result = cells.get((method, ratio))
+            texts.append(
+                "failed" if result is None
+                else " / ".join(marks[ratio, key](result[key]) for key in keys if key in result)
+            )  # fmt: skip
+        rows.append(
+            [method, *texts, f"{facts['trainings']}", f"{facts['steps']:,}", f"{facts['seconds']:,.0f}"]
+        )
+    counts = {ratio: result["gaussians"] for (_, ratio), result in cells.items()}
+    heading = [names, *(f"{_percent(ratio)} ({counts[ratio]:,})" for ratio in ratios)]
+    return _table([*heading, "trainings", "steps", "seconds"], rows)
+
+
+def difference_table(comparison: Mapping[str, Any]) -> str:
+    """PSNR of each ablation minus that of its base (``base+change``); empty if there are none."""
+    cells = _by_method_and_ratio(comparison)
+    ratios = sorted({ratio for _, ratio in cells})
+    rows = []
+    for method in comparison["methods"]:
+        base, plus, _ = method.partition("+")
+        if plus and base in comparison["methods"]:
+            pairs = [(cells.get((method, ratio)), cells.get((base, ratio))) for ratio in ratios]
+            texts = [f"{a['psnr'] - b['psnr']:+.2f}" if a and b else "" for a, b in pairs]
+            rows.append([method, *texts])
+    if not rows:
+        return ""
+    return "What each change does to PSNR, in dB:\n\n" + _table(["change", *map(_percent, ratios)], rows)
+
+
+def time_table(comparison: Mapping[str, Any]) -> str:
+    """Milliseconds to render and to switch."""
+    cells = _by_method_and_ratio(comparison)
+    ratios = sorted({ratio for _, ratio in cells})
+    rows = []
+    for method in comparison["methods"]:
+        results = [cells.get((method, ratio)) for ratio in ratios]
+        texts = [f"{r['milliseconds']:.1f} / {r['switch_milliseconds']:.2f}" if r else "" for r in results]
+        rows.append([method, *texts])
+    return _table(["render / switch", *map(_percent, ratios)], rows)
+
+
+def _marks(cells: Mapping[tuple[str, float], Mapping[str, Any]], ratio: float, key: str) -> Any:
+    """How a value at this ratio is written: best bold, second best underlined, as they are printed."""
+    _, form, more = METRICS[key]
+    shown = {float(format(r[key], form)) for (_, other), r in cells.items() if other == ratio and key in r}
+    best = sorted(shown, reverse=more)
+    styles = {
+        format(value, form): style for value, style in zip(best[:2], ("**{}**", "<u>{}</u>"), strict=False)
+    }
+
+    def write(value: float) -> str:
+        text = format(value, form)
+        return styles.get(text, "{}").format(text) if len(best) > 1 else text
+
+    return write
+
+
+def _by_method_and_ratio(comparison: Mapping[str, Any]) -> dict[tuple[str, float], Mapping[str, Any]]:
+    return {(result["method"], result["ratio"]): result for result in comparison["cells"]}
+
+
+def _failures(failed: Sequence[Mapping[str, Any]]) -> str:
+    if not failed:
+        return ""
+    lines = (f"- {cell['method']} at {_percent(cell['ratio'])}: {cell['error']}" for cell in failed)
+    return "## Failed\n\n" + "\n".join(lines)
+
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _list(facts: Iterable[tuple[str, Any]]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in facts)
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:g} %"

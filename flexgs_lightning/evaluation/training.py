@@ -1,0 +1,113 @@
+"""Trainings of a comparison: ``flexgs fit``, started from settings instead of a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.clock import TrainingClock, seconds_of
+from flexgs_lightning.evaluation.iterative_pruning import IterativePruning
+from flexgs_lightning.files import atomic_path
+from flexgs_lightning.lightning_cli import FlexGSCLI
+from flexgs_lightning.model.checkpoint import read_checkpoint
+from flexgs_lightning.training.callbacks.checkpointing import FOLDER, LAST
+
+TRAINING = "training"
+BAD_USAGE = 2
+"""Exit status of a config that the parser refuses."""
+CHECKPOINTS = 10
+"""Checkpoints over a training, if that is more often than every 1,000 steps: what a crash costs at most."""
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training.
+
+    Attributes:
+        checkpoint: what it ended with.
+        steps: iterations.
+        seconds: what they took.
+    """
+
+    checkpoint: Path
+    steps: int
+    seconds: float
+
+
+class MethodCLI(FlexGSCLI):
+    """``flexgs fit`` with a clock and, where it is asked for, iterative pruning."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks that only comparisons need."""
+        super().add_arguments_to_parser(parser)
+        parser.add_lightning_class_args(TrainingClock, "clock")
+        parser.add_lightning_class_args(IterativePruning, "iterative_pruning")
+
+
+def train(folder: Path, start: Path, settings: Settings, steps: int) -> Training:
+    """Train an elastic stage of ``steps`` iterations below ``folder``, or finish what was begun there.
+
+    Args:
+        folder: of the method or cell; the run lies in its ``training/``.
+        start: checkpoint or PLY file that the stage starts from.
+        settings: a config of ``flexgs fit`` without the stage's length.
+        steps: iterations.
+
+    Raises:
+        InputError: the settings do not make a training.
+        SystemExit: after Ctrl-C; calling again goes on.
+    """
+    last = _last_checkpoint(folder)
+    if last is None or read_checkpoint(last)["global_step"] < steps:
+        config = folder / "training.yaml"
+        with atomic_path(config) as temporary:
+            temporary.write_text(yaml.safe_dump(merged(settings, _stage(steps)), sort_keys=False))
+        resume = [] if last is None else ["--ckpt_path", str(last)]
+        run = ["--start_from", str(start), "--runs", str(folder), "--name", TRAINING, *resume]
+        try:
+            MethodCLI(["fit", "--config", str(config), *run])
+        except SystemExit as exit_:
+            if exit_.code != BAD_USAGE:
+                raise
+            raise InputError(
+                f"{config}: not the settings of a training; the message stands above."
+            ) from exit_
+        last = _last_checkpoint(folder)
+    assert last is not None
+    checkpoint = read_checkpoint(last)
+    return Training(last, checkpoint["global_step"], seconds_of(checkpoint))
+
+
+def merged(first: Mapping[str, Any], *others: Mapping[str, Any]) -> Settings:
+    """Nested settings laid over one another; later ones win, lists are replaced whole."""
+    result = dict(first)
+    for other in others:
+        for name, value in other.items():
+            mine = result.get(name)
+            both = isinstance(mine, Mapping) and isinstance(value, Mapping)
+            result[name] = merged(mine, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _stage(steps: int) -> Settings:
+    """A second stage alone, neither validated nor tested on its way: that is not a training's cost."""
+    return {
+        "model": {"reconstruction_steps": 0, "lpips": "none", "elastic_training": {"steps": steps}},
+        "trainer": {"limit_val_batches": 0},
+        "checkpoint": {"every_n_steps": max(1, min(1_000, steps // CHECKPOINTS))},
+        "test_after_fit": False,
+    }
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The run's checkpoint; a run that broke before its first one left none and is started afresh."""
+    found = (folder / TRAINING).glob(f"version_*/{FOLDER}/{LAST}")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
