@@ -22,7 +22,7 @@ PROMISES: dict[str, tuple[str, dict[str, Any]]] = {
 """For each config a scene that it is for, and what the paper's protocol or the README says of it."""
 OVERLAYS = {"cpu.yaml": "cpu", "single_gpu.yaml": "cuda"}
 ALL = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.yaml"))
-TRAININGS = [name for name in ALL if not name.startswith("hardware/")]
+TRAININGS = [name for name in ALL if not name.startswith(("hardware/", "ablations/"))]
 
 
 def scene(small_capture: Path, folder: Path, name: str) -> Path:

@@ -36,6 +36,7 @@ class ElasticOptions:
         field_ratio_resolution: cells of the field's planes along the ratio.
         field_multipliers: resolution of each level of planes, relative to the coarsest.
         field_head_width: width of the heads' hidden layers; 0 for linear heads.
+        field_zero_init: whether the field starts without displacements; the published code's does not.
         ratio_axis: how the ratio enters the networks; "linear" is the published code's.
         lowest_ratio: smallest ratio that is trained for.
     """
@@ -48,6 +49,7 @@ class ElasticOptions:
     field_ratio_resolution: int = 16
     field_multipliers: tuple[int, ...] = (1, 2)
     field_head_width: int = 64
+    field_zero_init: bool = True
     ratio_axis: Literal["log", "linear"] = "log"
     lowest_ratio: float = 0.01
 
@@ -88,7 +90,7 @@ class ElasticGaussians(nn.Module):
         options: ElasticOptions,
         residual_units: Mapping[str, float] | None = None,
     ) -> None:
-        """Construction changes no image: displacements start at zero.
+        """Construction changes no image (unless ``field_zero_init`` is off): displacements start at zero.
 
         Args:
             gaussians: the scene, of at least one Gaussian.
@@ -190,5 +192,6 @@ def _field(gaussians: int, frame: SceneFrame, options: ElasticOptions) -> Transf
         resolution=resolution,
         lowest_ratio=options.lowest_ratio,
         ratio_axis=options.ratio_axis,
+        zero_init=options.field_zero_init,
         **sizes,
     )

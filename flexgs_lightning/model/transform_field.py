@@ -65,7 +65,8 @@ class TransformField(nn.Module):
 
     Six planes a level (xy, xz, yz and xe, ye, ze), read bilinearly and multiplied; levels concatenated, fused
     by a layer and decoded by one small head an attribute. Ratio planes start at 1, spatial planes at
-    U(0.1, 0.5) and the last layer of each head at 0, so **construction is the identity**.
+    U(0.1, 0.5) and the last layer of each head at 0, so **construction is the identity** (unless
+    ``zero_init`` is off).
 
     Positions enter contracted (``SceneFrame``) and the ratio on an axis (``ratio_to_axis``). The position
     head's output is in units of the scene's scale, so learning rates carry over between captures. Levels
@@ -87,6 +88,7 @@ class TransformField(nn.Module):
         heads: Sequence[Head] = PAPER_HEADS,
         lowest_ratio: float = 0.01,
         ratio_axis: RatioAxis = "log",
+        zero_init: bool = True,
     ) -> None:
         """Draw initial weights from torch's global generator.
 
@@ -102,6 +104,7 @@ class TransformField(nn.Module):
             heads: attributes to displace; "means", "scales" and "quats" in the paper.
             lowest_ratio: the ratio at the lower end of the axis; lower ones are treated alike.
             ratio_axis: "log" or "linear".
+            zero_init: start without displacements; otherwise heads start at random, as the published code's.
 
         Raises:
             InputError: an option is out of range.
@@ -119,7 +122,10 @@ class TransformField(nn.Module):
             torch.ones(3, channels, ratio_resolution, size) for size in sizes
         )
         self.fuse = nn.Sequential(nn.Linear(channels * len(sizes), width), nn.ReLU())
-        self.heads = nn.ModuleDict({name: _zero_head(width, head_width, HEAD_SIZES[name]) for name in heads})
+        self.heads = nn.ModuleDict({name: _head(width, head_width, HEAD_SIZES[name]) for name in heads})
+        if zero_init:
+            for head in self.heads.values():
+                _zero_last_layer(head)
 
     def forward(self, means: Float[Tensor, "N 3"], ratio: float) -> Displacements:
         """Displacements of Gaussians at world positions ``means``, drawn at ``ratio``.
@@ -239,11 +245,14 @@ def _multiplied(features: Float[Tensor, "3 C N"]) -> Float[Tensor, "C N"]:
     return features[0] * features[1] * features[2]
 
 
-def _zero_head(width: int, hidden: int, outputs: int) -> nn.Sequential:
+def _head(width: int, hidden: int, outputs: int) -> nn.Sequential:
     last = nn.Linear(hidden or width, outputs)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), last) if hidden else nn.Sequential(last)
+
+
+def _zero_last_layer(head: nn.Module) -> None:
+    for parameter in list(head.parameters())[-2:]:
+        nn.init.zeros_(parameter)
 
 
 def _check_options(
