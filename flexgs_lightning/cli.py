@@ -16,6 +16,7 @@ from flexgs_lightning.deploy.render_command import render
 from flexgs_lightning.deploy.view import view
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.compare import ablate, compare
+from flexgs_lightning.evaluation.unseen import unseen
 from flexgs_lightning.lightning_cli import FlexGSCLI
 
 HELP = """\
@@ -32,6 +33,7 @@ deployment
 evaluation
   compare        rival methods from one first stage: prune, fine-tune, iterative, matryoshka, flexgs
   ablate         the same with one thing changed at a time, as in the paper's Table 3
+  unseen         an elastic model at ratios that it was not trained for, and where quality dips
 captures
   data download  fetch a benchmark's scenes
   demo           make a small capture, train on it, and show the result
@@ -46,6 +48,7 @@ COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
     "demo": demo,
     "compare": compare,
     "ablate": ablate,
+    "unseen": unseen,
 }
 
 
@@ -72,7 +75,13 @@ def _run(command: str, arguments: list[str]) -> int:
         FlexGSCLI([command, *arguments])
     elif command in COMMANDS:
         arguments = _joined([_underscored(argument) for argument in arguments], COMMANDS[command])
-        auto_cli(COMMANDS[command], args=arguments, prog=f"flexgs {command}", as_positional=command == "data")
+        auto_cli(
+            COMMANDS[command],
+            args=arguments,
+            prog=f"flexgs {command}",
+            description=_description(COMMANDS[command]),
+            as_positional=command == "data",
+        )
     else:
         sys.stderr.write(f"flexgs: error: unknown command '{command}'.\n\n{HELP}")
         return 2
@@ -85,6 +94,12 @@ def _underscored(argument: str) -> str:
         return argument
     name, equals, value = argument[2:].partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _description(command: Any) -> str | None:
+    """What a command's docstring says before its arguments, for its help."""
+    text = inspect.getdoc(command) if callable(command) else None
+    return None if text is None else text.partition("\n\nArgs:")[0]
 
 
 def _joined(arguments: list[str], command: Any) -> list[str]:

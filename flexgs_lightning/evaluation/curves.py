@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,23 @@ def write_curves(comparison: Mapping[str, Any], output: Path) -> list[Path]:
 
 
 def plot(
-    series: Mapping[str, list[tuple[float, float]]], path: Path, *, xlabel: str, title: str, marker: str = "o"
+    series: Mapping[str, list[tuple[float, float]]],
+    path: Path,
+    *,
+    xlabel: str,
+    title: str,
+    marks: Sequence[float] = (),
 ) -> None:
-    """Write a PNG of PSNR over a log axis, a line for each named series of (x, dB)."""
+    """Write a PNG of PSNR over a log axis: a line for each named series of (x, dB), dotted lines at marks."""
     from matplotlib.figure import Figure  # slow to import; and no display is needed this way
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel="PSNR of held-out views (dB)", xscale="log")
     for name, points in series.items():
         if points:
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=name)
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+    for mark in marks:
+        axes.axvline(mark, color="gray", linestyle=":", zorder=0)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")
     with atomic_path(path) as temporary:

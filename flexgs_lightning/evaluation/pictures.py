@@ -16,6 +16,8 @@ from flexgs_lightning.files import atomic_path
 from flexgs_lightning.images import to_uint8
 
 _CAPTION, _MARGIN, _COLUMNS = 22, 6, 4
+_NARROWEST = 220
+"""Panels are enlarged to at least this width in pixels, so that captions fit."""
 
 
 def picture_grid(
@@ -37,7 +39,8 @@ def picture_grid(
     photo = Image.fromarray(to_uint8(read_photo(view.source, background)))
     captions = [*(f"{name}   {psnr[name]:.2f} dB" for name in renders), f"photo   {view.name}"]
     panels = list(zip(captions, [*map(Image.open, renders.values()), photo], strict=True))
-    width, height = (max(image.size[axis] for _, image in panels) for axis in (0, 1))
+    factor = math.ceil(_NARROWEST / photo.width)
+    width, height = factor * photo.width, factor * photo.height
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     tile = (width + _MARGIN, height + _CAPTION)
@@ -46,6 +49,6 @@ def picture_grid(
     for i, (caption, image) in enumerate(panels):
         left, top = i % columns * tile[0], i // columns * tile[1]
         pen.text((left + 2, top + 3), caption, "black", font)
-        sheet.paste(image, (left, top + _CAPTION))
+        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top + _CAPTION))
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")

@@ -90,6 +90,37 @@ def time_table(comparison: Mapping[str, Any]) -> str:
     return _table(["render / switch", *map(_percent, ratios)], rows)
 
 
+def unseen_page(report: Mapping[str, Any]) -> str:
+    """Markdown page of ``flexgs unseen``: PSNR at trained and other ratios, and where quality dips."""
+    ratios = sorted([*report["trained"], *report["tested"]])
+    heading = [
+        "PSNR",
+        *(f"{_percent(r)}{'' if r in report['trained'] else ' (unseen)'}" for r in ratios),
+        "dips",
+    ]
+    rows, lines, measured = [], [], 0
+    for name, model in report["models"].items():
+        psnr = {result["ratio"]: result["psnr"] for result in model["ratios"]}
+        measured = len(psnr)
+        rows.append([name, *(f"{psnr[ratio]:.2f}" for ratio in ratios), str(len(model["dips"]))])
+        lines += [f"- {name}: {dip['depth']:.2f} dB at {100 * dip['ratio']:.2g} %" for dip in model["dips"]]
+    return (
+        "\n\n".join(
+            [
+                f"# {report['capture']}: ratios that training did not draw",
+                _table(heading, rows),
+                f"Dips: ratios that draw more than {report['tolerance']:g} dB worse than a smaller one, "
+                f"out of {measured}.",
+                "\n".join(lines) or "There are none.",
+                "![](unseen.png)",
+                "## Protocol",
+                _list(report["protocol"].items()),
+            ]
+        )
+        + "\n"
+    )
+
+
 def _marks(cells: Mapping[tuple[str, float], Mapping[str, Any]], ratio: float, key: str) -> Any:
     """How a value at this ratio is written: best bold, second best underlined, as they are printed."""
     _, form, more = METRICS[key]
@@ -123,7 +154,7 @@ def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _list(facts: Iterable[tuple[str, Any]]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in facts)
+    return "\n".join(f"- {name}: {value}" for name, value in facts if value is not None)
 
 
 def _percent(ratio: float) -> str:

@@ -1,0 +1,151 @@
+"""``flexgs unseen``: ratios between those that were trained (Table 4 of the FlexGS paper)."""
+
+# No `from __future__ import annotations` here: jsonargparse reads the types.
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.curves import plot
+from flexgs_lightning.evaluation.measure import measure
+from flexgs_lightning.evaluation.study import Schedule, Study, open_study
+from flexgs_lightning.evaluation.tables import unseen_page
+from flexgs_lightning.evaluation.training import TRAINING
+from flexgs_lightning.files import atomic_path
+from flexgs_lightning.model.budget import count_at
+
+log = logging.getLogger(__name__)
+
+TRAINED, TESTED = (0.01, 0.05, 0.1, 0.15), (0.02, 0.04, 0.06, 0.08)
+
+
+def unseen(
+    ckpts: list[Path],
+    config: list[Path] | None = None,
+    trained: list[float] = list(TRAINED),  # noqa: B006 (never changed)
+    tested: list[float] = list(TESTED),  # noqa: B006
+    points: int = 40,
+    tolerance: float = 0.05,
+    output: Path = Path("runs/unseen"),
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Measure elastic models at ratios that they were not trained for, and look for dips in between.
+
+    Writes unseen.json, unseen.md with a table of both kinds of ratios, and unseen.png, a curve over many
+    ratios. A dip is a ratio that draws worse than a smaller one.
+
+    Args:
+        ckpts: Checkpoints of elastic models of one capture.
+        config: YAML files with settings of data and metrics; by default the first checkpoint's config.yaml.
+        trained: Ratios that training drew.
+        tested: Ratios that it did not.
+        points: Ratios of the curve, evenly spaced in log from the smallest of the others to 1.
+        tolerance: Largest fall in dB below a smaller ratio that is no dip.
+        output: Folder of the report.
+        device: Where to measure; "auto" takes CUDA where there is a device.
+    """
+    if points < 2 or tolerance < 0:
+        raise InputError(
+            f"--points and --tolerance: expected 2 or more and 0 or more, found {points} and {tolerance}."
+        )
+    if not ckpts or not [*trained, *tested]:
+        raise InputError("--ckpts, --trained and --tested: expected at least one checkpoint and one ratio.")
+    studies = [
+        open_study(path, config or [], schedule=Schedule(1, 1), device=device, seed=0) for path in ckpts
+    ]
+    names = _names(ckpts)
+    ratios = sorted({*trained, *tested, *_curve(min(*trained, *tested), points)})
+    for path, study in zip(ckpts, studies, strict=True):
+        _check(path, study, studies[0], ratios)
+    models = {
+        name: _measured(name, study, ratios, tolerance) for name, study in zip(names, studies, strict=True)
+    }
+    report = {
+        "capture": studies[0].capture.name,
+        "protocol": studies[0].protocol(),
+        "trained": sorted(trained),
+        "tested": sorted(tested),
+        "tolerance": tolerance,
+        "models": models,
+    }
+    pages = {"unseen.json": json.dumps(report, indent=2) + "\n", "unseen.md": unseen_page(report)}
+    for name, text in pages.items():
+        with atomic_path(output / name) as temporary:
+            temporary.write_text(text)
+    curves = {name: [(r["ratio"], r["psnr"]) for r in model["ratios"]] for name, model in models.items()}
+    plot(curves, output / "unseen.png", xlabel="ratio", title=studies[0].capture.name, marks=trained)
+    log.info("Report: %s", output / "unseen.md")
+
+
+def dips(psnr: Mapping[float, float], tolerance: float) -> list[dict[str, float]]:
+    """Ratios whose PSNR falls more than ``tolerance`` dB below that of a smaller ratio.
+
+    Args:
+        psnr: PSNR in dB by ratio.
+        tolerance: in dB.
+
+    Returns:
+        "ratio", and "depth" in dB below the best smaller ratio, for each dip.
+    """
+    found, best = [], -math.inf
+    for ratio in sorted(psnr):
+        if psnr[ratio] < best - tolerance:
+            found.append({"ratio": ratio, "depth": best - psnr[ratio]})
+        best = max(best, psnr[ratio])
+    return found
+
+
+def _measured(name: str, study: Study, ratios: Sequence[float], tolerance: float) -> dict[str, Any]:
+    model = study.model
+    model.scene.to(study.device)
+    results = []
+    for ratio in tqdm(ratios, desc=name, unit="ratio"):
+        splats = model.at(ratio)
+        means = measure(splats, study.data, study.metrics, study.background, antialiased=study.antialiased)
+        means.pop("images")
+        results.append({"ratio": ratio, "gaussians": len(splats), **means})
+    return {
+        "gaussians": len(model),
+        "ratios": results,
+        "dips": dips({result["ratio"]: result["psnr"] for result in results}, tolerance),
+    }
+
+
+def _check(path: Path, study: Study, first: Study, ratios: Sequence[float]) -> None:
+    """Refuse what cannot be measured before anything is.
+
+    Raises:
+        InputError: the model is not elastic or of another capture, or a ratio holds no Gaussian of it.
+    """
+    if not study.model.elastic:
+        raise InputError(f"{path}: expected an elastic model, found one of the first stage only.")
+    if study.capture.name != first.capture.name:
+        raise InputError(
+            f"{path}: of the capture '{study.capture.name}', but the first is of '{first.capture.name}'."
+        )
+    for ratio in ratios:
+        try:
+            count_at(ratio, len(study))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+
+def _curve(lowest: float, points: int) -> list[float]:
+    """Ratios from ``lowest`` to 1, evenly spaced in log."""
+    return [lowest ** (1 - i / (points - 1)) for i in range(points)]
+
+
+def _names(ckpts: Sequence[Path]) -> list[str]:
+    """The shortest ends of the runs' folders that tell them apart."""
+    folders = [path.resolve().parents[1] for path in ckpts]
+    folders = [folder.parents[1] if folder.parent.name == TRAINING else folder for folder in folders]
+    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-length:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError("--ckpts: expected different runs, found one of them twice.")
