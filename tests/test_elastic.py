@@ -115,7 +115,7 @@ def test_drawing_the_selected_equals_drawing_all_masked(parts: ElasticOptions) -
     params = model.gaussians.params
     logits = model.selector.logits(params["means"], params["scales"], params["quats"], ratio)
     mask = model.selector.sample(logits, 1.0).mask
-    full = model.drawn(slice(None), ratio)
+    full = model.drawn(len(model), ratio)
     splats = Splats(full.means, full.quats, full.scales, full.opacities * mask, full.sh)
     everything = rasterize(splats, around(2)).image
     expected = gradients(everything)

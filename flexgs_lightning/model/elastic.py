@@ -131,17 +131,17 @@ class ElasticGaussians(nn.Module):
             InputError: the ratio lies outside (0, 1] or holds no Gaussian.
         """
         count = count_at(ratio, len(self))
-        chosen = slice(0, count) if self.selector is None else self.ranking()[:count]
-        return self.drawn(chosen, ratio)
+        return self.drawn(count if self.selector is None else self.ranking()[:count], ratio)
 
-    def drawn(self, chosen: slice | Int[Tensor, " M"], ratio: float) -> Splats:
-        """The chosen Gaussians, displaced for ``ratio``; differentiable."""
+    def drawn(self, chosen: int | Int[Tensor, " M"], ratio: float) -> Splats:
+        """The first M Gaussians as they are stored, or those at M indices, displaced; differentiable."""
+        rows = slice(0, chosen) if isinstance(chosen, int) else chosen
+        parameters: dict[str, Tensor] = {name: value[rows] for name, value in self.gaussians.params.items()}
         if ratio == 1.0:
-            return activate({name: value[chosen] for name, value in self.gaussians.params.items()})
-        parameters: dict[str, Tensor] = {name: value[chosen] for name, value in self.gaussians.params.items()}
+            return activate(parameters)
         field = None if self.field is None else self.field(parameters["means"], ratio)
         if self.residuals is not None:
-            parameters = self.residuals(len(parameters["means"]), ratio).added_to(parameters)
+            parameters = self.residuals(chosen, ratio).added_to(parameters)
         return activate(parameters if field is None else field.added_to(parameters))
 
     def first_non_finite(self) -> str | None:

@@ -58,13 +58,13 @@ class RatioResiduals(nn.Module):
         columns = [torch.full((width,), units[name]) for name, width in COLUMNS.items()]
         self.register_buffer("units", torch.cat(columns))
 
-    def forward(self, count: int, ratio: float) -> Displacements:
-        """Displacements of the first ``count`` Gaussians, drawn at ``ratio``."""
-        terms = []
-        for weight, table in zip(self.weights(ratio), self.tables, strict=True):
-            if weight > 0:
-                rows = table[:count] * weight
-                terms.append(functional.pad(rows, (0, 0, 0, count - len(rows))))
+    def forward(self, chosen: int | Int[Tensor, " M"], ratio: float) -> Displacements:
+        """Displacements at ``ratio`` of the first M Gaussians, or of those at M indices."""
+        terms = [
+            _rows(table, chosen) * weight
+            for weight, table in zip(self.weights(ratio), self.tables, strict=True)
+            if weight > 0
+        ]
         if not terms:
             return Displacements()
         total = torch.stack(terms).sum(dim=0) * self.units
@@ -98,6 +98,15 @@ class RatioResiduals(nn.Module):
             if saved is not None:
                 table.data = table.data.new_empty(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _rows(table: Float[Tensor, "T W"], chosen: int | Int[Tensor, " M"]) -> Float[Tensor, "M W"]:
+    """The first M rows, or those at M indices; zero beyond the table."""
+    if isinstance(chosen, int):
+        rows = table[:chosen]
+        return functional.pad(rows, (0, 0, 0, chosen - len(rows)))
+    inside = (chosen < len(table)).unsqueeze(-1)
+    return table[chosen.clamp(max=len(table) - 1)] * inside
 
 
 def reorder_rows(rows: Float[Tensor, "M W"], order: Int[Tensor, " N"]) -> None:

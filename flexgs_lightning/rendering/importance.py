@@ -1,4 +1,4 @@
-"""How much each Gaussian matters to a set of views: blending weights, hits and Global Importance."""
+"""How much each Gaussian matters to a set of views: removal, blending weights, hits and Global Importance."""
 
 from __future__ import annotations
 
@@ -88,3 +88,50 @@ def global_importance(
     if volume == "clamped":
         return weights * logs.clamp(max=0.0).exp()
     return weights * (0.1 * logs).exp()
+
+
+@torch.enable_grad()
+def removal_importance(
+    splats: Splats,
+    cameras: Cameras,
+    *,
+    probes: int = 1,
+    generator: torch.Generator | None = None,
+    background: Float[Tensor, " 3"] | None = None,
+    antialiased: bool = False,
+) -> Float[Tensor, " N"]:
+    """By how much the images change if one Gaussian is left out: the squared difference, summed over pixels.
+
+    An image C is linear in the opacity o_i of each Gaussian, so leaving one out changes it by exactly
+    -o_i dC/do_i (but for the rasterizer's thresholds), what it hides behind it included. The square of that
+    difference's norm is the mean of (r . o_i dC/do_i)^2 over images r of random signs (Hutchinson 1990). One
+    backward pass so measures all Gaussians at once, without bias; with n probes, over all views, the relative
+    standard deviation is sqrt(2 / n).
+
+    Args:
+        splats: N Gaussians.
+        cameras: a batch of views; sum the results over batches.
+        probes: random images for the batch.
+        generator: of the signs, on the device of ``splats``.
+        background: colour behind the Gaussians; black if None.
+        antialiased: as the scene is rendered.
+
+    Returns:
+        [N] float64, in units of squared colour in [0, 1] times pixels and channels.
+    """
+    still = splats.detach()
+    opacities = still.opacities.clone().requires_grad_()
+    image = rasterize(
+        Splats(still.means, still.quats, still.scales, opacities, still.sh),
+        cameras.to(splats.device),
+        background=background,
+        antialiased=antialiased,
+    ).image
+    total = torch.zeros(len(splats), dtype=torch.float64, device=splats.device)
+    if not image.requires_grad:
+        return total
+    for probe in range(probes):
+        signs = torch.empty_like(image).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+        (gradient,) = torch.autograd.grad(image, opacities, signs, retain_graph=probe + 1 < probes)
+        total += (gradient * still.opacities).double().square()
+    return total / probes
