@@ -3,6 +3,7 @@
 import logging
 import operator
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from flexgs_lightning.training.callbacks import (
     ElasticValidation,
     GracefulInterruption,
     ImportanceRefresh,
+    ReplicaCheck,
     TemperatureDecay,
     TestReport,
     ThroughputLogger,
@@ -29,12 +31,9 @@ from flexgs_lightning.training.callbacks import (
 )
 from flexgs_lightning.training.callbacks.checkpointing import FOLDER, SafeCheckpointIO, newest_checkpoint
 from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.parallel import ReplicaStrategy, check_strategy, lost_processes_explained
 
 log = logging.getLogger(__name__)
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
-
 
 DESCRIPTIONS = {
     "fit": "Train a scene.",
@@ -122,6 +121,7 @@ class FlexGSCLI(LightningCLI):
         parser.add_lightning_class_args(ImportanceRefresh, "importance_refresh")
         parser.add_lightning_class_args(TemperatureDecay, "temperature")
         parser.add_lightning_class_args(ElasticValidation, "elastic_validation")
+        parser.add_lightning_class_args(ReplicaCheck, "replica_check")
         parser.link_arguments(
             ("model.reconstruction_steps", "model.elastic_training.steps"),
             "trainer.max_steps",
@@ -155,15 +155,24 @@ class FlexGSCLI(LightningCLI):
         if options["enable_progress_bar"] is not False:
             kwargs["callbacks"] = [*(options["callbacks"] or []), TrainingProgress()]
         kwargs["plugins"] = [*(options["plugins"] or []), SafeCheckpointIO()]
+        ReplicaStrategy.register()
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except MisconfigurationException as error:
+        except InputError:
+            raise
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
             raise InputError(f"trainer: {error}") from error
-        if trainer.world_size > 1:  # before Lightning starts the other processes
-            raise InputError(
-                f"trainer.devices: training runs on one device, found {trainer.world_size} processes."
-            )
+        check_strategy(trainer.strategy, trainer.world_size)
+        warnings.filterwarnings("ignore", ".*sync_dist=True")  # these are means already
+        if not trainer.is_global_zero:  # the first process speaks for all
+            logging.getLogger().setLevel(logging.ERROR)
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Read the capture before any other process is started, and say it plainly if one is lost."""
+        self.datamodule.prepare_data()
+        with lost_processes_explained():
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Open the scene to start from."""
@@ -198,8 +207,8 @@ class FlexGSCLI(LightningCLI):
     def after_fit(self) -> None:
         """Measure what was trained."""
         interruption = self._get(self.config_init, "interruption")
-        if interruption.interrupted:
-            raise SystemExit(INTERRUPTED)
+        if interruption.exit_status is not None:  # of the first process; the others did as they were told
+            raise SystemExit(interruption.exit_status if self.trainer.is_global_zero else 0)
         if self._get(self.config, "test_after_fit") and self.datamodule.capture.test_views:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 

@@ -131,6 +131,11 @@ def test_a_mistyped_option_is_named_in_a_few_lines(capsys: pytest.CaptureFixture
     assert len(errors.splitlines()) < 8
 
 
+def test_a_command_reads_its_own_config(refusal: Callable[[list[str]], str]) -> None:
+    """jsonargparse has a --config of its own, which must not take it away."""
+    assert "--config nowhere.yaml: no such file" in refusal(["demo", "--config", "nowhere.yaml"])
+
+
 def test_lightning_is_the_same_program() -> None:
     scripts = {script.name: script for script in entry_points(group="console_scripts")}
     assert scripts["lightning"].load() is scripts["flexgs"].load() is main
@@ -436,15 +441,6 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     monkeypatch.undo()
     assert load(last).iteration == 5
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
-
-
-def test_several_devices_are_refused_before_any_process_starts(
-    small_capture: Path, tmp_path: Path, refusal: Callable[[list[str]], str]
-) -> None:
-    options = [f"--runs={tmp_path / 'runs'}", *SHORT, "--trainer.devices=2"]
-    message = refusal(["fit", f"--data.root={small_capture}", *options])
-    assert "trainer.devices: training runs on one device, found 2" in message
-    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

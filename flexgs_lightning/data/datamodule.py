@@ -82,8 +82,6 @@ class CaptureDataModule(LightningDataModule):
         self.images = images
         self.masks = masks
         self.name = name
-        # With more processes than held-out views, some process has none.
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         self._capture: Capture | None = None
         self._cache: ImageCache | None = None
         self._context: WorkerContext | None = None

@@ -1,23 +1,20 @@
 """Stage 2: training a scene to draw at any ratio (FlexGS, Liu et al. 2025, section 3)."""
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
-from flexgs_lightning.data.capture import View
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.elastic import ElasticGaussians
-from flexgs_lightning.model.gaussians import Gaussians
-from flexgs_lightning.rendering.importance import VolumeFactor, blending_importance, global_importance
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.elastic_losses import importance_loss, sparsity_loss
 from flexgs_lightning.training.optimization import LearningRates, falling
+from flexgs_lightning.training.ranking import Importance
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,9 @@ class ElasticTraining:
         prefixes: ratios drawn in an iteration, stratified in log e.
         full_every: iterations from one render of the full model to the next.
         full_weight: weight of the full model's loss where it is drawn; the subsets weigh the rest of 1.
-        importance: volume factor of the importance that ranks Gaussians: "none" for the blending weight
-            alone, "clamped" for the paper's Global Importance, "power" for LightGaussian's.
+        importance: by what Gaussians are ranked: "removal" by what the images lose with them, measured in
+            ever smaller prefixes; "blending" by their blending weight; "global" by the paper's Global
+            Importance; "global_power" by the same with LightGaussian's volume factor.
         importance_weight: weight of mean |M - M_GI| (gsnet).
         sparsity_weight: weight of |e - mean M| (gsnet).
         rate_decay: share of their rates that the Gaussians' attributes and the residuals end with, falling
@@ -54,7 +52,7 @@ class ElasticTraining:
     prefixes: int = 3
     full_every: int = 3
     full_weight: float = 0.5
-    importance: VolumeFactor = "none"
+    importance: Importance = "removal"
     importance_weight: float = 1.0
     sparsity_weight: float = 0.01
     rate_decay: float = 0.1
@@ -89,6 +87,11 @@ class ElasticTraining:
         low, high = self.ratio_range
         draws = [(i + torch.rand(()).item()) / self.prefixes for i in range(self.prefixes)]
         return [high * (low / high) ** (1 - draw**self.ratio_bias) for draw in draws]
+
+    @property
+    def lowest_ratio(self) -> float:
+        """Smallest ratio that is drawn."""
+        return self.ratio_range[0] if self.sampling == "log_uniform" else min(self.ratios)
 
     def draws_full(self, step: int) -> bool:
         """Whether the stage's iteration ``step`` also renders the full model."""
@@ -155,24 +158,6 @@ def masked(model: ElasticGaussians, ratio: float, temperature: float) -> tuple[S
         mask = mask + torch.zeros_like(mask).index_fill(0, chosen, 1.0)
     splats = model.drawn(chosen, ratio)
     return Splats(splats.means, splats.quats, splats.scales, splats.opacities * mask[chosen], splats.sh), mask
-
-
-@torch.no_grad()
-def measure_importance(
-    gaussians: Gaussians, views: Sequence[View], volume: VolumeFactor, *, antialiased: bool
-) -> Float[Tensor, " N"]:
-    """[N] float64 importance over all views (Eqs. 8-10); a progress bar shows if it takes long.
-
-    Raises:
-        InputError: no view sees any Gaussian.
-    """
-    splats = gaussians.splats()
-    cameras = tqdm([view.camera for view in views], desc="Importance", leave=False, delay=3)
-    weights = blending_importance(splats, cameras, antialiased=antialiased).weights
-    importance = global_importance(weights, splats.scales, volume)
-    if not (importance > 0).any():
-        raise InputError("importance: no training view sees any Gaussian of this scene.")
-    return importance
 
 
 def elastic_optimizer(model: ElasticGaussians, options: ElasticTraining) -> torch.optim.Optimizer | None:

@@ -10,13 +10,13 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from flexgs_lightning.data.capture import Capture, ViewBatch
+from flexgs_lightning.data.ordering import HeldOutOrder
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.metrics import ImageMetrics
+from flexgs_lightning.metrics import ImageMetrics, psnr
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, CHECKPOINT_VERSION, SCENE, empty_elastic
 from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
-from flexgs_lightning.model.selector import rank
 from flexgs_lightning.rendering.rasterizer import Rendering, rasterize
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.checks import check_finite, check_options
@@ -25,7 +25,6 @@ from flexgs_lightning.training.elastic import (
     ElasticTraining,
     elastic_loss,
     elastic_optimizer,
-    measure_importance,
     residual_units,
 )
 from flexgs_lightning.training.initialization import Initialization, initial_gaussians
@@ -34,9 +33,18 @@ from flexgs_lightning.training.optimization import (
     LearningRates,
     gaussian_optimizers,
     reorder_moments,
+    scale_to_batch,
     seed_generators,
     set_rates,
+    step_all,
 )
+from flexgs_lightning.training.parallel import (
+    average_gradients,
+    check_strategy,
+    mean_over_processes,
+    share_from_first,
+)
+from flexgs_lightning.training.ranking import rank_gaussians
 
 BACKGROUNDS = {"black": 0.0, "white": 1.0, "random": 0.0}
 
@@ -143,10 +151,7 @@ class FlexGSModule(lightning.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Place the initial Gaussians; a checkpoint replaces them right afterwards."""
-        if self.trainer.world_size > 1:
-            raise InputError(
-                f"trainer.devices: training runs on one device, found {self.trainer.world_size} processes."
-            )
+        check_strategy(self.trainer.strategy, self.trainer.world_size)
         self.extent = self.capture.extent
         if stage == "fit" and len(self.gaussians) == 0:
             if self.reconstruction_steps == 0 and self.start is None:
@@ -159,14 +164,17 @@ class FlexGSModule(lightning.LightningModule):
         """One Adam for each attribute, and in the second stage one for what makes the scene elastic."""
         decay = 1.0 if self.elastic is None else self.elastic_training.rate_decay
         optimizers = gaussian_optimizers(self.gaussians, self.learning_rates, self.extent, decay)
+        everything = list(optimizers.values())
         if self.elastic is not None:
             added = elastic_optimizer(self.elastic, self.elastic_training)
-            return list(optimizers.values()) + ([] if added is None else [added])
-        if self.reconstruction_steps > 0:
+            everything += [] if added is None else [added]
+        elif self.reconstruction_steps > 0:
             self.densification.start(
                 self.gaussians, optimizers, scene_extent=self.extent, total_steps=self.reconstruction_steps
             )
-        return list(optimizers.values())
+        views = self.trainer.datamodule.batch_size * self.trainer.world_size  # type: ignore[attr-defined]
+        scale_to_batch(everything, self.learning_rates.batch_rule, views)
+        return everything
 
     def on_train_start(self) -> None:
         """Take up the densification statistics of a resumed run, now that there is something to fill."""
@@ -199,8 +207,7 @@ class FlexGSModule(lightning.LightningModule):
         check_finite(self.scene, total, step)
 
         self.densification.before_backward(step, rendering)
-        self.manual_backward(total)
-        self._step_optimizers()
+        self._descend(total)
         report = self.densification.after_step(step, rendering)
         if report is not None:
             self.log_dict({f"densification/{name}": float(count) for name, count in report.counts().items()})
@@ -227,8 +234,7 @@ class FlexGSModule(lightning.LightningModule):
             self.elastic, self.elastic_training, step, photometric=photometric, temperature=self.temperature
         )
         check_finite(self.scene, loss, self.iteration)
-        self.manual_backward(loss)
-        self._step_optimizers()
+        self._descend(loss)
         if self._is_time_to_log:
             self._log_progress(loss, parts, image, photos)
 
@@ -244,6 +250,7 @@ class FlexGSModule(lightning.LightningModule):
             self.elastic_options,
             residual_units(self.learning_rates, self.extent),
         ).to(self.device)
+        share_from_first(self.scene)
         self.trainer.strategy.optimizers = self.configure_optimizers()
         return self.refresh_importance()
 
@@ -253,16 +260,21 @@ class FlexGSModule(lightning.LightningModule):
         With "ordered" selection they are stored in that order, together with their optimizers' moments.
         """
         assert self.elastic is not None
-        views = self.capture.train_views
-        volume = self.elastic_training.importance
-        importance = measure_importance(self.gaussians, views, volume, antialiased=self.antialiased)
-        order = rank(importance)
+        options = self.elastic_training
+        order, importance = rank_gaussians(
+            self.elastic,
+            [view.camera for view in self.capture.train_views],
+            options.importance,
+            lowest_ratio=options.lowest_ratio,
+            background=self.evaluation_background,
+            antialiased=self.antialiased,
+        )
         if self.elastic.selector is not None:
             self.elastic.importance_order.copy_(order)
         else:
             self.elastic.reorder(order)
             reorder_moments(self._optimizers(), order)
-        return importance[order]
+        return importance
 
     def render(self, batch: ViewBatch, background: Tensor, sh_degree: int | None = None) -> Rendering:
         """Draw the scene through the batch's cameras."""
@@ -298,36 +310,29 @@ class FlexGSModule(lightning.LightningModule):
     def _is_time_to_log(self) -> bool:
         return self.iteration % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
-    def _step_optimizers(self) -> None:
-        """Step every optimizer, but only the first through Lightning.
-
-        Lightning's ``global_step`` counts each step of a ``LightningOptimizer``; here it has to count
-        iterations, because schedules, logs and checkpoints all read it.
-        """
-        counted, *others = cast(list[LightningOptimizer], self.optimizers())
-        for optimizer in others:
-            optimizer.optimizer.step()
-        counted.step()
-        for optimizer in [counted, *others]:
-            optimizer.zero_grad(set_to_none=True)
+    def _descend(self, loss: Tensor) -> None:
+        """Backward, average over the processes, step."""
+        self.manual_backward(loss)
+        average_gradients(self.scene.parameters())
+        step_all(cast(list[LightningOptimizer], self.optimizers()))
 
     def _log_progress(self, loss: Tensor, parts: dict[str, Tensor], image: Tensor, photos: Tensor) -> None:
-        psnr = -10.0 * (image.detach().clamp(0, 1) - photos).square().mean().clamp_min(1e-10).log10()
-        count = float(len(self.gaussians))
-        values: dict[str, Tensor | float] = {"loss": loss.detach(), "psnr": psnr, "gaussians": count}
-        self.log_dict(values, prog_bar=True, logger=False)
-        values |= {name: part.detach() for name, part in parts.items()}
+        quality = psnr(image.detach(), photos).clamp_max(100.0).mean()
+        values = mean_over_processes({"loss": loss, "psnr": quality, **parts})
+        values["gaussians"] = torch.tensor(float(len(self.gaussians)))
+        shown = ("loss", "psnr", "gaussians")
+        self.log_dict({name: values[name] for name in shown}, prog_bar=True, logger=False)
         self.log_dict({f"train/{name}": value for name, value in values.items()})
         groups = [group for optimizer in self._optimizers() for group in optimizer.param_groups]
         self.log_dict({f"learning_rate/{group['name']}": group["lr"] for group in groups})
 
     # -- validation and test ---------------------------------------------------------------------------
 
-    def validation_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Render and measure held-out views; returns images for callbacks."""
+    def validation_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor] | None:
+        """Render and measure held-out views; returns images, None for another process's view."""
         return self._evaluate(batch)
 
-    def test_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor] | None:
         """As validation."""
         return self._evaluate(batch)
 
@@ -339,7 +344,9 @@ class FlexGSModule(lightning.LightningModule):
         """Log the per-image means."""
         self._log_metrics("test")
 
-    def _evaluate(self, batch: ViewBatch) -> dict[str, Tensor]:
+    def _evaluate(self, batch: ViewBatch) -> dict[str, Tensor] | None:
+        if HeldOutOrder.repeats(len(self.capture.test_views), self.trainer.global_rank):
+            return None
         background = self.evaluation_background
         render = self.render(batch, background).image.clamp(0, 1)
         photo = batch.targets(background)

@@ -1,10 +1,12 @@
 """Optimizers and learning-rate schedules of the Gaussians."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Int
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from flexgs_lightning.model.gaussians import Gaussians
@@ -23,6 +25,9 @@ class LearningRates:
         opacities: opacity logits.
         sh0: constant colour.
         shN: view-dependent colour.
+        batch_rule: what several views in an iteration (``data.batch_size`` times the number of processes) do
+            to all learning rates of both stages: "constant" leaves them, "sqrt" multiplies them by the
+            square root of the number of views (``scale_to_batch``).
     """
 
     means: float = 1.6e-4
@@ -32,6 +37,7 @@ class LearningRates:
     opacities: float = 5e-2
     sh0: float = 2.5e-3
     shN: float = 2.5e-3 / 20  # noqa: N815
+    batch_rule: Literal["constant", "sqrt"] = "constant"
 
 
 def gaussian_optimizers(
@@ -64,6 +70,38 @@ def set_rates(optimizers: Iterable[torch.optim.Optimizer], step: int, total: int
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = exponential_decay(group["initial"], group["final"], step, total)
+
+
+def scale_to_batch(
+    optimizers: Iterable[torch.optim.Optimizer], rule: Literal["constant", "sqrt"], views: int
+) -> None:
+    """Adjust Adam to the number of views B in an iteration; call once, on fresh optimizers.
+
+    "sqrt": rates times sqrt(B), and both betas to the power of B, so that the moments look as far back in
+    views as with one view at a time (Zhao et al. 2024, "On Scaling Up 3D Gaussian Splatting Training",
+    section 4.2). It is meant for B times fewer iterations; "constant" for as many, with smoother gradients.
+    """
+    if rule == "constant" or views == 1:
+        return
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for name in ("lr", "initial", "final"):
+                group[name] *= views**0.5
+            group["betas"] = tuple(beta**views for beta in group["betas"])
+
+
+def step_all(optimizers: Sequence[LightningOptimizer]) -> None:
+    """Step every optimizer, but only the first through Lightning, and clear the gradients.
+
+    Lightning's ``global_step`` counts each step of a ``LightningOptimizer``; here it has to count
+    iterations, because schedules, logs and checkpoints all read it.
+    """
+    counted, *others = optimizers
+    for optimizer in others:
+        optimizer.optimizer.step()
+    counted.step()
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
 
 
 def exponential_decay(start: float, end: float, step: int, total: int) -> float:

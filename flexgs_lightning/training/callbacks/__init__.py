@@ -5,6 +5,7 @@ from flexgs_lightning.training.callbacks.elastic_schedule import ImportanceRefre
 from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
 from flexgs_lightning.training.callbacks.interruption import GracefulInterruption
 from flexgs_lightning.training.callbacks.progress import ThroughputLogger, TrainingProgress
+from flexgs_lightning.training.callbacks.replica_check import ReplicaCheck
 from flexgs_lightning.training.callbacks.test_report import TestReport
 from flexgs_lightning.training.callbacks.validation_images import ValidationImages
 
@@ -13,6 +14,7 @@ __all__ = [
     "ElasticValidation",
     "GracefulInterruption",
     "ImportanceRefresh",
+    "ReplicaCheck",
     "TemperatureDecay",
     "TestReport",
     "ThroughputLogger",

@@ -50,13 +50,13 @@ class ElasticValidation(Callback):
         """Log the per-image means; ``results`` keeps them for the report."""
         self._log(pl_module, "test")
 
-    def _measure(self, module: LightningModule, outputs: dict[str, Tensor], batch: ViewBatch) -> None:
+    def _measure(self, module: LightningModule, outputs: dict[str, Tensor] | None, batch: ViewBatch) -> None:
         assert isinstance(module, FlexGSModule)
+        if outputs is None:
+            return
         if module.elastic is None:
             return
-        for ratio in self.ratios:
-            if ratio * len(module.elastic) < 1:  # a small scene has no such prefix
-                continue
+        for ratio in self._drawable(module):
             if ratio not in self._splats:
                 self._splats[ratio] = module.elastic.at(ratio).detach()
             render = rasterize(
@@ -65,15 +65,27 @@ class ElasticValidation(Callback):
                 background=module.evaluation_background,
                 antialiased=module.antialiased,
             ).image
-            if ratio not in self._metrics:
-                self._metrics[ratio] = module.image_metrics.like().to(module.device)
-            self._metrics[ratio].update(render, outputs["photo"])
+            self._metrics_at(ratio, module).update(render, outputs["photo"])
 
     def _log(self, module: LightningModule, split: str) -> None:
+        """Every process has all ratios, also one without a held-out view: the others would wait for it."""
+        assert isinstance(module, FlexGSModule)
         self.results = {}
-        for ratio, metrics in self._metrics.items():
+        for ratio in self._drawable(module):
+            metrics = self._metrics_at(ratio, module)
             means = {name: value.item() for name, value in metrics.compute().items()}
             metrics.reset()
-            self.results[ratio] = {"gaussians": len(self._splats[ratio]), **means}
+            self.results[ratio] = {"gaussians": count_at(ratio, len(module.gaussians)), **means}
             module.log_dict({f"{split}_{name}/{100 * ratio:g}%": value for name, value in means.items()})
         self._splats = {}
+
+    def _drawable(self, module: FlexGSModule) -> list[float]:
+        """Ratios that hold at least one Gaussian of this scene."""
+        if module.elastic is None:
+            return []
+        return [ratio for ratio in self.ratios if ratio * len(module.elastic) >= 1]
+
+    def _metrics_at(self, ratio: float, module: FlexGSModule) -> ImageMetrics:
+        if ratio not in self._metrics:
+            self._metrics[ratio] = module.image_metrics.like().to(module.device)
+        return self._metrics[ratio]

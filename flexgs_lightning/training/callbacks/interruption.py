@@ -1,4 +1,4 @@
-"""Ctrl-C ends training after the iteration in progress, with a checkpoint."""
+"""A signal ends training after the iteration in progress, with a checkpoint."""
 
 import logging
 import signal
@@ -6,59 +6,113 @@ import threading
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
+from flexgs_lightning.training import slurm
 from flexgs_lightning.training.callbacks.checkpointing import LAST, checkpoint_folder
 
 log = logging.getLogger(__name__)
 
 
 class GracefulInterruption(Callback):
-    """Turns the first SIGINT into a stop at the end of the iteration; a second one stops at once.
+    """Turns the first signal into a stop at the end of the iteration; a second Ctrl-C stops at once.
 
     A signal may arrive between two optimizers' steps or in the middle of a densification: a checkpoint of
-    that moment would not continue as the uninterrupted run does. ``Checkpointing`` writes the file.
+    that moment would not continue as the uninterrupted run does. ``Checkpointing`` writes the file. With
+    several processes, a signal to any of them stops all after the same iteration.
+
+    The signals are SIGINT (Ctrl-C), SIGTERM (``kill``, a container's or a cluster's shutdown) and, in a SLURM
+    job, SIGUSR1 (``sbatch --signal=USR1@120``).
+
+    Args:
+        requeue: in a SLURM job, SIGTERM and SIGUSR1 also put the job back into the queue, unless it was
+            cancelled.
     """
 
-    def __init__(self) -> None:
-        self.interrupted = False
-        self._previous: Any = None
+    def __init__(self, requeue: bool = True) -> None:
+        self.requeue = requeue
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def exit_status(self) -> int | None:
+        """As shells have it after a signal; None if there was none."""
+        return None if self.signal is None else 128 + self.signal
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the handler; only the main thread may."""
-        self.interrupted = False
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+        """Take the signals over."""
+        self.signal = None
+        self._install()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Again: Lightning has put handlers of its own before ours, which communicate in mid-iteration."""
+        self._install()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Ask for the stop; Lightning calls checkpoint callbacks after all others, so they see it."""
-        if self.interrupted:
+        if trainer.world_size > 1:
+            number = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
+            self.signal = int(trainer.strategy.reduce(number, reduce_op="max")) or None
+        if self.signal is not None:
             trainer.should_stop = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signal back, and say how to go on."""
+        """Give the signals back, say how to go on, and requeue."""
         self._restore()
-        if self.interrupted and trainer.global_step < trainer.max_steps:
+        if self.signal is None:
+            return
+        if trainer.global_step < trainer.max_steps:
             log.warning(
                 "Interrupted after step %d of %d; saved %s. The same command with --ckpt_path last goes on.",
                 trainer.global_step,
                 trainer.max_steps,
                 checkpoint_folder(trainer) / LAST,
             )
+        self._requeue(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A test is not worth a checkpoint, but a cluster's job must run again."""
+        self.signal = None
+        if slurm.in_job():
+            self._install()
+
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Leave the test."""
+        if self.signal is not None:
+            self._requeue(trainer)
+            raise SystemExit(self.exit_status)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back."""
+        self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signal back."""
+        """Give the signals back."""
         self._restore()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-        log.warning("Stopping after this iteration; once more Ctrl-C stops at once, without a checkpoint.")
+        if number == signal.SIGINT:
+            if self.signal == signal.SIGINT:
+                raise KeyboardInterrupt
+            log.warning("Stopping after this iteration; Ctrl-C again stops at once, without a checkpoint.")
+        self.signal = number
+
+    def _requeue(self, trainer: Trainer) -> None:
+        if self.requeue and self.signal != signal.SIGINT and trainer.is_global_zero and slurm.in_job():
+            slurm.requeue()
+
+    def _install(self) -> None:
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may
+            return
+        numbers = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if slurm.in_job() else [])
+        for number in numbers:
+            previous = signal.signal(number, self._on_signal)
+            self._previous.setdefault(number, previous)
 
     def _restore(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous = {}

@@ -1,5 +1,6 @@
 """metrics.json: what ``flexgs test`` measured, and under which protocol."""
 
+import itertools
 import json
 import logging
 import platform
@@ -15,6 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
 from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.parallel import gather
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("flexgs-lightning", "torch", "lightning", "gsplat", "numba")
@@ -47,6 +49,8 @@ class TestReport(Callback):
     ) -> None:
         """Note each image's metrics, and time another render of it."""
         assert isinstance(pl_module, FlexGSModule)
+        if outputs is None:
+            return
         values = {key: value for key, value in outputs.items() if key not in ("render", "photo")}
         milliseconds = self._time_render(pl_module, batch) / len(batch)
         for i, name in enumerate(batch.names):
@@ -54,9 +58,13 @@ class TestReport(Callback):
             self._images.append({"name": name, **metrics, "milliseconds": milliseconds})
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the report."""
+        """Write the report on the images of all processes."""
         assert isinstance(pl_module, FlexGSModule)
         path = Path(trainer.log_dir or trainer.default_root_dir) / "metrics.json"
+        images = itertools.chain.from_iterable(gather(self._images))
+        self._images = sorted(images, key=lambda image: str(image["name"]))
+        if not trainer.is_global_zero:
+            return
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(self._report(pl_module), indent=2) + "\n")
         log.info("Metrics of each image: %s", path)

@@ -2,12 +2,14 @@
 
 from typing import Any
 
-import torch
+import numpy as np
+from jaxtyping import UInt8
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from flexgs_lightning.data.capture import ViewBatch
 from flexgs_lightning.images import side_by_side
+from flexgs_lightning.training.parallel import gather
 
 
 class ValidationImages(Callback):
@@ -19,6 +21,7 @@ class ValidationImages(Callback):
 
     def __init__(self, views: int = 4) -> None:
         self.views = views
+        self._panels: dict[str, UInt8[np.ndarray, "H W 3"]] = {}
 
     def on_validation_batch_end(
         self,
@@ -29,17 +32,24 @@ class ValidationImages(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Log the view if it is one of the chosen."""
-        if trainer.sanity_checking or not isinstance(trainer.logger, TensorBoardLogger):
+        """Keep the view's panel if it is one of the chosen."""
+        if outputs is None or trainer.sanity_checking or not isinstance(trainer.logger, TensorBoardLogger):
             return
         for render, photo, index, name in zip(
             outputs["render"], outputs["photo"], batch.indices.tolist(), batch.names, strict=True
         ):
             if index in self._chosen(len(trainer.datamodule.capture.test_views)):  # type: ignore[attr-defined]
-                panel = torch.from_numpy(side_by_side(render, photo))
+                self._panels[name] = side_by_side(render, photo)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the panels of all processes."""
+        for panels in gather(self._panels):
+            for name, panel in panels.items():
+                assert isinstance(trainer.logger, TensorBoardLogger)
                 trainer.logger.experiment.add_image(
                     f"val/{name}", panel, global_step=trainer.global_step, dataformats="HWC"
                 )
+        self._panels = {}
 
     def _chosen(self, count: int) -> set[int]:
         views = min(self.views, count)

@@ -8,6 +8,7 @@ from torch import Tensor
 from flexgs_lightning.rendering.rasterizer import Rendering
 from flexgs_lightning.training.densification.base import Densification, DensificationReport
 from flexgs_lightning.training.densification.checks import check_number, check_option
+from flexgs_lightning.training.parallel import sum_over_processes
 
 RESET_OPACITY = 0.01
 """Opacities are lowered to this (Kerbl et al. 2023), or to twice the pruning threshold if that is more."""
@@ -25,7 +26,8 @@ class AdaptiveDensityControl(Densification):
     ``stop_step`` and where one whole ``reset_every`` remains until the stage's end; a stage shorter than
     two intervals has none.
 
-    The gradient of a view is that of its own loss: the loss must be the *mean* over a batch's cameras.
+    The gradient of a view is that of its own loss: the loss must be the *mean* over a batch's cameras. With
+    several processes, each adds up its own cameras, and every process gets the sum over all of them.
 
     Args:
         start_step: completed iterations before the first refinement.
@@ -104,8 +106,10 @@ class AdaptiveDensityControl(Densification):
         units = gradient.new_tensor([rendering.width, rendering.height]) * (cameras / 2)
         visible = (rendering.radii > 0).all(dim=-1)
         norms = torch.where(visible, (gradient * units).norm(dim=-1), 0.0)
-        self._statistics["grad2d"] += norms.sum(dim=0)
-        self._statistics["views"] += visible.sum(dim=0)
+        seen = torch.stack([norms.sum(dim=0), visible.sum(dim=0)])
+        sum_over_processes(seen)
+        self._statistics["grad2d"] += seen[0]
+        self._statistics["views"] += seen[1]
 
     def _refine(self, completed: int, report: DensificationReport) -> None:
         report.cloned, report.split = self._grow()

@@ -1,0 +1,198 @@
+"""Data-parallel training: every process holds the whole scene and renders cameras of its own.
+
+Gradients and densification statistics are summed over the processes in every iteration, importance at every
+refresh; everything else is computed by each process from equal numbers with equal seeds. So the replicas
+stay equal bit for bit, which ``check_replicas`` verifies.
+
+The functions work on torch's default process group and do nothing where there is none, so the code that
+calls them reads the same for one process and for many.
+"""
+
+# No `from __future__ import annotations` here: jsonargparse reads the strategy's types.
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Int
+from lightning.pytorch.strategies import DDPStrategy, Strategy, StrategyRegistry
+from torch import Tensor, nn
+
+from flexgs_lightning.errors import InputError
+
+BUCKET_BYTES = 2**20
+"""Gradients from this size on travel as they are, smaller ones together: a copy costs more than a call."""
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process among them, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def sum_over_processes(*tensors: Tensor) -> None:
+    """Add up each tensor over all processes, in place; every process gets the same bits."""
+    if world_size() > 1:
+        for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            work.wait()
+
+
+def mean_over_processes(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Means of named scalars over all processes, detached; the same names in every process."""
+    stacked = torch.stack([value.detach() for value in values.values()])
+    sum_over_processes(stacked)
+    return dict(zip(values, stacked / world_size(), strict=True))
+
+
+def gather(value: Any) -> list[Any]:
+    """``value`` of every process, by rank, in every process; anything that can be pickled."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their means over the processes.
+
+    The loss must be a mean over the process's images, and all processes must hold equally many: then this is
+    the gradient of the mean over all images.
+
+    The list may be another one in each iteration, as densification makes it, but must be the same in every
+    process. There is nothing to gain from overlapping it with the backward pass: the rasterizer's backward
+    is nearly all of it and yields the gradients of all attributes at once, at its end.
+    """
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    large = [gradient for gradient in gradients if gradient.nbytes >= BUCKET_BYTES]
+    small = [gradient for gradient in gradients if gradient.nbytes < BUCKET_BYTES]
+    bucket = torch.cat([gradient.flatten() for gradient in small]) if small else None
+    sum_over_processes(*large, *([] if bucket is None else [bucket]))
+    if bucket is not None:
+        parts = bucket.split([gradient.numel() for gradient in small])
+        for gradient, part in zip(small, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+    torch._foreach_div_(gradients, float(world_size()))
+
+
+def share_from_first(module: nn.Module) -> None:
+    """Give every process the first one's parameters and buffers.
+
+    Equal seeds are not enough: another kind of processor may round the initial values otherwise.
+    """
+    if world_size() > 1:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def check_replicas(tensors: Mapping[str, Tensor], step: int) -> None:
+    """Compare the processes' tensors by checksum.
+
+    Args:
+        tensors: the same names in every process.
+        step: iterations completed, for the message.
+
+    Raises:
+        InputError: some tensor differs from process to process; every process raises it.
+    """
+    if world_size() == 1:
+        return
+    sums = torch.stack([checksum(tensor) for tensor in tensors.values()])
+    extremes = torch.cat([sums, -sums])
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    highest, lowest = extremes.chunk(2)
+    for name, differs in zip(tensors, (highest != -lowest).tolist(), strict=True):
+        if differs:
+            raise InputError(
+                f"Training stopped at step {step}: '{name}' is no longer the same in all {world_size()} "
+                "processes. They must run the same release on the same kind of device. The last checkpoint "
+                "is kept."
+            )
+
+
+def checksum(tensor: Tensor) -> Int[Tensor, ""]:
+    """Sum of a float32 tensor's bits and shape as integers, weighted by place (modulo a prime); int64.
+
+    Integer sums do not depend on their order, so equal tensors have equal sums on every device.
+    """
+    width = 4099
+    bits = tensor.detach().contiguous().flatten().view(torch.int32)
+    whole = len(bits) - len(bits) % width
+    weights = torch.arange(1, width + 1, device=bits.device)
+    rest = bits[whole:]
+    return (
+        (bits[:whole].view(-1, width).sum(dim=0) * weights).sum() + (rest * weights[: len(rest)]).sum()
+    ) ^ len(bits)
+
+
+class ReplicaStrategy(DDPStrategy):
+    """Lightning's DDP without its wrapper, which fixes the list of parameters: densification changes it.
+
+    The module averages gradients itself (``average_gradients``); starting processes, ranks, barriers and the
+    writing of checkpoints by one process are Lightning's.
+    """
+
+    def __init__(self, timeout: float = 600.0, **kwargs: Any) -> None:
+        """Describe the process group.
+
+        Args:
+            timeout: seconds that a process waits for the others before it gives up.
+            kwargs: of ``DDPStrategy``.
+        """
+        super().__init__(timeout=timedelta(seconds=timeout), **kwargs)
+
+    def configure_ddp(self) -> None:
+        """Instead of wrapping, make replicas equal."""
+        assert self.model is not None
+        share_from_first(self.model)
+
+    @staticmethod
+    def register() -> None:
+        """Let ``ddp`` mean this strategy in this program, also where Lightning's ``auto`` chooses it."""
+        StrategyRegistry.register(
+            "ddp", ReplicaStrategy, "One process for each device, each with the whole scene", override=True
+        )
+
+
+def check_strategy(strategy: Strategy, processes: int) -> None:
+    """Refuse what would train replicas that know nothing of each other, or fix the list of parameters.
+
+    Raises:
+        InputError: several processes under another strategy than ``ReplicaStrategy``.
+    """
+    if processes > 1 and not isinstance(strategy, ReplicaStrategy):
+        raise InputError(
+            f"trainer.strategy: {processes} processes need ddp (in Python, training.parallel's "
+            f"ReplicaStrategy), found {type(strategy).__name__}."
+        )
+
+
+@contextlib.contextmanager
+def lost_processes_explained() -> Iterator[None]:
+    """Turn what the process group raises when another process is gone into one clear message.
+
+    Raises:
+        InputError: instead of the communication library's own errors.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_communication_error(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"process {rank()} of {world_size()} lost the others: one was killed, failed or hung; if it "
+            f"left a message, that stands above ({reason}). The last checkpoint is kept; the same command "
+            "with --ckpt_path last goes on from it."
+        ) from error
+
+
+def _is_communication_error(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(name in str(error).lower() for name in ("gloo", "nccl"))
