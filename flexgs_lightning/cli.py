@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli
 
 from flexgs_lightning.data.download import download
 from flexgs_lightning.demo import demo
@@ -15,6 +15,7 @@ from flexgs_lightning.deploy.export import export
 from flexgs_lightning.deploy.render_command import render
 from flexgs_lightning.deploy.view import view
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.benchmark_run import benchmark
 from flexgs_lightning.evaluation.compare import ablate, compare
 from flexgs_lightning.evaluation.unseen import unseen
 from flexgs_lightning.lightning_cli import FlexGSCLI
@@ -31,6 +32,7 @@ deployment
   render         draw a checkpoint or PLY: test views, an orbit or a camera path, to PNG and video
   view           look at a checkpoint or PLY in the browser, at any share of its Gaussians
 evaluation
+  benchmark      train and measure every scene of a benchmark, and report it beside the paper
   compare        rival methods from one first stage: prune, fine-tune, iterative, matryoshka, flexgs
   ablate         the same with one thing changed at a time, as in the paper's Table 3
   unseen         an elastic model at ratios that it was not trained for, and where quality dips
@@ -46,10 +48,13 @@ COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
     "view": view,
     "data": {"download": download},
     "demo": demo,
+    "benchmark": benchmark,
     "compare": compare,
     "ablate": ablate,
     "unseen": unseen,
 }
+POSITIONAL = ("benchmark",)
+"""Commands whose required arguments are given by place."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,18 +79,23 @@ def _run(command: str, arguments: list[str]) -> int:
     if command in FlexGSCLI.subcommands():
         FlexGSCLI([command, *arguments])
     elif command in COMMANDS:
-        arguments = _joined([_underscored(argument) for argument in arguments], COMMANDS[command])
-        auto_cli(
-            COMMANDS[command],
-            args=arguments,
-            prog=f"flexgs {command}",
-            description=_description(COMMANDS[command]),
-            as_positional=command == "data",
-        )
+        chosen = COMMANDS[command]
+        arguments = _joined([_underscored(argument) for argument in arguments], chosen)
+        if callable(chosen):
+            _call(command, chosen, arguments)
+        else:
+            auto_cli(chosen, args=arguments, prog=f"flexgs {command}", as_positional=True)
     else:
         sys.stderr.write(f"flexgs: error: unknown command '{command}'.\n\n{HELP}")
         return 2
     return 0
+
+
+def _call(name: str, function: Callable[..., Any], arguments: list[str]) -> None:
+    """Parse and call; ``auto_cli`` would keep what is given for a parameter named config to itself."""
+    parser = ArgumentParser(prog=f"flexgs {name}", description=_description(function))
+    parser.add_function_arguments(function, as_group=False, as_positional=name in POSITIONAL)
+    function(**parser.parse_args(arguments))
 
 
 def _underscored(argument: str) -> str:
@@ -96,10 +106,9 @@ def _underscored(argument: str) -> str:
     return f"--{name.replace('-', '_')}{equals}{value}"
 
 
-def _description(command: Any) -> str | None:
+def _description(function: Callable[..., Any]) -> str:
     """What a command's docstring says before its arguments, for its help."""
-    text = inspect.getdoc(command) if callable(command) else None
-    return None if text is None else text.partition("\n\nArgs:")[0]
+    return (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
 
 
 def _joined(arguments: list[str], command: Any) -> list[str]:

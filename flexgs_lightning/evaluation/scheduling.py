@@ -1,0 +1,84 @@
+"""Programs side by side: one on each place (a GPU, the CPU), the next when a place is free."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+POLL_SECONDS = 0.2
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C, and what clusters send before they end a job."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A program to run.
+
+    Attributes:
+        name: for messages and results.
+        start: starts it, given environment variables that name its place; None if there is nothing to do.
+        done: called with its exit status when it ends, negative for the signal that killed it.
+    """
+
+    name: str
+    start: Callable[[Mapping[str, str]], subprocess.Popen[bytes] | None]
+    done: Callable[[int], None]
+
+
+def run_side_by_side(tasks: Sequence[Task], places: Sequence[Mapping[str, str]]) -> int | None:
+    """Run all tasks, at most one on each place at a time; one that fails does not stop the others.
+
+    Signals that ask to stop are handed on to the running programs, and no more are started. Programs must
+    therefore be started in sessions of their own, where a terminal's Ctrl-C does not reach them by itself.
+
+    Returns:
+        The signal that stopped it, or None if all tasks have run.
+    """
+    waiting = list(tasks)
+    free = list(places)
+    running: list[tuple[Task, subprocess.Popen[bytes], Mapping[str, str]]] = []
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        waiting.clear()
+        for _, process, _ in running:
+            process.send_signal(number)
+
+    with _on_signals(stop):
+        while waiting or running:
+            while waiting and free:
+                task, place = waiting.pop(0), free.pop(0)
+                process = task.start(place)
+                if process is None:
+                    free.insert(0, place)
+                else:
+                    running.append((task, process, place))
+            for entry in [entry for entry in running if entry[1].poll() is not None]:
+                running.remove(entry)
+                task, process, place = entry
+                free.append(place)
+                task.done(process.returncode)
+            if running:
+                time.sleep(POLL_SECONDS)
+    return received[0] if received else None
+
+
+@contextlib.contextmanager
+def _on_signals(react: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """React to ``SIGNALS``; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, react) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
