@@ -1,0 +1,150 @@
+"""Ranking Gaussians: which ones a small model keeps."""
+
+# No `from __future__ import annotations` here: jsonargparse reads the options' types.
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.elastic import ElasticGaussians
+from flexgs_lightning.model.selector import rank
+from flexgs_lightning.rendering.importance import (
+    VolumeFactor,
+    blending_importance,
+    global_importance,
+    removal_importance,
+)
+from flexgs_lightning.splats import Splats
+from flexgs_lightning.training import parallel
+
+Importance = Literal["removal", "blending", "global", "global_power"]
+"""By what Gaussians are ranked: "removal" by what the images lose with them (``rank_by_removal``), the others
+by blending weights with the volume factor in ``VOLUME``."""
+VOLUME: dict[Importance, VolumeFactor] = {"blending": "none", "global": "clamped", "global_power": "power"}
+PROBES = 200
+"""Least number of random images for one measurement of removal, over all views."""
+KEPT = 0.5
+"""Share of the Gaussians that stay from one round of ``rank_by_removal`` to the next."""
+
+
+class Ranking(NamedTuple):
+    """Gaussians from the first to keep to the first to leave out.
+
+    Attributes:
+        order: [N] indices.
+        importance: [N] float64 what each was ranked by, in that order.
+    """
+
+    order: Int[Tensor, " N"]
+    importance: Float[Tensor, " N"]
+
+
+def rank_gaussians(
+    model: ElasticGaussians,
+    cameras: Sequence[Cameras],
+    importance: Importance,
+    *,
+    lowest_ratio: float,
+    background: Float[Tensor, " 3"],
+    antialiased: bool = False,
+) -> Ranking:
+    """Rank by importance to the views, which the processes share out; a progress bar shows if it takes long.
+
+    Args:
+        model: as it stands: "removal" measures what its prefixes have learned.
+        cameras: the training views.
+        importance: by what.
+        lowest_ratio: the smallest prefix that has to be good.
+        background: colour behind the scene.
+        antialiased: as the scene is rendered.
+
+    Raises:
+        InputError: no view sees any Gaussian.
+    """
+    if importance == "removal":
+        ranking = rank_by_removal(
+            model.drawn, len(model), cameras, lowest_ratio, background=background, antialiased=antialiased
+        )
+    else:
+        ranking = _rank_by_weight(model.gaussians.splats(), cameras, VOLUME[importance], antialiased)
+    if not (ranking.importance > 0).any():
+        raise InputError("importance: no training view sees any Gaussian of this scene.")
+    return ranking
+
+
+@torch.no_grad()
+def rank_by_removal(
+    draw: Callable[[Int[Tensor, " M"], float], Splats],
+    gaussians: int,
+    cameras: Sequence[Cameras],
+    lowest_ratio: float,
+    *,
+    background: Float[Tensor, " 3"],
+    antialiased: bool = False,
+) -> Ranking:
+    """Rank by what the images lose with a Gaussian, in ever smaller prefixes down to ``lowest_ratio``.
+
+    All Gaussians are ranked in the render of the full model, the better half of them again in its own render,
+    and so on. So a prefix consists of what matters to itself: a Gaussian that the full model hides counts as
+    soon as those in front of it are gone.
+
+    Args:
+        draw: the Gaussians at M indices as they look at a ratio.
+        gaussians: N.
+        cameras: the training views.
+        lowest_ratio: the smallest prefix that has to be good.
+        background: colour behind the scene, on the device of the Gaussians.
+        antialiased: as the scene is rendered.
+    """
+    rounds = 1 + math.ceil(math.log(max(lowest_ratio, 1 / gaussians), KEPT))
+    order = torch.arange(gaussians, device=background.device)
+    importance = torch.zeros(gaussians, dtype=torch.float64, device=background.device)
+    for ratio in tqdm([KEPT**i for i in range(rounds)], **_bar()):
+        count = max(1, int(ratio * gaussians))
+        splats = draw(order[:count], ratio)
+        measured = _removal(splats, cameras, background, antialiased)
+        inner = rank(measured)
+        order[:count] = order[:count][inner]
+        importance[:count] = measured[inner]
+    return Ranking(order, importance)
+
+
+def _removal(
+    splats: Splats, cameras: Sequence[Cameras], background: Tensor, antialiased: bool
+) -> Float[Tensor, " N"]:
+    total = torch.zeros(len(splats), dtype=torch.float64, device=splats.device)
+    for i in range(parallel.rank(), len(cameras), parallel.world_size()):
+        total += removal_importance(
+            splats,
+            cameras[i],
+            probes=math.ceil(PROBES / len(cameras)),
+            generator=torch.Generator(splats.device).manual_seed(i),  # each view's own, whoever draws it
+            background=background,
+            antialiased=antialiased,
+        )
+    parallel.sum_over_processes(total)
+    return total
+
+
+@torch.no_grad()
+def _rank_by_weight(
+    splats: Splats, cameras: Sequence[Cameras], volume: VolumeFactor, antialiased: bool
+) -> Ranking:
+    """Rank by blending weights times a volume factor (Eqs. 8-10)."""
+    share = cameras[parallel.rank() :: parallel.world_size()]
+    views = tqdm(share, **_bar())
+    weights = blending_importance(splats, views, antialiased=antialiased).weights
+    parallel.sum_over_processes(weights)
+    importance = global_importance(weights, splats.scales, volume)
+    order = rank(importance)
+    return Ranking(order, importance[order])
+
+
+def _bar() -> dict[str, Any]:
+    return {"desc": "Importance", "leave": False, "delay": 3, "disable": parallel.rank() > 0}
