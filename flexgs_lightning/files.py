@@ -9,6 +9,9 @@ from pathlib import Path
 
 from flexgs_lightning.errors import InputError
 
+PARTIAL = ".partial"
+"""In the name of a file that is still being written, before its suffix."""
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -21,7 +24,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         InputError: the folder cannot be created, or the write failed (a full disk, no permission).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{PARTIAL}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

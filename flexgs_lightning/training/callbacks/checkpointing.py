@@ -9,7 +9,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.files import atomic_path
+from flexgs_lightning.files import PARTIAL, atomic_path
 from flexgs_lightning.model.checkpoint import read_checkpoint
 
 LAST = "last.ckpt"
@@ -47,6 +47,13 @@ class Checkpointing(Checkpoint):
             raise InputError(f"checkpoint.every_n_steps: expected at least 1, found {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self.keep = keep
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what a process left that was killed while it wrote."""
+        folder = checkpoint_folder(trainer)
+        if trainer.is_global_zero:
+            for path in folder.glob(f".*{PARTIAL}*.ckpt"):
+                path.unlink(missing_ok=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
