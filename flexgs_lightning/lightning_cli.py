@@ -24,6 +24,7 @@ from flexgs_lightning.training.callbacks import (
     ImportanceRefresh,
     ReplicaCheck,
     TemperatureDecay,
+    TensorBoardPages,
     TestReport,
     ThroughputLogger,
     TrainingProgress,
@@ -83,7 +84,7 @@ class FlexGSCLI(LightningCLI):
                 "log_every_n_steps": 10,
                 "enable_model_summary": False,
                 "use_distributed_sampler": False,
-                "callbacks": [ThroughputLogger(), TestReport()],
+                "callbacks": [ThroughputLogger(), TestReport(), TensorBoardPages()],
             },
         )
 

@@ -6,6 +6,7 @@ from flexgs_lightning.training.callbacks.elastic_validation import ElasticValida
 from flexgs_lightning.training.callbacks.interruption import GracefulInterruption
 from flexgs_lightning.training.callbacks.progress import ThroughputLogger, TrainingProgress
 from flexgs_lightning.training.callbacks.replica_check import ReplicaCheck
+from flexgs_lightning.training.callbacks.tensorboard import TensorBoardPages
 from flexgs_lightning.training.callbacks.test_report import TestReport
 from flexgs_lightning.training.callbacks.validation_images import ValidationImages
 
@@ -16,6 +17,7 @@ __all__ = [
     "ImportanceRefresh",
     "ReplicaCheck",
     "TemperatureDecay",
+    "TensorBoardPages",
     "TestReport",
     "ThroughputLogger",
     "TrainingProgress",

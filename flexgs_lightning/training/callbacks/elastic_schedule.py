@@ -69,3 +69,5 @@ class TemperatureDecay(Callback):
         if step is not None:
             total = pl_module.elastic_training.steps
             pl_module.temperature = exponential_decay(self.start, self.end, step, total)
+            if pl_module.elastic is not None and pl_module.elastic.selector is not None:
+                pl_module.log("train/temperature", pl_module.temperature)

@@ -2,36 +2,49 @@
 
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float, UInt8
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from flexgs_lightning.data.capture import ViewBatch
+from flexgs_lightning.images import side_by_side
 from flexgs_lightning.metrics import ImageMetrics
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import Splats
+from flexgs_lightning.training.callbacks.validation_images import evenly_spread
 from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.parallel import gather
 
 PAPER_AND_UNSEEN = (0.01, 0.02, 0.05, 0.1, 0.15, 0.3)
+PANEL_WIDTH = 320
+"""Pixels of a picture in a strip: every validation writes one strip for each ratio."""
 
 
 class ElasticValidation(Callback):
     """Measures an elastic scene at several ratios, trained or not, in validation and test.
 
     Curves are named ``val_psnr/5%`` and so on, so that TensorBoard groups a metric's ratios. The full model
-    is measured by the module itself.
+    is measured by the module itself. In validation each ratio also gets a strip of pictures: render, photo
+    and error of some held-out views.
 
     Args:
         ratios: ratios in (0, 1].
+        views: number of views in each strip, spread evenly over the held-out ones.
     """
 
-    def __init__(self, ratios: tuple[float, ...] = PAPER_AND_UNSEEN) -> None:
+    def __init__(self, ratios: tuple[float, ...] = PAPER_AND_UNSEEN, views: int = 2) -> None:
         for ratio in ratios:
             count_at(ratio, 10**9)  # refuses ratios outside (0, 1]
         self.ratios = ratios
+        self.views = views
         self.results: dict[float, dict[str, float]] = {}
         self._splats: dict[float, Splats] = {}
         self._metrics: dict[float, ImageMetrics] = {}
+        self._panels: dict[float, dict[int, UInt8[np.ndarray, "H W 3"]]] = {}
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Measure the batch at each ratio."""
@@ -43,8 +56,9 @@ class ElasticValidation(Callback):
         self._measure(*args[:3])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the per-image means."""
+        """Log the per-image means and the strips."""
         self._log(pl_module, "val")
+        self._log_strips(trainer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the per-image means; ``results`` keeps them for the report."""
@@ -66,6 +80,8 @@ class ElasticValidation(Callback):
                 antialiased=module.antialiased,
             ).image
             self._metrics_at(ratio, module).update(render, outputs["photo"])
+            if module.trainer.validating:
+                self._keep_panels(ratio, render, outputs["photo"], batch.indices.tolist(), module)
 
     def _log(self, module: LightningModule, split: str) -> None:
         """Every process has all ratios, also one without a held-out view: the others would wait for it."""
@@ -79,6 +95,39 @@ class ElasticValidation(Callback):
             module.log_dict({f"{split}_{name}/{100 * ratio:g}%": value for name, value in means.items()})
         self._splats = {}
 
+    def _keep_panels(
+        self,
+        ratio: float,
+        renders: Float[Tensor, "C H W 3"],
+        photos: Float[Tensor, "C H W 3"],
+        indices: list[int],
+        module: FlexGSModule,
+    ) -> None:
+        chosen = evenly_spread(self.views, len(module.capture.test_views))
+        for render, photo, index in zip(renders, photos, indices, strict=True):
+            if index in chosen:
+                panel = side_by_side(_reduced(render), _reduced(photo))
+                self._panels.setdefault(ratio, {})[index] = panel
+
+    def _log_strips(self, trainer: Trainer) -> None:
+        """One picture for each ratio, of the views of all processes from top to bottom."""
+        panels: dict[float, dict[int, UInt8[np.ndarray, "H W 3"]]] = {}
+        for of_process in gather(self._panels):
+            for ratio, by_view in of_process.items():
+                panels.setdefault(ratio, {}).update(by_view)
+        self._panels = {}
+        if not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger):
+            return
+        for ratio, by_view in panels.items():
+            narrowest = min(panel.shape[1] for panel in by_view.values())
+            strip = [by_view[index] for index in sorted(by_view) if by_view[index].shape[1] == narrowest]
+            trainer.logger.experiment.add_image(
+                f"val_ratio/{100 * ratio:g}%",
+                np.concatenate(strip),
+                global_step=trainer.global_step,
+                dataformats="HWC",
+            )
+
     def _drawable(self, module: FlexGSModule) -> list[float]:
         """Ratios that hold at least one Gaussian of this scene."""
         if module.elastic is None:
@@ -89,3 +138,12 @@ class ElasticValidation(Callback):
         if ratio not in self._metrics:
             self._metrics[ratio] = module.image_metrics.like().to(module.device)
         return self._metrics[ratio]
+
+
+def _reduced(image: Float[Tensor, "H W 3"]) -> Float[Tensor, "h w 3"]:
+    """At most ``PANEL_WIDTH`` pixels wide."""
+    height, width = image.shape[:2]
+    if width <= PANEL_WIDTH:
+        return image
+    size = (max(1, round(height * PANEL_WIDTH / width)), PANEL_WIDTH)
+    return adaptive_avg_pool2d(image.permute(2, 0, 1), size).permute(1, 2, 0)

@@ -96,17 +96,23 @@ class TestReport(Callback):
             "milliseconds": statistics.median(image["milliseconds"] for image in self._images),
             "iteration": module.iterations_trained,
             "capture": capture.name,
-            "protocol": {
-                "name": module.trainer.datamodule.protocol,  # type: ignore[attr-defined]
-                "images": capture.protocol,
-                "split": f"every {capture.test_every}th image by sorted name is held out",
-                "background": module.background if module.background != "random" else "black",
-                **module.image_metrics.protocol(),
-            },
+            "protocol": measuring_protocol(module),
             "device": device_name(module.device),
             "versions": {library: version(library) for library in LIBRARIES},
             "images": self._images,
         }
+
+
+def measuring_protocol(module: FlexGSModule) -> dict[str, str | None]:
+    """How held-out views are measured, for every report: each of these choices moves the numbers."""
+    capture = module.capture
+    return {
+        "name": module.trainer.datamodule.protocol,  # type: ignore[attr-defined]
+        "images": capture.protocol,
+        "split": f"every {capture.test_every}th image by sorted name is held out",
+        "background": module.background if module.background != "random" else "black",
+        **module.image_metrics.protocol(),
+    }
 
 
 def device_name(device: torch.device) -> str:

@@ -38,7 +38,7 @@ class ValidationImages(Callback):
         for render, photo, index, name in zip(
             outputs["render"], outputs["photo"], batch.indices.tolist(), batch.names, strict=True
         ):
-            if index in self._chosen(len(trainer.datamodule.capture.test_views)):  # type: ignore[attr-defined]
+            if index in evenly_spread(self.views, len(trainer.datamodule.capture.test_views)):  # type: ignore[attr-defined]
                 self._panels[name] = side_by_side(render, photo)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,6 +51,8 @@ class ValidationImages(Callback):
                 )
         self._panels = {}
 
-    def _chosen(self, count: int) -> set[int]:
-        views = min(self.views, count)
-        return {i * count // views for i in range(views)}
+
+def evenly_spread(views: int, count: int) -> set[int]:
+    """Indices of at most ``views`` of ``count`` views."""
+    views = min(views, count)
+    return {i * count // views for i in range(views)}
