@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from flexgs_lightning import perceptual
+from flexgs_lightning.data.ordering import HeldOutOrder
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.metrics import ImageMetrics, psnr, ssim, ssim_by_convolution
 from flexgs_lightning.perceptual import LPIPS
@@ -279,22 +280,36 @@ def test_means_are_over_images_not_batches_and_reset_forgets(shared_data: Path) 
     assert metrics.compute()["psnr"].item() == pytest.approx(one["psnr"].item())
 
 
-def _measure_on_rank(rank: int, store: str, results: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    prediction, target = images(3, 24, 24)
-    share = slice(0, 1) if rank == 0 else slice(1, 3)
-    metrics = ImageMetrics("none")
-    metrics.update(prediction[share], target[share])
-    torch.save(metrics.compute(), f"{results}{rank}")
+def _measure_on_rank(rank: int, world_size: int, counts: tuple[int, ...], store: str, results: str) -> None:
+    """Measure each process's share of the held-out images, for several numbers of them."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size
+    )
+    means, shares = {}, {}
+    metrics = ImageMetrics("none").like()
+    for count in counts:
+        prediction, target = images(count, 24, 24)
+        mine = [i for batch in HeldOutOrder(count, rank, world_size) for i in batch]
+        shares[count] = [] if HeldOutOrder.repeats(count, rank) else mine
+        for i in shares[count]:
+            metrics.update(prediction[i : i + 1], target[i : i + 1])
+        means[count] = metrics.compute()
+        metrics.reset()
+    torch.save((means, shares), f"{results}{rank}")
     torch.distributed.destroy_process_group()
 
 
-def test_means_are_right_over_processes_with_unequal_shares(tmp_path: Path) -> None:
-    arguments = (str(tmp_path / "store"), str(tmp_path / "means"))
-    multiprocessing.start_processes(_measure_on_rank, arguments, nprocs=2, start_method="spawn")
-    single = ImageMetrics("none")
-    single.update(*images(3, 24, 24))
-    for rank in range(2):
-        means = torch.load(f"{arguments[1]}{rank}", weights_only=True)
+def test_means_over_processes_are_exactly_those_of_one(tmp_path: Path) -> None:
+    """Also where shares differ, and where there are fewer images than processes; none is counted twice."""
+    counts, world_size = (8, 7, 1), 2
+    arguments = (world_size, counts, str(tmp_path / "store"), str(tmp_path / "means"))
+    multiprocessing.start_processes(_measure_on_rank, arguments, nprocs=world_size, start_method="spawn")
+    found = [torch.load(f"{arguments[3]}{rank}", weights_only=True) for rank in range(world_size)]
+    for count in counts:
+        shares = [index for _, of_rank in found for index in of_rank[count]]
+        assert sorted(shares) == list(range(count))
+        single = ImageMetrics("none")
+        values = single.update(*images(count, 24, 24))
         for name, value in single.compute().items():
-            assert means[name].item() == pytest.approx(value.item(), rel=1e-6)
+            assert value.item() == pytest.approx(values[name].double().mean().item(), rel=1e-6)
+            assert all(torch.equal(means[count][name], value) for means, _ in found), (count, name)
