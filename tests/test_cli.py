@@ -89,7 +89,9 @@ def test_without_arguments_it_lists_the_commands(capsys: pytest.CaptureFixture[s
         assert re.search(rf"^  {command}\b", HELP, re.MULTILINE), command
 
 
-@pytest.mark.parametrize("command", ["fit", "test", "export", "render", "view", "data download", "demo"])
+@pytest.mark.parametrize(
+    "command", ["fit", "test", "export", "render", "view", "data download", "demo", "benchmark"]
+)
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_status:
         main([*command.split(), "--help"])

@@ -77,7 +77,8 @@ def benchmark(
     failures: dict[str, str] = {}
     tasks = [_task(SceneRun(scene.name, root / scene.name, folder), fit, failures) for scene in mine]
     stopped = run_side_by_side(tasks, places)
-    path = write_report(published, protocol, folder, failures)
+    with FileLock(folder / ".report.lock"):  # the last of several processes to come here sees all scenes
+        path = write_report(published, protocol, folder, failures)
     log.info("Report: %s", path)
     if stopped is not None:
         log.warning("Interrupted; the same command goes on.")
