@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ def _run_cell(study: Study, cell: Cell, maker: Maker) -> None:
 
 def _keep_facts(study: Study, method: Method, folder: Path) -> None:
     """Write down what a method's results depend on, or check that it is still the same."""
-    facts = json.loads(json.dumps({**study.facts, **method.facts(study)}))
+    facts = json.loads(json.dumps(_flat({**study.facts, **method.facts(study)})))
     path = folder / FACTS
     if not path.is_file():
         _write_json(path, facts)
@@ -154,6 +154,15 @@ def _keep_facts(study: Study, method: Method, folder: Path) -> None:
                 f"{folder}: holds results of {name} {_short(kept.get(name))}, but now it is "
                 f"{_short(facts.get(name))}. Choose another --output, or remove this folder."
             )
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested facts by dotted names, so that a difference can be named."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat
 
 
 def _note_error(cell: Cell, error: Exception) -> None:

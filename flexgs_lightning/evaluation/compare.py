@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 METHODS = (
     "prune:lightgaussian",
+    "prune-finetune:lightgaussian",
     "prune",
     "prune-finetune",
     "iterative",
@@ -52,9 +53,10 @@ def compare(
     Args:
         ckpt: Checkpoint of the first stage: flexgs fit without an elastic stage.
         config: YAML files with settings of data and metrics; by default the checkpoint's own config.yaml.
-        methods: Any of prune, prune-finetune (both also with a score: prune:opacity; one of blending,
-            importance, lightgaussian, opacity, random), iterative, matryoshka, flexgs-paper, flexgs; an
-            ablation such as flexgs+ratio_list; or the YAML file of an elastic stage.
+        methods: Any of prune, prune-finetune, iterative, matryoshka, flexgs-paper, flexgs; the first two also
+            by another score (prune:opacity): removal, as flexgs ranks and the default, blending, importance,
+            lightgaussian, opacity, random; an ablation such as flexgs+ratio_list; or the YAML file of an
+            elastic stage.
         ratios: Shares of the Gaussians in (0, 1].
         steps: Length of an elastic method's training, for all ratios together.
         finetune_steps: Length of a training for one ratio alone; by default as many as steps.

@@ -95,8 +95,8 @@ class Pruning(Method):
         return f"pruned by {self.score} score, not trained"
 
     def facts(self, study: Study) -> dict[str, Any]:
-        """The score is in the name."""
-        return {}
+        """Its score."""
+        return {"score": self.score}
 
     def prepare(self, study: Study, folder: Path) -> Maker:
         """Sort once; every ratio is a slice."""
@@ -126,8 +126,8 @@ class Finetuning(Method):
         return f"pruned by {self.score} score, then trained for each ratio alone"
 
     def facts(self, study: Study) -> dict[str, Any]:
-        """Its steps."""
-        return {"finetune_steps": study.schedule.finetune_steps}
+        """Its score and steps."""
+        return {"score": self.score, "finetune_steps": study.schedule.finetune_steps}
 
     def prepare(self, study: Study, folder: Path) -> Maker:
         """Sort once; for each ratio prune, train, and store the file that a device would load."""
@@ -204,7 +204,7 @@ class Elastic(Method):
 def parse_methods(names: Sequence[str], configs: Path) -> list[Method]:
     """Methods by name.
 
-    ``prune`` and ``prune-finetune`` take a score after a colon (``prune:opacity``; blending by default).
+    ``prune`` and ``prune-finetune`` take a score after a colon (``prune:opacity``; removal by default).
     ``iterative``, ``matryoshka``, ``flexgs`` and ``flexgs-paper`` stand alone. A path of a YAML file is an
     elastic method of its own, and ``flexgs+name`` lays ``ablations/flexgs/name.yaml`` over ``flexgs``.
 
@@ -262,7 +262,13 @@ def one_ratio(settings: Settings) -> Settings:
     """An elastic stage that draws nothing but the full model: fine-tuning with the elastic methods' rates."""
     stage = {
         "elastic": {"selection": "ordered", "residual_anchors": [], "field_heads": []},
-        "elastic_training": {"sampling": "list", "ratios": [1.0], "prefixes": 1, "full_weight": 0.0},
+        "elastic_training": {
+            "sampling": "list",
+            "ratios": [1.0],
+            "prefixes": 1,
+            "full_weight": 0.0,
+            "importance": "blending",
+        },
     }
     return merged(settings, {"model": stage, "importance_refresh": {"stop_after": 0.0}})
 
@@ -284,7 +290,7 @@ def _method(name: str, configs: Path) -> Method:
             raise InputError(
                 f"--methods {name}: expected a score of {', '.join(get_args(Score))}, found '{score}'."
             )
-        chosen: Any = score or "blending"
+        chosen: Any = score or "removal"
         return Pruning(name, chosen) if kind == "prune" else Finetuning(name, chosen)
     if name == "iterative":
         return IterativePruningMethod(name)

@@ -6,14 +6,47 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.model.selector import rank
 from flexgs_lightning.rendering.importance import blending_importance, global_importance
 from flexgs_lightning.splats import Splats
+from flexgs_lightning.training.ranking import rank_by_removal
 
-Score = Literal["blending", "importance", "lightgaussian", "opacity", "random"]
+Score = Literal["removal", "blending", "importance", "lightgaussian", "opacity", "random"]
+LOWEST_RATIO = 0.005
+"""Smallest prefix that "removal" measures."""
+
+
+@torch.no_grad()
+def pruning_order(
+    splats: Splats,
+    cameras: Sequence[Cameras],
+    score: Score,
+    *,
+    background: Float[Tensor, " 3"],
+    antialiased: bool,
+    seed: int,
+) -> Int[Tensor, " N"]:
+    """[N] indices of a scene's Gaussians, from the first to keep to the first to prune.
+
+    Args:
+        splats: the scene.
+        cameras: those of the training views.
+        score: "removal" is what the images lose with a Gaussian, as ``flexgs`` ranks; the others see
+            ``pruning_scores``.
+        background: colour behind the scene.
+        antialiased: as the scene is rendered.
+        seed: of "random".
+    """
+    if score == "removal":
+        draw = lambda chosen, ratio: splats[chosen]  # noqa: E731
+        return rank_by_removal(
+            draw, len(splats), cameras, LOWEST_RATIO, background=background, antialiased=antialiased
+        ).order
+    return rank(pruning_scores(splats, cameras, score, antialiased=antialiased, seed=seed))
 
 
 @torch.no_grad()
@@ -22,15 +55,10 @@ def pruning_scores(
 ) -> Float[Tensor, " N"]:
     """[N] float64 scores of a scene's Gaussians over a set of views.
 
-    Args:
-        splats: the scene.
-        cameras: those of the training views.
-        score: "blending" is sum alpha_i T_i over all pixels; "importance" the same times the volume factor
-            min(V / V90, 1) (Global Importance; Liu et al. 2025); "lightgaussian" is the number of pixels hit
-            times opacity times (V / V90)^0.1 (Fan et al. 2024); "opacity" is the opacity alone; "random" is
-            the yardstick that every score has to beat.
-        antialiased: as the scene is rendered.
-        seed: of "random".
+    "blending" is sum alpha_i T_i over all pixels; "importance" the same times the volume factor
+    min(V / V90, 1) (Global Importance; Liu et al. 2025); "lightgaussian" is the number of pixels hit times
+    opacity times (V / V90)^0.1 (Fan et al. 2024); "opacity" is the opacity alone; "random" is the yardstick
+    that every score has to beat. Arguments as for ``pruning_order``.
     """
     if score == "opacity":
         return splats.opacities.double()

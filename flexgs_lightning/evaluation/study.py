@@ -19,11 +19,10 @@ from flexgs_lightning.data.capture import Capture, View
 from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.deploy.scene import choose_device
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.evaluation.scores import Score, pruning_scores
+from flexgs_lightning.evaluation.scores import Score, pruning_order
 from flexgs_lightning.evaluation.training import Settings, merged
 from flexgs_lightning.metrics import ImageMetrics
 from flexgs_lightning.model.checkpoint import Model, load
-from flexgs_lightning.model.selector import rank
 from flexgs_lightning.splats import Splats
 
 log = logging.getLogger(__name__)
@@ -113,8 +112,14 @@ class Study:
     def order(self, score: Score) -> Int[Tensor, " N"]:
         """[N] ranking of the first stage by a pruning score over the training views."""
         cameras = [view.camera for view in self.capture.train_views]
-        scores = pruning_scores(self.splats, cameras, score, antialiased=self.antialiased, seed=self.seed)
-        return rank(scores)
+        return pruning_order(
+            self.splats,
+            cameras,
+            score,
+            background=self.background,
+            antialiased=self.antialiased,
+            seed=self.seed,
+        )
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:

@@ -55,6 +55,8 @@ def unseen(
         )
     if not ckpts or not [*trained, *tested]:
         raise InputError("--ckpts, --trained and --tested: expected at least one checkpoint and one ratio.")
+    for ratio in [*trained, *tested]:
+        count_at(ratio, 10**9)  # refuses ratios outside (0, 1]
     studies = [
         open_study(path, config or [], schedule=Schedule(1, 1), device=device, seed=0) for path in ckpts
     ]
