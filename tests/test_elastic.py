@@ -20,7 +20,13 @@ from flexgs_lightning.model.residuals import RatioResiduals
 from flexgs_lightning.model.selector import rank
 from flexgs_lightning.rendering.importance import blending_importance
 from flexgs_lightning.splats import Splats
-from flexgs_lightning.training.elastic import ElasticTraining, elastic_loss, masked
+from flexgs_lightning.training.elastic import (
+    ElasticTraining,
+    elastic_loss,
+    elastic_optimizer,
+    field_regularization,
+    masked,
+)
 
 ALL_PARTS = ElasticOptions(
     residual_anchors=(0.1, 0.3),
@@ -177,7 +183,14 @@ def test_impossible_anchors_are_refused(anchors: tuple[float, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("ratios", (0.5, 1.5)), ("ratios", ()), ("ratio_range", (0.5, 0.1)), ("prefixes", 0), ("steps", -1)],
+    [
+        ("ratios", (0.5, 1.5)),
+        ("ratios", ()),
+        ("ratio_range", (0.5, 0.1)),
+        ("prefixes", 0),
+        ("steps", -1),
+        ("ratio_smoothness", -1.0),
+    ],
 )
 def test_impossible_training_options_are_named(option: str, value: object) -> None:
     with pytest.raises(InputError, match=f"elastic_training.{option}"):
@@ -208,6 +221,52 @@ def test_the_loss_weighs_subset_and_full_as_stated() -> None:
     loss, parts = elastic_loss(model, options, 1, photometric=photometric, temperature=1.0)
     assert loss.item() == pytest.approx(0.75 * 10)
     assert "full_loss" not in parts
+
+
+def test_the_field_is_regularised_by_what_is_asked_for() -> None:
+    model = perturbed(elastic())
+    assert model.field is not None
+    photometric = lambda splats: torch.zeros(())  # noqa: E731
+    weights = {"plane_variation": 2.0, "ratio_smoothness": 3.0, "ratio_deviation": 5.0}
+    loss, parts = elastic_loss(model, ElasticTraining(**weights), 0, photometric=photometric, temperature=1.0)
+    terms = (model.field.total_variation(), model.field.ratio_smoothness(), model.field.ratio_deviation())
+    assert all(term > 0.01 for term in terms)
+    assert loss.item() == pytest.approx(sum(w * t.item() for w, t in zip((2, 3, 5), terms, strict=True)))
+    assert parts["field_ratio_smoothness"].item() == pytest.approx(terms[1].item())
+    loss, parts = elastic_loss(model, ElasticTraining(), 0, photometric=photometric, temperature=1.0)
+    assert loss == 0
+    assert not any(name.startswith("field") for name in parts)
+
+
+def test_smoothness_carries_a_list_of_ratios_to_those_between() -> None:
+    """Ratio planes that were taught at both ends become a ramp, which no image asked for."""
+    model = elastic()
+    assert model.field is not None
+    options = ElasticTraining(ratio_smoothness=1.0)
+    planes = list(model.field.ratio_planes)
+    optimizer = torch.optim.Adam(planes, lr=0.02)
+    for _ in range(400):
+        loss = 1e-3 * field_regularization(model.field, options, {})
+        loss = loss + sum(
+            (plane[:, :, 0] - 2.0).square().sum() + plane[:, :, -1].square().sum() for plane in planes
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for plane in planes:
+        ramp = torch.linspace(2.0, 0.0, plane.shape[2])[:, None].expand_as(plane)
+        assert (plane - ramp).abs().max() < 0.2
+
+
+@pytest.mark.parametrize(("times_extent", "factor"), [(False, 1.0), (True, 4.0)])
+def test_rates_of_the_networks_follow_the_extent_if_asked_for(times_extent: bool, factor: float) -> None:
+    options = ElasticTraining(rates_times_extent=times_extent, grid_rate=0.1, network_rate=0.01)
+    optimizer = elastic_optimizer(elastic(), options, extent=4.0)
+    assert optimizer is not None
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates["residuals"] == options.residual_rate
+    assert rates["field_planes"] == pytest.approx(0.1 * factor)
+    assert rates["field_layers"] == pytest.approx(0.01 * factor)
 
 
 # -- the two stages together ---------------------------------------------------------------------------------

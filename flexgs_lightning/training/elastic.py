@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.elastic import ElasticGaussians
+from flexgs_lightning.model.transform_field import TransformField
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.elastic_losses import importance_loss, sparsity_loss
 from flexgs_lightning.training.optimization import LearningRates, falling
@@ -42,6 +43,12 @@ class ElasticTraining:
         residual_rate: learning rate of the residuals, in steps of the attribute's own rate.
         grid_rate: learning rate of the field's planes; exponential to a tenth.
         network_rate: learning rate of the selector and the field's layers; exponential to a tenth.
+        rates_times_extent: whether these two rates are multiplied by the scene's extent, as the published
+            code does.
+        plane_variation: weight of the total variation of the field's spatial planes.
+        ratio_smoothness: weight of the second differences of its ratio planes along the ratio; carries what
+            a list of ratios teaches to the ratios between them.
+        ratio_deviation: weight of the distance of its ratio planes from having no effect.
     """
 
     steps: int = 0
@@ -59,6 +66,10 @@ class ElasticTraining:
     residual_rate: float = 2.0
     grid_rate: float = 1.6e-3
     network_rate: float = 1.6e-4
+    rates_times_extent: bool = False
+    plane_variation: float = 0.0
+    ratio_smoothness: float = 0.0
+    ratio_deviation: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.ratio_range
@@ -76,6 +87,8 @@ class ElasticTraining:
             "full_every": (self.full_every >= 1, "1 or more", self.full_every),
             "full_weight": (0 <= self.full_weight < 1, "0 to below 1", self.full_weight),
         }
+        for name in ("plane_variation", "ratio_smoothness", "ratio_deviation"):
+            checks[name] = (getattr(self, name) >= 0, "0 or more", getattr(self, name))
         for name, (good, expected, found) in checks.items():
             if not good:
                 raise InputError(f"model.elastic_training.{name}: expected {expected}, found {found}.")
@@ -133,10 +146,30 @@ def elastic_loss(
         total = total + (1 - options.full_weight) / len(ratios) * parts["subset_loss"]
         parts["selected"] = total.new_tensor(len(splats) / len(model))
         parts["ratio"] = total.new_tensor(ratio)
+    if model.field is not None:
+        total = total + field_regularization(model.field, options, parts)
     if options.draws_full(step):
         parts["full_loss"] = photometric(model.gaussians.splats())
         total = total + options.full_weight * parts["full_loss"]
     return total, parts
+
+
+def field_regularization(
+    field: TransformField, options: ElasticTraining, parts: dict[str, Tensor]
+) -> Tensor | float:
+    """Weighted sum of the field's regularisers that are in use; adds them to ``parts``."""
+    weights = {
+        field.total_variation: options.plane_variation,
+        field.ratio_smoothness: options.ratio_smoothness,
+        field.ratio_deviation: options.ratio_deviation,
+    }
+    total: Tensor | float = 0.0
+    for term, weight in weights.items():
+        if weight > 0:
+            value = term()
+            parts[f"field_{term.__name__}"] = value
+            total = total + weight * value
+    return total
 
 
 def masked(model: ElasticGaussians, ratio: float, temperature: float) -> tuple[Splats, Float[Tensor, " N"]]:
@@ -160,20 +193,24 @@ def masked(model: ElasticGaussians, ratio: float, temperature: float) -> tuple[S
     return Splats(splats.means, splats.quats, splats.scales, splats.opacities * mask[chosen], splats.sh), mask
 
 
-def elastic_optimizer(model: ElasticGaussians, options: ElasticTraining) -> torch.optim.Optimizer | None:
+def elastic_optimizer(
+    model: ElasticGaussians, options: ElasticTraining, extent: float
+) -> torch.optim.Optimizer | None:
     """Adam for everything but the Gaussians themselves; None if there is nothing."""
     groups: list[dict[str, Any]] = []
+    factor = extent if options.rates_times_extent else 1.0
+    grid_rate, network_rate = options.grid_rate * factor, options.network_rate * factor
     if model.residuals is not None:
         tables = {"params": model.residuals.parameters(), "name": "residuals", "per_gaussian": True}
         groups.append(tables | falling(options.residual_rate, options.rate_decay))
     if model.field is not None:
         planes = [*model.field.spatial_planes, *model.field.ratio_planes]
         layers = [*model.field.fuse.parameters(), *model.field.heads.parameters()]
-        groups.append({"params": planes, "name": "field_planes"} | falling(options.grid_rate, 0.1))
-        groups.append({"params": layers, "name": "field_layers"} | falling(options.network_rate, 0.1))
+        groups.append({"params": planes, "name": "field_planes"} | falling(grid_rate, 0.1))
+        groups.append({"params": layers, "name": "field_layers"} | falling(network_rate, 0.1))
     if model.selector is not None:
         layers = list(model.selector.parameters())
-        groups.append({"params": layers, "name": "selector"} | falling(options.network_rate, 0.1))
+        groups.append({"params": layers, "name": "selector"} | falling(network_rate, 0.1))
     return torch.optim.Adam(groups, eps=1e-15, fused=True) if groups else None
 
 

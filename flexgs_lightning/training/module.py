@@ -166,7 +166,7 @@ class FlexGSModule(lightning.LightningModule):
         optimizers = gaussian_optimizers(self.gaussians, self.learning_rates, self.extent, decay)
         everything = list(optimizers.values())
         if self.elastic is not None:
-            added = elastic_optimizer(self.elastic, self.elastic_training)
+            added = elastic_optimizer(self.elastic, self.elastic_training, self.extent)
             everything += [] if added is None else [added]
         elif self.reconstruction_steps > 0:
             self.densification.start(
