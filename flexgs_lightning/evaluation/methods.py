@@ -113,8 +113,8 @@ class Pruning(Method):
 class Finetuning(Method):
     """Pruned, then trained for this ratio alone: LightGS in the FlexGS paper, the specialist.
 
-    Its training is an elastic stage that draws nothing but ratio 1 of the pruned scene, so that losses, rates
-    and their decay are those of the elastic methods.
+    Its training is an elastic stage that draws nothing but ratio 1 of the pruned scene, at the published
+    rates of 3DGS. At ratio 1 it is the first stage continued without densification.
     """
 
     score: Score
@@ -259,7 +259,11 @@ def iterative_schedule(schedule: Schedule, rounds: int) -> tuple[int, int]:
 
 
 def one_ratio(settings: Settings) -> Settings:
-    """An elastic stage that draws nothing but the full model: fine-tuning with the elastic methods' rates."""
+    """An elastic stage that draws nothing but the full model: fine-tuning with the published rates of 3DGS.
+
+    They stay as they are, but for those of positions: letting them fall, as the elastic methods do, made
+    specialists worse at small ratios (benchmarks/elastic_log.md).
+    """
     stage = {
         "elastic": {"selection": "ordered", "residual_anchors": [], "field_heads": []},
         "elastic_training": {
@@ -268,6 +272,7 @@ def one_ratio(settings: Settings) -> Settings:
             "prefixes": 1,
             "full_weight": 0.0,
             "importance": "blending",
+            "rate_decay": 1.0,
         },
     }
     return merged(settings, {"model": stage, "importance_refresh": {"stop_after": 0.0}})
