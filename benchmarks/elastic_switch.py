@@ -25,6 +25,9 @@ VARIANTS = {
     "transform field (64-wide heads, 3 attributes)": ElasticOptions(
         residual_anchors=(), field_heads=("means", "scales", "quats"), field_resolution=64
     ),
+    "residuals and a field with linear heads for 5 attributes": ElasticOptions(
+        field_heads=("means", "scales", "quats", "opacities", "sh0"), field_head_width=0
+    ),
     "GsNet ranking, then the field (paper)": ElasticOptions(
         selection="gsnet",
         residual_anchors=(),
