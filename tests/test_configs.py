@@ -20,7 +20,12 @@ PROMISES: dict[str, tuple[str, dict[str, Any]]] = {
     "zipnerf.yaml": ("berlin", {"data.downscale": 2, "data.cache_megabytes": 8192}),
 }
 """For each config a scene that it is for, and what the paper's protocol or the README says of it."""
-OVERLAYS = {"cpu.yaml": "cpu", "single_gpu.yaml": "cuda"}
+OVERLAYS: dict[str, tuple[str, int | str, str]] = {
+    "cpu.yaml": ("cpu", 1, "auto"),
+    "single_gpu.yaml": ("cuda", 1, "auto"),
+    "slurm.yaml": ("cuda", "auto", "ddp"),
+}
+"""Accelerator, devices and strategy of each."""
 ALL = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.yaml"))
 TRAININGS = [name for name in ALL if not name.startswith(("hardware/", "ablations/"))]
 
@@ -70,8 +75,8 @@ def test_hardware_overlay_changes_the_hardware_only(
     base = ["fit", "--config", str(FOLDER / "mipnerf360.yaml"), "--data.root", str(root)]
     plain = FlexGSCLI(base).config["fit"].as_dict()
     overlaid = FlexGSCLI([*base, "--config", str(FOLDER / "hardware" / name)]).config["fit"].as_dict()
-    assert overlaid["trainer"]["accelerator"] == OVERLAYS[name]
-    assert overlaid["trainer"]["devices"] == 1
+    options = ("accelerator", "devices", "strategy")
+    assert tuple(overlaid["trainer"][option] for option in options) == OVERLAYS[name]
     overlaid["trainer"] = plain["trainer"]
     assert {**overlaid, "config": None} == {**plain, "config": None}
 

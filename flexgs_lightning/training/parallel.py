@@ -26,19 +26,23 @@ BUCKET_BYTES = 2**20
 """Gradients from this size on travel as they are, smaller ones together: a copy costs more than a call."""
 
 
+def _in_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def world_size() -> int:
     """Number of processes that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _in_group() else 1
 
 
 def rank() -> int:
     """Number of this process among them, from 0."""
-    return dist.get_rank() if world_size() > 1 else 0
+    return dist.get_rank() if _in_group() else 0
 
 
 def sum_over_processes(*tensors: Tensor) -> None:
     """Add up each tensor over all processes, in place; every process gets the same bits."""
-    if world_size() > 1:
+    if _in_group():
         for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
             work.wait()
 
@@ -53,7 +57,7 @@ def mean_over_processes(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def gather(value: Any) -> list[Any]:
     """``value`` of every process, by rank, in every process; anything that can be pickled."""
     values = [value] * world_size()
-    if world_size() > 1:
+    if _in_group():
         dist.all_gather_object(values, value)
     return values
 
@@ -68,7 +72,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     process. There is nothing to gain from overlapping it with the backward pass: the rasterizer's backward
     is nearly all of it and yields the gradients of all attributes at once, at its end.
     """
-    if world_size() == 1:
+    if not _in_group():
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     large = [gradient for gradient in gradients if gradient.nbytes >= BUCKET_BYTES]
@@ -87,7 +91,7 @@ def share_from_first(module: nn.Module) -> None:
 
     Equal seeds are not enough: another kind of processor may round the initial values otherwise.
     """
-    if world_size() > 1:
+    if _in_group():
         for tensor in [*module.parameters(), *module.buffers()]:
             dist.broadcast(tensor.detach(), src=0)
 
@@ -102,7 +106,7 @@ def check_replicas(tensors: Mapping[str, Tensor], step: int) -> None:
     Raises:
         InputError: some tensor differs from process to process; every process raises it.
     """
-    if world_size() == 1:
+    if not _in_group():
         return
     sums = torch.stack([checksum(tensor) for tensor in tensors.values()])
     extremes = torch.cat([sums, -sums])

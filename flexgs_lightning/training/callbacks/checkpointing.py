@@ -1,5 +1,6 @@
 """Checkpoints: when they are written, and how."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import PARTIAL, atomic_path
@@ -17,21 +20,53 @@ FOLDER = "checkpoints"
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes whole files or none; reads tensors and plain values only, with clear messages."""
+    """Writes whole files or none, beside training; reads tensors and plain values only, with clear messages.
+
+    Training pauses for as long as a copy in memory takes. One file is written at a time, and training does
+    not end before the last is complete.
+    """
+
+    def __init__(self) -> None:
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write under a temporary name, then rename; a full disk leaves the earlier file in place."""
-        with atomic_path(path) as temporary:
-            try:
-                torch.save(checkpoint, temporary)
-            except RuntimeError as error:  # torch's zip writer reports a full disk so
-                raise OSError(str(error)) from error
+        """Take a copy and begin to write it.
+
+        Raises:
+            InputError: the checkpoint before this one could not be written.
+        """
+        self.teardown()
+        self._writing = self._writer.submit(_write, apply_to_collection(checkpoint, Tensor, _copy), path)
+
+    def teardown(self) -> None:
+        """Wait for the file being written; Lightning calls this when training ends or fails.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """As ``read_checkpoint``."""
         return read_checkpoint(path)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _write(checkpoint: dict[str, Any], path: Any) -> None:
+    """Write under a temporary name, then rename; a full disk leaves the earlier file in place."""
+    with atomic_path(path) as temporary:
+        try:
+            torch.save(checkpoint, temporary)
+        except RuntimeError as error:  # torch's zip writer reports a full disk so
+            raise OSError(str(error)) from error
 
 
 class Checkpointing(Checkpoint):

@@ -1,5 +1,6 @@
 """How far training is, and how fast."""
 
+import sys
 import time
 from typing import Any
 
@@ -13,8 +14,9 @@ class TrainingProgress(TQDMProgressBar):
 
     BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
-    def __init__(self, refresh_rate: int = 10) -> None:
-        super().__init__(refresh_rate=refresh_rate)
+    def __init__(self) -> None:
+        """Refresh for people; in the log file of a cluster's job, every now and then is enough."""
+        super().__init__(refresh_rate=10 if sys.stdout.isatty() else 250)
 
     def init_train_tqdm(self) -> Tqdm:
         """Name what is counted: there are no epochs here."""
