@@ -1,6 +1,7 @@
 """The notebook runs from top to bottom on a freshly trained elastic model."""
 
 import json
+import re
 from pathlib import Path
 
 import matplotlib
@@ -35,3 +36,15 @@ def test_every_cell_runs(small_capture: Path, tmp_path: Path, monkeypatch: pytes
     assert len(figures) == 3
     assert len(figures[1].axes[0].lines[0].get_xdata()) == 7, "six ratios and the full model"
     matplotlib.pyplot.close("all")
+
+
+def test_its_outputs_are_kept_small_and_name_no_place_of_a_machine() -> None:
+    text = NOTEBOOK.read_text()
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1)), "run from the top"
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert len(text) < 1_000_000
+    words = [output.get("text", []) for output in outputs] + [cell["source"] for cell in cells]
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users|mnt)\b", str(words))
