@@ -34,8 +34,8 @@ from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.training.elastic import ElasticTraining
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-TWO_CHANGES = {"without_both_losses", "gsnet", "one_prefix"}
-"""Ablations that cannot be one option: the losses together, and what GsNet and MGS exclude or imply."""
+TWO_CHANGES = {"without_both_losses", "gsnet", "one_prefix", "field"}
+"""Ablations that cannot be one option: the losses together, and what GsNet, MGS and heads imply."""
 OVERLAYS = sorted((CONFIGS / ABLATIONS).glob("*/*.yaml"))
 
 
@@ -148,9 +148,9 @@ def test_a_method_takes_the_second_stage_of_its_config_and_nothing_else() -> Non
         assert set(settings["model"]) <= {"elastic", "elastic_training"}
 
 
-def test_fine_tuning_has_the_losses_and_rates_of_flexgs() -> None:
-    ours, specialist = effective(elastic("flexgs").settings), effective(one_ratio({}))
-    assert specialist["rate_decay"] == ours["rate_decay"]
+def test_fine_tuning_draws_one_ratio_at_constant_rates() -> None:
+    specialist = effective(one_ratio({}))
+    assert specialist["rate_decay"] == 1.0
     assert (specialist["ratios"], specialist["full_weight"], specialist["prefixes"]) == ((1.0,), 0.0, 1)
 
 
@@ -159,7 +159,8 @@ def test_intervals_keep_their_share_of_a_shorter_stage() -> None:
     steps = settings["model"]["elastic_training"]["steps"]
     every = settings["importance_refresh"]["every_n_steps"]
     assert scaled(settings, steps)["importance_refresh"]["every_n_steps"] == every
-    assert scaled(settings, steps // 10)["importance_refresh"]["every_n_steps"] == every // 10
+    assert scaled(settings, steps // 2)["importance_refresh"]["every_n_steps"] == every // 2
+    assert scaled(settings, 2 * steps)["importance_refresh"]["every_n_steps"] == every * 2
     assert scaled(settings, 1)["importance_refresh"]["every_n_steps"] == 1
 
 

@@ -107,6 +107,7 @@ def _maker(study: Study, cell: Cell, makers: dict[str, Maker], broken: dict[str,
         raise InputError(f"what all ratios of {name} have in common failed: {broken[name]}")
     if name not in makers:
         try:
+            makers.clear()  # models of methods that are done
             makers[name] = cell.method.prepare(study, cell.folder.parent)
         except Exception as error:
             broken[name] = _summary(error)

@@ -38,6 +38,7 @@ def compare(
     finetune_steps: int | None = None,
     iterative_scale: float | None = None,
     output: Path | None = None,
+    report: Path | None = None,
     configs: Path = Path("configs"),
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 42,
@@ -63,12 +64,13 @@ def compare(
         iterative_scale: Iterative pruning trains 1,000 steps after each pruning and 5,000 at the end, times
             this; by default finetune_steps for each ratio are shared out in that proportion.
         output: Folder of the comparison; by default runs/compare/SCENE.
+        report: Folder of the report, if not that of the comparison.
         configs: Folder of the elastic methods' settings and ablations.
         device: Where to train and measure; "auto" takes CUDA where there is a device.
         seed: Seed of every training.
     """
     schedule = Schedule(steps, finetune_steps or steps, iterative_scale)
-    _run(ckpt, config or [], methods, ratios, schedule, output, "compare", configs, device, seed)
+    _run(ckpt, config or [], methods, ratios, schedule, output, report, "compare", configs, device, seed)
 
 
 def ablate(
@@ -78,6 +80,7 @@ def ablate(
     ratios: list[float] = [0.01, 0.05, 0.1, 0.15],  # noqa: B006
     steps: int = 20_000,
     output: Path | None = None,
+    report: Path | None = None,
     configs: Path = Path("configs"),
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 42,
@@ -94,13 +97,14 @@ def ablate(
         ratios: Shares of the Gaussians in (0, 1].
         steps: Length of every training.
         output: Folder of the comparison; by default runs/ablate/SCENE.
+        report: Folder of the report, if not that of the comparison.
         configs: Folder of the elastic methods' settings and ablations.
         device: Where to train and measure; "auto" takes CUDA where there is a device.
         seed: Seed of every training.
     """
     schedule = Schedule(steps, steps)
     names = ablations(bases, configs)
-    _run(ckpt, config or [], names, ratios, schedule, output, "ablate", configs, device, seed)
+    _run(ckpt, config or [], names, ratios, schedule, output, report, "ablate", configs, device, seed)
 
 
 def _run(
@@ -110,6 +114,7 @@ def _run(
     ratios: Sequence[float],
     schedule: Schedule,
     output: Path | None,
+    report: Path | None,
     command: str,
     configs: Path,
     device: str,
@@ -124,8 +129,9 @@ def _run(
     except (KeyboardInterrupt, SystemExit) as stop:
         log.warning("Stopped. The same command goes on where it was.")
         raise SystemExit(getattr(stop, "code", INTERRUPTED)) from stop
-    write_report(study, cells, output)
-    log.info("Report: %s", output / MARKDOWN_NAME)
+    report = report or output
+    write_report(study, cells, report)
+    log.info("Report: %s", report / MARKDOWN_NAME)
     failed = [cell for cell in cells if not cell.finished]
     if failed:
         raise InputError(

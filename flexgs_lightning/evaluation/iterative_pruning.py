@@ -82,6 +82,7 @@ class IterativePruning(Callback):
         remove(params, {name: optimizers[name] for name in params}, {}, mask)
 
     def _training_views(self, trainer: Trainer) -> ViewLoader:
+        """All training views in order, with a cache of the data module's size and its own."""
         if self._views is None:
             data: CaptureDataModule = trainer.datamodule  # type: ignore[attr-defined]
             views = data.capture.train_views

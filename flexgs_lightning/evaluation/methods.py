@@ -284,7 +284,7 @@ def scaled(settings: Settings, steps: int) -> Settings:
     refresh = settings.get("importance_refresh", {})
     if "every_n_steps" not in refresh:
         return settings
-    every = max(1, math.ceil(refresh["every_n_steps"] * steps / published))
+    every = math.ceil(refresh["every_n_steps"] * steps / published)
     return merged(settings, {"importance_refresh": {"every_n_steps": every}})
 
 

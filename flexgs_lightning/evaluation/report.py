@@ -23,7 +23,7 @@ JSON_NAME, MARKDOWN_NAME = "comparison.json", "comparison.md"
 def comparison_of(study: Study, cells: Sequence[Cell]) -> Comparison:
     """Everything that is reported, as plain values: a function of the cells' folders alone."""
     done = [cell for cell in cells if cell.finished]
-    results = [cell.result() for cell in done]
+    results = [{key: value for key, value in cell.result().items() if key != "images"} for cell in done]
     methods = {cell.method.name: cell.method for cell in cells}
     return {
         "capture": study.capture.name,
@@ -49,7 +49,10 @@ def comparison_of(study: Study, cells: Sequence[Cell]) -> Comparison:
 
 
 def write_report(study: Study, cells: Sequence[Cell], output: Path) -> Comparison:
-    """Write ``comparison.json``, ``comparison.md``, curves and a picture grid for each ratio."""
+    """Write ``comparison.json``, ``comparison.md``, curves and a picture grid for each ratio.
+
+    Metrics of each image stay in the cells' own ``cell.json``.
+    """
     comparison = comparison_of(study, cells)
     _write(output / JSON_NAME, json.dumps(comparison, indent=2) + "\n")
     pictures = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,7 @@ def train(folder: Path, start: Path, settings: Settings, steps: int) -> Training
             raise InputError(
                 f"{config}: not the settings of a training; the message stands above."
             ) from exit_
+        gc.collect()  # a trainer and its module refer to each other, and hold the scene and its moments
         last = _last_checkpoint(folder)
     assert last is not None
     checkpoint = read_checkpoint(last)
