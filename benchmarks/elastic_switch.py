@@ -10,9 +10,11 @@ import statistics
 import time
 from collections.abc import Callable
 
+import flexgs_lightning  # noqa: F401  (before torch: it sets the thread policy)
+
+# isort: split
 import torch
 
-import flexgs_lightning  # noqa: F401  (before torch: it sets the thread policy)
 from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
