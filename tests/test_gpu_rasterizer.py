@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.rendering import gsplat_backend
+from flexgs_lightning.rendering.importance import removal_importance
 from flexgs_lightning.rendering.rasterizer import Rendering, rasterize
 from flexgs_lightning.splats import SH_C0, Splats
 
@@ -133,6 +134,19 @@ def test_weights_add_up_to_alpha_and_work_in_inference_mode(garden) -> None:
     total = rendering.alpha.double().sum(dim=(1, 2, 3))
     torch.testing.assert_close(rendering.weights.double().sum(dim=1), total, rtol=1e-4, atol=0)
     assert (rendering.weights <= rendering.hits * 0.9995 + 1e-3).all()
+
+
+def test_removal_importance_agrees_with_the_cpu(garden) -> None:
+    measured = {}
+    for device in ("cpu", "cuda"):
+        splats, cameras = garden[0][:5000].to(device), garden[1].to(device)
+        generator = torch.Generator(device).manual_seed(0)  # other signs on each device
+        measured[device] = removal_importance(splats, cameras, probes=50, generator=generator).cpu()
+    assert measured["cuda"].sum().item() == pytest.approx(measured["cpu"].sum().item(), rel=0.05)
+    seen = measured["cpu"] > measured["cpu"].median()
+    ratios = (measured["cuda"][seen] / measured["cpu"][seen]).log()
+    assert ratios.median().abs() < 0.05
+    assert ratios.std() < 0.6  # twice a standard deviation of sqrt(2 / 50), and their tails
 
 
 @pytest.mark.parametrize("kind", ["no Gaussians", "behind the camera"])
