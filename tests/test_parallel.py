@@ -15,7 +15,7 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.lightning_cli import FlexGSCLI
 from flexgs_lightning.training.module import FlexGSModule
 from flexgs_lightning.training.optimization import scale_to_batch
-from flexgs_lightning.training.parallel import average_gradients, checksum, gather, sum_over_processes
+from flexgs_lightning.training.parallel import checksum, gather, sum_gradients, sum_over_processes
 
 RECONSTRUCTION, STEPS, KEPT = 50, 75, 15
 """Densification at 20 and 40, opacity reset at 25, elastic from 50 on, importance refresh at 60."""
@@ -227,7 +227,7 @@ def test_checksum_sees_values_places_and_shapes() -> None:
 def test_one_process_needs_no_process_group() -> None:
     parameter = nn.Parameter(torch.ones(3))
     parameter.grad = torch.tensor([1.0, 2.0, 3.0])
-    average_gradients([parameter])
+    sum_gradients([parameter])
     sum_over_processes(parameter.grad)
     assert parameter.grad.tolist() == [1.0, 2.0, 3.0]
     assert gather("alone") == ["alone"]

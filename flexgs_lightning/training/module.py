@@ -39,10 +39,10 @@ from flexgs_lightning.training.optimization import (
     step_all,
 )
 from flexgs_lightning.training.parallel import (
-    average_gradients,
     check_strategy,
     mean_over_processes,
     share_from_first,
+    sum_gradients,
 )
 from flexgs_lightning.training.ranking import rank_gaussians
 
@@ -311,9 +311,9 @@ class FlexGSModule(lightning.LightningModule):
         return self.iteration % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def _descend(self, loss: Tensor) -> None:
-        """Backward, average over the processes, step."""
-        self.manual_backward(loss)
-        average_gradients(self.scene.parameters())
+        """Backward from this process's share of the loss, add up the processes' gradients, step."""
+        self.manual_backward(loss / self.trainer.world_size)
+        sum_gradients(self.scene.parameters())
         step_all(cast(list[LightningOptimizer], self.optimizers()))
 
     def _log_progress(self, loss: Tensor, parts: dict[str, Tensor], image: Tensor, photos: Tensor) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from flexgs_lightning.errors import InputError
 
-BUCKET_BYTES = 2**20
+BUCKET_BYTES = 2**18
 """Gradients from this size on travel as they are, smaller ones together: a copy costs more than a call."""
 
 
@@ -62,11 +62,12 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their means over the processes.
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their sums over the processes.
 
-    The loss must be a mean over the process's images, and all processes must hold equally many: then this is
-    the gradient of the mean over all images.
+    Each process must have descended from its share of the loss: the mean over its own images, divided by the
+    number of processes. Their sum is then the gradient of the mean over all images, and no pass over the
+    gradients is spent on dividing them.
 
     The list may be another one in each iteration, as densification makes it, but must be the same in every
     process. There is nothing to gain from overlapping it with the backward pass: the rasterizer's backward
@@ -83,7 +84,6 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parts = bucket.split([gradient.numel() for gradient in small])
         for gradient, part in zip(small, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-    torch._foreach_div_(gradients, float(world_size()))
 
 
 def share_from_first(module: nn.Module) -> None:
@@ -139,7 +139,7 @@ def checksum(tensor: Tensor) -> Int[Tensor, ""]:
 class ReplicaStrategy(DDPStrategy):
     """Lightning's DDP without its wrapper, which fixes the list of parameters: densification changes it.
 
-    The module averages gradients itself (``average_gradients``); starting processes, ranks, barriers and the
+    The module adds up gradients itself (``sum_gradients``); starting processes, ranks, barriers and the
     writing of checkpoints by one process are Lightning's.
     """
 

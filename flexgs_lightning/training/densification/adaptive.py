@@ -8,7 +8,7 @@ from torch import Tensor
 from flexgs_lightning.rendering.rasterizer import Rendering
 from flexgs_lightning.training.densification.base import Densification, DensificationReport
 from flexgs_lightning.training.densification.checks import check_number, check_option
-from flexgs_lightning.training.parallel import sum_over_processes
+from flexgs_lightning.training.parallel import sum_over_processes, world_size
 
 RESET_OPACITY = 0.01
 """Opacities are lowered to this (Kerbl et al. 2023), or to twice the pruning threshold if that is more."""
@@ -26,8 +26,8 @@ class AdaptiveDensityControl(Densification):
     ``stop_step`` and where one whole ``reset_every`` remains until the stage's end; a stage shorter than
     two intervals has none.
 
-    The gradient of a view is that of its own loss: the loss must be the *mean* over a batch's cameras. With
-    several processes, each adds up its own cameras, and every process gets the sum over all of them.
+    The gradient of a view is that of its own loss: the loss must be the *mean* over the batch's cameras,
+    those of all processes together. Each process measures its own cameras, and every process gets the sum.
 
     Args:
         start_step: completed iterations before the first refinement.
@@ -101,8 +101,8 @@ class AdaptiveDensityControl(Densification):
         gradient = rendering.means2d.grad
         if gradient is None:
             raise RuntimeError("densification: means2d has no gradient; call before_backward and backward.")
-        # Per pixel -> per half image, and per mean over the batch -> per camera.
-        cameras = gradient.shape[0]
+        # Per pixel -> per half image, and per mean over the batch of all processes -> per camera.
+        cameras = gradient.shape[0] * world_size()
         units = gradient.new_tensor([rendering.width, rendering.height]) * (cameras / 2)
         visible = (rendering.radii > 0).all(dim=-1)
         norms = torch.where(visible, (gradient * units).norm(dim=-1), 0.0)
