@@ -319,7 +319,7 @@ class FlexGSModule(lightning.LightningModule):
     def _log_progress(self, loss: Tensor, parts: dict[str, Tensor], image: Tensor, photos: Tensor) -> None:
         quality = psnr(image.detach(), photos).clamp_max(100.0).mean()
         values = mean_over_processes({"loss": loss, "psnr": quality, **parts})
-        values["gaussians"] = torch.tensor(float(len(self.gaussians)))
+        values["gaussians"] = torch.tensor(float(len(self.gaussians)), device=self.device)
         shown = ("loss", "psnr", "gaussians")
         self.log_dict({name: values[name] for name in shown}, prog_bar=True, logger=False)
         self.log_dict({f"train/{name}": value for name, value in values.items()})

@@ -10,8 +10,10 @@ calls them reads the same for one process and for many.
 
 # No `from __future__ import annotations` here: jsonargparse reads the strategy's types.
 import contextlib
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,10 @@ from flexgs_lightning.errors import InputError
 
 BUCKET_BYTES = 2**18
 """Gradients from this size on travel as they are, smaller ones together: a copy costs more than a call."""
+
+
+class ProcessLostError(RuntimeError):
+    """A process that others wait for is gone."""
 
 
 def _in_group() -> bool:
@@ -44,7 +50,10 @@ def sum_over_processes(*tensors: Tensor) -> None:
     """Add up each tensor over all processes, in place; every process gets the same bits."""
     if _in_group():
         for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
-            work.wait()
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise ProcessLostError(str(error)) from error
 
 
 def mean_over_processes(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -199,4 +208,7 @@ def lost_processes_explained() -> Iterator[None]:
 
 
 def _is_communication_error(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or any(name in str(error).lower() for name in ("gloo", "nccl"))
+    """Lightning's and torchmetrics' calls raise whatever the library does, but always within torch's."""
+    place = traceback.extract_tb(error.__traceback__)[-1].filename
+    in_torch = Path(place).is_relative_to(Path(dist.__file__).parent)
+    return isinstance(error, (ProcessLostError, dist.DistError)) or in_torch
