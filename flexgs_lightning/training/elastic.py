@@ -46,7 +46,7 @@ class ElasticTraining:
         rates_times_extent: whether these two rates are multiplied by the scene's extent, as the published
             code does.
         plane_variation: weight of the total variation of the field's spatial planes.
-        ratio_smoothness: weight of the second differences of its ratio planes along the ratio; carries what
+        ratio_smoothness: weight of the differences of its ratio planes along the ratio; carries what
             a list of ratios teaches to the ratios between them.
         ratio_deviation: weight of the distance of its ratio planes from having no effect.
     """
