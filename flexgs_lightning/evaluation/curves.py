@@ -14,6 +14,8 @@ AXES = {
     "switch_milliseconds": ("milliseconds to switch", "psnr_switch.png"),
 }
 """What PSNR is plotted against: label and file of each."""
+COLORS, MARKERS = 10, "osv^"
+"""Matplotlib has ten colours; more lines than that take another marker."""
 
 
 def write_curves(comparison: Mapping[str, Any], output: Path) -> list[Path]:
@@ -40,14 +42,15 @@ def plot(
     """Write a PNG of PSNR over a log axis: a line for each named series of (x, dB), dotted lines at marks."""
     from matplotlib.figure import Figure  # slow to import; and no display is needed this way
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8.5, 4.5), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel="PSNR of held-out views (dB)", xscale="log")
-    for name, points in series.items():
+    for i, (name, points) in enumerate(series.items()):
         if points:
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+            style: dict[str, Any] = {"color": f"C{i % COLORS}", "marker": MARKERS[i // COLORS % len(MARKERS)]}
+            axes.plot(*zip(*points, strict=True), **style, markersize=4, label=name)
     for mark in marks:
         axes.axvline(mark, color="gray", linestyle=":", zorder=0)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside right upper")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -15,7 +15,7 @@ from flexgs_lightning.deploy.render import read_photo
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.images import to_uint8
 
-_CAPTION, _MARGIN, _COLUMNS = 22, 6, 4
+_CAPTION, _MARGIN, _COLUMNS = 22, 6, 5
 _NARROWEST = 220
 """Panels are enlarged to at least this width in pixels, so that captions fit."""
 
@@ -27,14 +27,14 @@ def picture_grid(
     background: Float[Tensor, " 3"],
     path: Path,
 ) -> None:
-    """Write a PNG with a panel for each method and the photo, four in a row.
+    """Write a JPEG with a panel for each method and the photo, five in a row.
 
     Args:
         renders: PNG file of each method's render of ``view``.
         psnr: mean PSNR of each method over all held-out views, for the captions.
         view: where the photo comes from.
         background: [3] colour behind photos with alpha.
-        path: the PNG file.
+        path: the JPEG file.
     """
     photo = Image.fromarray(to_uint8(read_photo(view.source, background)))
     captions = [*(f"{name}   {psnr[name]:.2f} dB" for name in renders), f"photo   {view.name}"]
@@ -51,4 +51,4 @@ def picture_grid(
         pen.text((left + 2, top + 3), caption, "black", font)
         sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top + _CAPTION))
     with atomic_path(path) as temporary:
-        sheet.save(temporary, format="PNG")
+        sheet.save(temporary, format="JPEG", quality=90)

@@ -59,7 +59,7 @@ def write_report(study: Study, cells: Sequence[Cell], output: Path) -> Compariso
     for ratio in sorted({cell.ratio for cell in cells}):
         shown = {c.method.name: c.folder / VIEW for c in cells if c.ratio == ratio and c.finished}
         if shown:
-            path = output / f"grid_{100 * ratio:g}pct.png"
+            path = output / f"grid_{100 * ratio:g}pct.jpg"
             psnr = {r["method"]: r["psnr"] for r in comparison["cells"] if r["ratio"] == ratio}
             picture_grid(shown, psnr, study.picture_view, study.background.cpu(), path)
             pictures[ratio] = path.name
