@@ -130,13 +130,14 @@ scontrol show job "$preempted" | grep -q "Restarts=1" || fail "job $preempted wa
 if [ "$seconds" -gt 100 ]; then
   echo "3. told of its time limit, requeued, resumed"
   limited=$(submit limited --time=2 --signal=USR1@30)
+  wait_for_training limited
 else
   echo "3. told of its time limit by hand (training takes only $seconds s; STEPS makes it longer), requeued, resumed"
   limited=$(submit limited)
   wait_for_training limited
   scancel --signal=USR1 "$limited"
 fi
-wait_for PENDING "$limited" 120
+wait_for PENDING "$limited" 180
 scontrol update JobId="$limited" TimeLimit=60
 wait_for COMPLETED "$limited" 900
 expect limited "Requeueing job $limited"
