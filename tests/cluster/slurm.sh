@@ -99,9 +99,9 @@ wait_for() { # state, job, seconds
   done
   fail "job $2 is $(state "$2"), expected $1 within $3 s"
 }
-wait_for_training() { # name: a checkpoint's folder appears with the first checkpoint, the config before it
-  for _ in $(seq 120); do
-    compgen -G "$work/runs/$1-*/version_0/config.yaml" > /dev/null && sleep 5 && return
+wait_for_training() { # name: Lightning says this when ours are already in place
+  for _ in $(seq 180); do
+    grep -q "Setting signal handlers" "$work/$1.log" 2> /dev/null && sleep 3 && return
     sleep 1
   done
   fail "$1 did not begin"
