@@ -20,6 +20,7 @@ from flexgs_lightning import load
 from flexgs_lightning.lightning_cli import FlexGSCLI
 from flexgs_lightning.training import module, slurm
 from flexgs_lightning.training.callbacks.checkpointing import newest_checkpoint
+from flexgs_lightning.training.parallel import ReplicaStrategy
 
 STEPS = 40
 FATAL_STEP = 25
@@ -192,6 +193,24 @@ def _terminated_at_step_25(rank: int) -> None:
     if rank == 1:
         stop = partial(os.kill, os.getpid(), signal.SIGTERM)
         _before(module.FlexGSModule, "_descend", lambda train, _: _at_fatal_step(stop, train))
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_not_forgotten(
+    small_capture: Path, tmp_path: Path
+) -> None:
+    outcomes = run(2, arguments(small_capture, tmp_path), tmp_path / "logs", _terminated_while_agreeing)
+    assert [outcome.status for outcome in outcomes] == [128 + signal.SIGTERM, 0], outcomes
+    assert load(newest_checkpoint(tmp_path)).iteration == FATAL_STEP + 2
+
+
+def _terminated_while_agreeing(rank: int) -> None:
+    """Each process has already said that nobody wants it to stop."""
+
+    def terminate(strategy: ReplicaStrategy, *_: Any, **__: Any) -> None:
+        if strategy.lightning_module.trainer.global_step == FATAL_STEP + 1:  # type: ignore[union-attr]
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    _before(ReplicaStrategy, "reduce", terminate)
 
 
 def test_the_program_starts_its_processes_and_loses_one(small_capture: Path, tmp_path: Path) -> None:

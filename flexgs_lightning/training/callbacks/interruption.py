@@ -32,7 +32,8 @@ class GracefulInterruption(Callback):
 
     def __init__(self, requeue: bool = True) -> None:
         self.requeue = requeue
-        self.signal: int | None = None
+        self.signal: int | None = None  # that all processes stop for
+        self._received: int | None = None  # by this one; a signal may come while the processes agree
         self._previous: dict[int, Any] = {}
 
     @property
@@ -42,7 +43,7 @@ class GracefulInterruption(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over."""
-        self.signal = None
+        self.signal = self._received = None
         self._install()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,11 +54,13 @@ class GracefulInterruption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Ask for the stop; Lightning calls checkpoint callbacks after all others, so they see it."""
-        if trainer.world_size > 1:
-            number = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
-            self.signal = int(trainer.strategy.reduce(number, reduce_op="max")) or None
+        self._agree(trainer)
         if self.signal is not None:
             trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Agree once more: a signal in the last validation leaves out the test."""
+        self._agree(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back, say how to go on, and requeue."""
@@ -75,12 +78,13 @@ class GracefulInterruption(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A test is not worth a checkpoint, but a cluster's job must run again."""
-        self.signal = None
+        self.signal = self._received = None
         if slurm.in_job():
             self._install()
 
     def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Leave the test."""
+        self.signal = self._received
         if self.signal is not None:
             self._requeue(trainer)
             raise SystemExit(self.exit_status)
@@ -95,10 +99,16 @@ class GracefulInterruption(Callback):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            if self.signal == signal.SIGINT:
+            if self._received == signal.SIGINT:
                 raise KeyboardInterrupt
             log.warning("Stopping after this iteration; Ctrl-C again stops at once, without a checkpoint.")
-        self.signal = number
+        self._received = number
+
+    def _agree(self, trainer: Trainer) -> None:
+        self.signal = self._received
+        if trainer.world_size > 1:
+            number = torch.tensor(self.signal or 0, device=trainer.strategy.root_device)
+            self.signal = int(trainer.strategy.reduce(number, reduce_op="max")) or None
 
     def _requeue(self, trainer: Trainer) -> None:
         if self.requeue and self.signal != signal.SIGINT and trainer.is_global_zero and slurm.in_job():
