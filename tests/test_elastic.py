@@ -94,6 +94,28 @@ def test_every_ratio_is_an_exact_deterministic_prefix_of_one_ranking(selection: 
     assert model.ranking().tolist() == list(range(100))
 
 
+@pytest.mark.parametrize("selection", ["ordered", "gsnet"])
+def test_several_ratios_at_once_are_those_one_by_one(selection: str) -> None:
+    model = perturbed(elastic(selection))
+    ratios = [0.3, 0.05, 1.0, 0.3]
+
+    def gradients(splats: list[Splats]) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        total = sum(
+            (i + 1) * (s.means.sum() + s.scales.square().sum() + s.sh.cos().sum())
+            for i, s in enumerate(splats)
+        )
+        total.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    together, apart = model.at_each(ratios), [model.at(ratio) for ratio in ratios]
+    assert all(same(a, b) for a, b in zip(together, apart, strict=True))
+    found, expected = gradients(together), gradients(apart)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
 def test_the_full_model_is_never_displaced() -> None:
     model = perturbed(elastic())
     assert same(model.at(1.0), model.gaussians.splats())

@@ -1,7 +1,7 @@
 """ElasticGaussians: a scene that draws at any fraction of its Gaussians."""
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -133,10 +133,35 @@ class ElasticGaussians(nn.Module):
         count = count_at(ratio, len(self))
         return self.drawn(count if self.selector is None else self.ranking()[:count], ratio)
 
+    def at_each(self, ratios: Sequence[float]) -> list[Splats]:
+        """``at`` for several ratios of one iteration.
+
+        Every prefix is cut from the next larger one, so that the gradient of a small one is not filled up
+        with zeros to all N Gaussians: that would cost more than drawing it.
+
+        Raises:
+            InputError: as ``at``.
+        """
+        if self.selector is not None:
+            return [self.at(ratio) for ratio in ratios]
+        rows: dict[str, Tensor] = dict(self.gaussians.params.items())
+        splats: dict[float, Splats] = {}
+        for ratio in sorted(set(ratios), reverse=True):
+            count = count_at(ratio, len(self))
+            rows = {name: value[:count] for name, value in rows.items()}
+            splats[ratio] = self._displaced(rows, count, ratio)
+        return [splats[ratio] for ratio in ratios]
+
     def drawn(self, chosen: int | Int[Tensor, " M"], ratio: float) -> Splats:
         """The first M Gaussians as they are stored, or those at M indices, displaced; differentiable."""
         rows = slice(0, chosen) if isinstance(chosen, int) else chosen
-        parameters: dict[str, Tensor] = {name: value[rows] for name, value in self.gaussians.params.items()}
+        parameters = {name: value[rows] for name, value in self.gaussians.params.items()}
+        return self._displaced(parameters, chosen, ratio)
+
+    def _displaced(
+        self, parameters: Mapping[str, Tensor], chosen: int | Int[Tensor, " M"], ratio: float
+    ) -> Splats:
+        parameters = dict(parameters)
         if ratio == 1.0:
             return activate(parameters)
         field = None if self.field is None else self.field(parameters["means"], ratio)

@@ -131,9 +131,10 @@ def elastic_loss(
     parts: dict[str, Tensor] = {}
     ratios = options.draw_ratios(step)
     total = model.gaussians.params["means"].new_zeros(())
-    for ratio in ratios:
-        if model.selector is None:
-            splats = model.at(ratio)
+    prefixes = model.at_each(ratios) if model.selector is None else []
+    for i, ratio in enumerate(ratios):
+        if prefixes:
+            splats = prefixes[i]
         else:
             splats, mask = masked(model, ratio, temperature)
             parts["importance_loss"] = importance_loss(mask, model.importance_order, ratio)
