@@ -31,6 +31,7 @@ from flexgs_lightning.training.callbacks import (
     ValidationImages,
 )
 from flexgs_lightning.training.callbacks.checkpointing import FOLDER, SafeCheckpointIO, newest_checkpoint
+from flexgs_lightning.training.callbacks.interruption import signals_given_back
 from flexgs_lightning.training.module import FlexGSModule
 from flexgs_lightning.training.parallel import ReplicaStrategy, check_strategy, lost_processes_explained
 
@@ -172,7 +173,7 @@ class FlexGSCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Read the capture before any other process is started, and say it plainly if one is lost."""
         self.datamodule.prepare_data()
-        with lost_processes_explained():
+        with signals_given_back(), lost_processes_explained():
             super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:

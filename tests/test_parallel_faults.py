@@ -287,6 +287,19 @@ def test_a_failing_scontrol_costs_nothing(
     assert "scontrol requeue 17 failed: Requeue is disabled" in caplog.text
 
 
+def test_a_training_that_fails_gives_the_signals_back(
+    small_capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("broken on purpose")
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(module.FlexGSModule, "_descend", fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        FlexGSCLI(arguments(small_capture, tmp_path))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_sigterm_ends_one_process_as_gracefully_as_ctrl_c(small_capture: Path, tmp_path: Path) -> None:
     def terminate(train: module.FlexGSModule, _: Any) -> None:
         _at_fatal_step(partial(os.kill, os.getpid(), signal.SIGTERM), train)
