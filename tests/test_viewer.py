@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -290,7 +291,10 @@ def test_ctrl_c_ends_the_command_cleanly(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flexgs_lightning.cli", "view", "--port", "0"]
     command += ["--device", "cpu", "--ply", str(tmp_path / "scene.ply")]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        heed = partial(
+            signal.signal, signal.SIGINT, signal.SIG_DFL
+        )  # ignored where tests run in the background
+        process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=heed)
         try:
             eventually(lambda: "Ctrl-C ends" in (tmp_path / "log").read_text() or process.poll(), 120)
             process.send_signal(signal.SIGINT)
