@@ -291,9 +291,8 @@ def test_ctrl_c_ends_the_command_cleanly(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flexgs_lightning.cli", "view", "--port", "0"]
     command += ["--device", "cpu", "--ply", str(tmp_path / "scene.ply")]
     with (tmp_path / "log").open("w") as log:
-        heed = partial(
-            signal.signal, signal.SIGINT, signal.SIG_DFL
-        )  # ignored where tests run in the background
+        # Where tests run in the background, Ctrl-C is ignored, and a child inherits that.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=heed)
         try:
             eventually(lambda: "Ctrl-C ends" in (tmp_path / "log").read_text() or process.poll(), 120)
