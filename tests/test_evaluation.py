@@ -269,12 +269,23 @@ def test_unseen_ratios_of_elastic_models(ablated: Path, tmp_path: Path) -> None:
     assert cell["psnr"] == pytest.approx(compared["psnr"], abs=1e-5)
 
 
+def test_one_unseen_ratio_is_enough(ablated: Path, tmp_path: Path) -> None:
+    ckpt = ablated / "matryoshka" / "training" / "version_0" / "checkpoints" / "last.ckpt"
+    options = ["--trained", "0.5", "--tested=[]", "--points", "2", "--output", str(tmp_path), "--device=cpu"]
+    assert main(["unseen", "--ckpts", str(ckpt), *options]) == 0
+    (model,) = json.loads((tmp_path / "unseen.json").read_text())["models"].values()
+    assert [result["ratio"] for result in model["ratios"]] == [0.5, 1.0]
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
         ([], ("expected an elastic model, found one of the first stage only",)),
         (["--points", "1"], ("--points and --tolerance", "found 1")),
-        (["--trained", "2"], ("expected a number in (0, 1], found 2.0",)),
+        (["--trained", "2"], ("--trained and --tested", "expected a number in (0, 1], found 2.0")),
+        (["--trained", "0.00001"], ("--trained and --tested", "less than one")),
+        (["--trained", "0.1", "--tested", "0.1"], ("--trained and --tested", "different", "found 0.1 0.1")),
+        (["--trained=[]", "--tested=[]"], ("--trained and --tested", "different numbers, found none")),
     ],
 )
 def test_unseen_refuses(

@@ -67,15 +67,7 @@ def plan(study: Study, methods: Sequence[Method], ratios: Sequence[float], outpu
         InputError: a ratio that is out of range, repeated or holds no Gaussian; a folder that holds results
             made otherwise than they are asked for now.
     """
-    if not ratios or len(set(ratios)) < len(ratios):
-        raise InputError(
-            f"--ratios: expected different numbers, found {' '.join(map(str, ratios)) or 'none'}."
-        )
-    for ratio in ratios:
-        try:
-            count_at(ratio, len(study))
-        except InputError as error:
-            raise InputError(f"--ratios: {error}") from error
+    study.check_ratios(ratios, "--ratios")
     for method in methods:
         _keep_facts(study, method, output / method.folder)
     return [

@@ -22,6 +22,7 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.scores import Score, pruning_order
 from flexgs_lightning.evaluation.training import Settings, merged
 from flexgs_lightning.metrics import ImageMetrics
+from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import Model, load
 from flexgs_lightning.splats import Splats
 
@@ -134,6 +135,25 @@ class Study:
             "lpips": self.metrics.protocol()["lpips"],
             "seed": self.seed,
         }
+
+    def check_ratios(self, ratios: Sequence[float], source: str) -> None:
+        """Refuse ratios that cannot be measured side by side, before anything is done.
+
+        Args:
+            ratios: those asked for.
+            source: where they come from, for the message.
+
+        Raises:
+            InputError: no ratio or one of them twice, one outside (0, 1], or one that holds no Gaussian.
+        """
+        if not ratios or len(set(ratios)) < len(ratios):
+            found = " ".join(map(str, ratios)) or "none"
+            raise InputError(f"{source}: expected different numbers, found {found}.")
+        for ratio in ratios:
+            try:
+                count_at(ratio, len(self))
+            except InputError as error:
+                raise InputError(f"{source}: {error}") from error
 
     def protocol(self) -> dict[str, Any]:
         """What was measured and how, for reports."""

@@ -17,7 +17,6 @@ from flexgs_lightning.evaluation.study import Schedule, Study, open_study
 from flexgs_lightning.evaluation.tables import unseen_page
 from flexgs_lightning.evaluation.training import TRAINING
 from flexgs_lightning.files import atomic_path
-from flexgs_lightning.model.budget import count_at
 
 log = logging.getLogger(__name__)
 
@@ -53,17 +52,15 @@ def unseen(
         raise InputError(
             f"--points and --tolerance: expected 2 or more and 0 or more, found {points} and {tolerance}."
         )
-    if not ckpts or not [*trained, *tested]:
-        raise InputError("--ckpts, --trained and --tested: expected at least one checkpoint and one ratio.")
-    for ratio in [*trained, *tested]:
-        count_at(ratio, 10**9)  # refuses ratios outside (0, 1]
+    if not ckpts:
+        raise InputError("--ckpts: expected at least one checkpoint.")
     studies = [
         open_study(path, config or [], schedule=Schedule(1, 1), device=device, seed=0) for path in ckpts
     ]
     names = _names(ckpts)
-    ratios = sorted({*trained, *tested, *_curve(min(*trained, *tested), points)})
     for path, study in zip(ckpts, studies, strict=True):
-        _check(path, study, studies[0], ratios)
+        _check(path, study, studies[0], [*trained, *tested])
+    ratios = sorted({*trained, *tested, *_curve(min([*trained, *tested]), points)})
     models = {
         name: _measured(name, study, ratios, tolerance) for name, study in zip(names, studies, strict=True)
     }
@@ -122,19 +119,15 @@ def _check(path: Path, study: Study, first: Study, ratios: Sequence[float]) -> N
     """Refuse what cannot be measured before anything is.
 
     Raises:
-        InputError: the model is not elastic or of another capture, or a ratio holds no Gaussian of it.
+        InputError: see ``Study.check_ratios``; the model is not elastic or of another capture.
     """
+    study.check_ratios(ratios, f"--trained and --tested with {path}")
     if not study.model.elastic:
         raise InputError(f"{path}: expected an elastic model, found one of the first stage only.")
     if study.capture.name != first.capture.name:
         raise InputError(
             f"{path}: of the capture '{study.capture.name}', but the first is of '{first.capture.name}'."
         )
-    for ratio in ratios:
-        try:
-            count_at(ratio, len(study))
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
 
 
 def _curve(lowest: float, points: int) -> list[float]:
