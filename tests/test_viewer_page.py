@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ VIEW = (
     "[...document.querySelectorAll('input')].find(e => e.value == 'Free camera' || e.value.endsWith('.png'))"
 )
 PHOTO = "[...document.querySelectorAll('input[type=checkbox]')].findLast(e => e.offsetWidth > 0)"
+LOCAL: Any = {"device": "cpu", "host": "127.0.0.1", "port": 0}
 NO_NOTIFICATIONS = "<style>.mantine-Notifications-root { display: none }</style>"
 
 
@@ -84,7 +86,7 @@ def browser(small_capture: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     if chromium() is None:
         pytest.skip("no chromium: install it (apt-get install chromium) to test the page")
     scene, capture = Scene("ball", Prefixes(big_ball()), grey(0.2), False, {}), read_colmap(small_capture)
-    viewer = Viewer(scene, capture, port=0)
+    viewer = Viewer(scene, capture, **LOCAL)
     folder = tmp_path_factory.mktemp("browser")
     try:
         url = f"{viewer.url}/?fixedDpr=1"  # viser lowers the resolution where WebGL is slow
@@ -197,7 +199,7 @@ def test_screenshot_is_the_picture_at_full_resolution(tab: Tab) -> None:
 def test_one_size_explains_why_there_is_no_slider(tmp_path: Path) -> None:
     if chromium() is None:
         pytest.skip("no chromium: install it (apt-get install chromium) to test the page")
-    viewer = Viewer(Scene("plain", OneSize(ball()), grey(0), False, {}), port=0)
+    viewer = Viewer(Scene("plain", OneSize(ball()), grey(0), False, {}), None, **LOCAL)
     try:
         with browse(viewer.url, tmp_path) as page:
             eventually(lambda: page.text("#flexgs-gaussians") == "400 of 400", 60)

@@ -41,6 +41,6 @@ def view(
     elif "root" in data:
         log.info(f"{data['root']}: the capture is not there any more, so there are no test views to visit")
 
-    from flexgs_lightning.deploy.viewer import serve  # viser is slow to import, and only needed here
+    from flexgs_lightning.deploy.viewer import Viewer  # viser is slow to import, and only needed here
 
-    serve(scene, capture, device=choose_device(device), host=host, port=port)
+    Viewer(scene, capture, device=choose_device(device), host=host, port=port).wait()

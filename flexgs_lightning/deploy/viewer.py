@@ -33,11 +33,11 @@ _BRAND = (59, 130, 246)
 
 
 class Viewer:
-    """A running viewer; ``stop`` ends it.
+    """A running viewer: ``wait`` for Ctrl-C, or ``stop`` it.
 
     Args:
         scene: what to draw.
-        capture: the capture whose test views can be visited, if it is at hand.
+        capture: the capture whose test views can be visited; None if it is not at hand.
         device: where to draw.
         host: address to listen at; "0.0.0.0" also lets other machines in.
         port: port to listen at; 0 takes any free one.
@@ -49,12 +49,13 @@ class Viewer:
     def __init__(
         self,
         scene: Scene,
-        capture: Capture | None = None,
+        capture: Capture | None,
         *,
-        device: torch.device | str = "cpu",
-        host: str = "127.0.0.1",
-        port: int = 8080,
+        device: torch.device | str,
+        host: str,
+        port: int,
     ) -> None:
+        logging.getLogger("websockets").setLevel(logging.WARNING)  # it reports every tab
         RatioScale(len(scene.model))  # refuses an empty scene
         _require_free_port(host, port)
         cache = SplatsCache(scene.model, device)
@@ -82,6 +83,17 @@ class Viewer:
         host = self._server.get_host()
         return f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{self.port}"
 
+    def wait(self) -> None:
+        """Say where it is, and stop at Ctrl-C."""
+        scene = self._stage.scene
+        try:
+            log.info(f"{scene.name}: {len(scene.model):,} Gaussians at {self.url} (Ctrl-C ends the viewer)")
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            log.info("viewer: stopped")
+        finally:
+            self.stop()
+
     def stop(self) -> None:
         """Close all tabs' sessions and the server."""
         for session in list(self._sessions.values()):
@@ -103,26 +115,6 @@ class Viewer:
         gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False, brand_color=_BRAND)
         gui.main_panel.dock_right()
         self._server.scene.set_up_direction(tuple(self._stage.vantage.up.tolist()))
-
-
-def serve(
-    scene: Scene,
-    capture: Capture | None = None,
-    *,
-    device: torch.device | str = "cpu",
-    host: str = "127.0.0.1",
-    port: int = 8080,
-) -> None:
-    """Show a ``Viewer`` until Ctrl-C; arguments and errors are its own."""
-    logging.getLogger("websockets").setLevel(logging.WARNING)  # it reports every tab
-    viewer = Viewer(scene, capture, device=device, host=host, port=port)
-    log.info(f"{scene.name}: {len(scene.model):,} Gaussians at {viewer.url} (Ctrl-C ends the viewer)")
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        log.info("viewer: stopped")
-    finally:
-        viewer.stop()
 
 
 def _place(camera: viser.InitialCameraConfig, vantage: Vantage) -> None:
