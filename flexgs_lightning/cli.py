@@ -5,20 +5,11 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any
 
-from jsonargparse import ArgumentParser, auto_cli
-
-from flexgs_lightning.data.download import download
-from flexgs_lightning.demo import demo
-from flexgs_lightning.deploy.export import export
-from flexgs_lightning.deploy.render_command import render
-from flexgs_lightning.deploy.view import view
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.evaluation.benchmark_run import benchmark
-from flexgs_lightning.evaluation.compare import ablate, compare
-from flexgs_lightning.evaluation.unseen import unseen
-from flexgs_lightning.lightning_cli import FlexGSCLI
 
 HELP = """\
 usage: flexgs COMMAND [options]        (flexgs COMMAND --help lists them)
@@ -42,18 +33,21 @@ captures
 """
 
 
-COMMANDS: dict[str, Callable[..., Any] | dict[str, Any]] = {
-    "export": export,
-    "render": render,
-    "view": view,
-    "data": {"download": download},
-    "demo": demo,
-    "benchmark": benchmark,
-    "compare": compare,
-    "ablate": ablate,
-    "unseen": unseen,
+TRAINING = ("fit", "validate", "test")
+"""Commands of Lightning's command line."""
+COMMANDS = {
+    "export": "deploy.export",
+    "render": "deploy.render_command",
+    "view": "deploy.view",
+    "data download": "data.download",
+    "demo": "demo",
+    "benchmark": "evaluation.benchmark_run",
+    "compare": "evaluation.compare",
+    "ablate": "evaluation.compare",
+    "unseen": "evaluation.unseen",
 }
-POSITIONAL = ("benchmark",)
+"""The other commands, and the module that holds the function of each; imported when it runs, for speed."""
+POSITIONAL = ("benchmark", "data download")
 """Commands whose required arguments are given by place."""
 
 
@@ -63,39 +57,45 @@ def main(argv: list[str] | None = None) -> int:
     Bad input (``InputError``) ends with one message on standard error and status 1.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    _silence_known_noise()
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(HELP)
         return 0 if arguments else 2
+    command = _command(arguments)
+    if command is None:
+        sys.stderr.write(f"flexgs: error: unknown command '{arguments[0]}'.\n\n{HELP}")
+        return 2
+    # After Lightning is imported: it hands its messages to a root logger that it finds, beside its own.
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    _silence_known_noise()
     try:
-        return _run(arguments[0], arguments[1:])
+        command()
     except InputError as error:
         sys.stderr.write(f"flexgs: error: {error}\n")
         return 1
-
-
-def _run(command: str, arguments: list[str]) -> int:
-    if command in FlexGSCLI.subcommands():
-        FlexGSCLI([command, *arguments])
-    elif command in COMMANDS:
-        chosen = COMMANDS[command]
-        arguments = _joined([_underscored(argument) for argument in arguments], chosen)
-        if callable(chosen):
-            _call(command, chosen, arguments)
-        else:
-            auto_cli(chosen, args=arguments, prog=f"flexgs {command}", as_positional=True)
-    else:
-        sys.stderr.write(f"flexgs: error: unknown command '{command}'.\n\n{HELP}")
-        return 2
     return 0
 
 
+def _command(arguments: list[str]) -> Callable[[], object] | None:
+    """What is asked for, imported and ready to call; None if there is no such command."""
+    if arguments[0] in TRAINING:
+        from flexgs_lightning.lightning_cli import FlexGSCLI
+
+        return partial(FlexGSCLI, arguments)
+    for name, module in COMMANDS.items():
+        words = name.split()
+        if arguments[: len(words)] == words:
+            function = getattr(import_module(f"flexgs_lightning.{module}"), words[-1])
+            return partial(_call, name, function, arguments[len(words) :])
+    return None
+
+
 def _call(name: str, function: Callable[..., Any], arguments: list[str]) -> None:
-    """Parse and call; ``auto_cli`` would keep what is given for a parameter named config to itself."""
+    """Parse and call; jsonargparse's ``auto_cli`` would keep what is given for a parameter named config."""
+    from jsonargparse import ArgumentParser
+
     parser = ArgumentParser(prog=f"flexgs {name}", description=_description(function))
     parser.add_function_arguments(function, as_group=False, as_positional=name in POSITIONAL)
-    function(**parser.parse_args(arguments))
+    function(**parser.parse_args(_joined([_underscored(argument) for argument in arguments], function)))
 
 
 def _underscored(argument: str) -> str:
@@ -111,11 +111,9 @@ def _description(function: Callable[..., Any]) -> str:
     return (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
 
 
-def _joined(arguments: list[str], command: Any) -> list[str]:
+def _joined(arguments: list[str], function: Callable[..., Any]) -> list[str]:
     """Lists may be written with spaces: --ratios 0.01 0.05 is --ratios=[0.01,0.05]."""
-    if not callable(command):
-        return arguments
-    parameters = inspect.signature(command).parameters.items()
+    parameters = inspect.signature(function).parameters.items()
     lists = {f"--{name}" for name, parameter in parameters if "list[" in str(parameter.annotation)}
     joined: list[str] = []
     for argument in arguments:

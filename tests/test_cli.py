@@ -21,7 +21,7 @@ from PIL import Image
 from small_scene import pixels
 
 from flexgs_lightning import load, rasterize
-from flexgs_lightning.cli import COMMANDS, HELP, main
+from flexgs_lightning.cli import COMMANDS, HELP, TRAINING, main
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.deploy.ply import read_ply
 from flexgs_lightning.images import to_uint8
@@ -85,13 +85,22 @@ def test_without_arguments_it_lists_the_commands(capsys: pytest.CaptureFixture[s
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert text == HELP + HELP
-    for command in (*COMMANDS, *FlexGSCLI.subcommands()):
+    assert set(TRAINING) == set(FlexGSCLI.subcommands())
+    for command in (*COMMANDS, *TRAINING):
         assert re.search(rf"^  {command}\b", HELP, re.MULTILINE), command
 
 
-@pytest.mark.parametrize(
-    "command", ["fit", "test", "export", "render", "view", "data download", "demo", "benchmark"]
-)
+def test_the_list_of_commands_comes_without_the_libraries_behind_them() -> None:
+    """They take seconds to import."""
+    script = "import sys, flexgs_lightning.cli as cli; cli.main(['--help']); print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    assert found.stdout.startswith(HELP)
+    loaded = set(found.stdout.removeprefix(HELP).split())
+    assert "flexgs_lightning.cli" in loaded
+    assert not loaded & {"torch", "numpy", "lightning", "jsonargparse"}
+
+
+@pytest.mark.parametrize("command", ["fit", "test", *COMMANDS])
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_status:
         main([*command.split(), "--help"])
@@ -148,10 +157,10 @@ def test_lightning_is_the_same_program() -> None:
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["trian"]) == 2
-    errors = capsys.readouterr().err
-    assert errors.startswith("flexgs: error: unknown command 'trian'.")
-    assert "fit " in errors
+    for words in (["trian"], ["data"], ["data", "--help"]):
+        assert main(words) == 2
+        errors = capsys.readouterr().err
+        assert errors == f"flexgs: error: unknown command '{words[0]}'.\n\n{HELP}"
 
 
 # -- what a run leaves ---------------------------------------------------------------------------------

@@ -193,6 +193,7 @@ def test_ctrl_c_saves_and_resumes_exactly(
         pytest.skip("training ended before the signal came")
     assert process.returncode == 130, errors
     assert "--ckpt_path last" in errors
+    assert errors.count("Seed set to") == 1, "every message once"
     assert "Traceback" not in errors
     cli = FlexGSCLI([*options, "--ckpt_path=last"])
     expected, found = parameters(uninterrupted.run_folder), parameters(cli.run_folder)
