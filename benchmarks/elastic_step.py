@@ -1,11 +1,11 @@
 """Time of a step of the elastic stage against one of the first stage, with the same Gaussians.
 
-    python benchmarks/elastic_step.py --ckpt runs/fox/version_0/checkpoints/last.ckpt [--steps 300]
+    python benchmarks/elastic_step.py --ckpt runs/fox/version_0/checkpoints/last.ckpt [--steps 300] [--rounds 3]
 
 Two real ``flexgs fit`` from one first-stage checkpoint, on the capture that it was trained on: the first
 stage continued without densification, and the elastic stage of configs/flexgs.yaml without refreshes of the
-ranking. Prints means, because the steps of the elastic stage differ (the full model is drawn in every third),
-medians, and CPU times of all threads, as Markdown.
+ranking. They take turns, so that other work on the machine meets both. Prints the mean time of a step (steps
+of the elastic stage differ with their ratios) and the CPU time of all threads for each round, as Markdown.
 """
 
 import argparse
@@ -42,8 +42,8 @@ def stages(steps: int) -> dict[str, list[str]]:
     }
 
 
-def milliseconds(ckpt: Path, options: list[str], steps: int) -> tuple[list[float], list[float]]:
-    """Wall and CPU time of each step after the warm-up."""
+def milliseconds(ckpt: Path, options: list[str], steps: int) -> tuple[float, float]:
+    """Mean wall and CPU time of a step after the warm-up."""
     data = load(ckpt).data
     with tempfile.TemporaryDirectory() as runs:
         cli = FlexGSCLI(
@@ -58,7 +58,7 @@ def milliseconds(ckpt: Path, options: list[str], steps: int) -> tuple[list[float
             ]
         )
     timer = next(callback for callback in cli.trainer.callbacks if hasattr(callback, "milliseconds"))
-    return timer.milliseconds(0), timer.milliseconds(1)
+    return statistics.mean(timer.milliseconds(0)), statistics.mean(timer.milliseconds(1))
 
 
 def main() -> None:
@@ -67,20 +67,24 @@ def main() -> None:
     )
     parser.add_argument("--ckpt", type=Path, required=True, help="first-stage checkpoint")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     steps = WARM_UP + options.steps + 1
-    rows = {name: milliseconds(options.ckpt, args, steps) for name, args in stages(steps).items()}
+    rounds = [
+        [milliseconds(options.ckpt, args, steps) for args in stages(steps).values()]
+        for _ in range(options.rounds)
+    ]
     print(f"\n{processor()}, {options.threads} threads, {len(load(options.ckpt)):,} Gaussians\n")
-    print("| stage | mean | median | CPU time, mean |\n|---|---|---|---|")
-    for name, (wall, cpu) in rows.items():
+    print("| first stage | elastic stage | ratio | CPU time, first | elastic | ratio |\n|---|---|---|---|---|---|")
+    for (first, first_cpu), (elastic, elastic_cpu) in rounds:
         print(
-            f"| {name} | {statistics.mean(wall):.1f} ms | {statistics.median(wall):.1f} ms "
-            f"| {statistics.mean(cpu):.1f} ms |"
+            f"| {first:.1f} ms | {elastic:.1f} ms | {elastic / first:.2f} "
+            f"| {first_cpu:.1f} ms | {elastic_cpu:.1f} ms | {elastic_cpu / first_cpu:.2f} |"
         )
-    first, elastic = (statistics.mean(wall) for wall, _ in rows.values())
-    print(f"\nAn elastic step takes {elastic / first:.2f} times as long (means).")
+    ratio = statistics.median(elastic[0] / first[0] for first, elastic in rounds)
+    print(f"\nAn elastic step takes {ratio:.2f} times as long (median over the rounds).")
 
 
 if __name__ == "__main__":

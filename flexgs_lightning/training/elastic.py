@@ -26,7 +26,8 @@ class ElasticTraining:
         steps: iterations of the stage; 0 leaves it out.
         sampling: "log_uniform" draws ratios from ``ratio_range``, "list" goes round ``ratios``.
         ratio_range: lowest and highest ratio of log-uniform sampling; the lowest should lie a little below
-            the smallest ratio asked for, which is drawn too rarely otherwise.
+            the smallest ratio asked for, which is drawn too rarely otherwise. Ratios between the highest and
+            1 follow from both ends, and the time is better spent on the full model.
         ratios: the list; the paper's by default.
         ratio_bias: exponent on the uniform draw of log-uniform sampling; below 1 favours large ratios.
         prefixes: ratios drawn in an iteration, stratified in log e.
@@ -53,11 +54,11 @@ class ElasticTraining:
 
     steps: int = 0
     sampling: Literal["log_uniform", "list"] = "log_uniform"
-    ratio_range: tuple[float, float] = (0.006, 1.0)
+    ratio_range: tuple[float, float] = (0.006, 0.5)
     ratios: tuple[float, ...] = (0.01, 0.05, 0.10, 0.15)
     ratio_bias: float = 1.0
-    prefixes: int = 3
-    full_every: int = 3
+    prefixes: int = 2
+    full_every: int = 1
     full_weight: float = 0.5
     importance: Importance = "removal"
     importance_weight: float = 1.0
