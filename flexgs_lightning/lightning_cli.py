@@ -22,6 +22,7 @@ from flexgs_lightning.training.callbacks import (
     ElasticValidation,
     GracefulInterruption,
     ImportanceRefresh,
+    IterationAxis,
     ReplicaCheck,
     TemperatureDecay,
     TensorBoardPages,
@@ -154,8 +155,8 @@ class FlexGSCLI(LightningCLI):
         options = self._get(self.config_init, "trainer")
         if options["logger"] in (None, True):
             kwargs["logger"] = self._run_folder_logger
-        if options["enable_progress_bar"] is not False:
-            kwargs["callbacks"] = [*(options["callbacks"] or []), TrainingProgress()]
+        progress = [] if options["enable_progress_bar"] is False else [TrainingProgress()]
+        kwargs["callbacks"] = [*(options["callbacks"] or []), IterationAxis(), *progress]
         kwargs["plugins"] = [*(options["plugins"] or []), SafeCheckpointIO()]
         ReplicaStrategy.register()
         try:

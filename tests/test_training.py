@@ -105,7 +105,7 @@ def test_everything_counts_iterations(uninterrupted: FlexGSCLI) -> None:
     assert load(uninterrupted.run_folder / "checkpoints" / "last.ckpt").iteration == STEPS
     events = EventAccumulator(str(uninterrupted.run_folder)).Reload()
     scalars = events.Scalars("train/loss")
-    assert [event.step for event in scalars] == list(range(9, STEPS, 10))
+    assert [event.step for event in scalars] == list(range(10, STEPS + 1, 10))
     names = set(events.Tags()["scalars"])
     assert {"train/gaussians", "train/psnr", "train/steps_per_second", "learning_rate/means"} <= names
     rates = [event.value for event in events.Scalars("learning_rate/means")]
@@ -116,11 +116,35 @@ def test_everything_counts_iterations(uninterrupted: FlexGSCLI) -> None:
 def test_validation_logs_metrics_and_pictures_at_iterations(small_capture: Path, tmp_path: Path) -> None:
     cli = FlexGSCLI(arguments(small_capture, tmp_path, "--trainer.val_check_interval=30"))
     events = EventAccumulator(str(cli.run_folder), size_guidance={"images": 0}).Reload()
-    assert [event.step for event in events.Scalars("val/psnr")] == [29, 59]
+    assert [event.step for event in events.Scalars("val/psnr")] == [30, 60]
+    assert [event.step for event in events.Scalars("test/psnr")] == [60]
     pictures = [name for name in events.Tags()["images"] if name.startswith("val/")]
     assert len(pictures) == len(cli.datamodule.capture.test_views)
-    picture = events.Images(pictures[0])[0]
+    picture, last = events.Images(pictures[0])
+    assert (picture.step, last.step) == (30, 60)
     assert (picture.width, picture.height) == (3 * 96, 64)
+
+
+def test_curves_of_a_resumed_run_and_of_a_later_test_count_on(
+    uninterrupted: FlexGSCLI, small_capture: Path, tmp_path: Path
+) -> None:
+    keep = ("--checkpoint.every_n_steps=25", "--checkpoint.keep=true")
+    first = FlexGSCLI(arguments(small_capture, tmp_path / "first", *keep))
+    copy = tmp_path / "step_25.ckpt"
+    (first.run_folder / "checkpoints" / copy.name).rename(copy)  # elsewhere, so that it gets its own folder
+    again = (f"--ckpt_path={copy}", "--trainer.val_check_interval=30")
+    resumed = FlexGSCLI(arguments(small_capture, tmp_path / "resumed", *again))
+    expected, found = (EventAccumulator(str(cli.run_folder)).Reload() for cli in (uninterrupted, resumed))
+    for curve in ("train/loss", "train/psnr", "learning_rate/means"):
+        points = [(event.step, event.value) for event in expected.Scalars(curve) if event.step > 25]
+        assert [(event.step, event.value) for event in found.Scalars(curve)] == points
+    assert [event.step for event in found.Scalars("val/psnr")] == [30, 60]
+
+    options = ["--model.lpips=none", "--trainer.accelerator=cpu", f"--runs={tmp_path / 'tested'}"]
+    tested = FlexGSCLI(["test", f"--data.root={small_capture}", f"--ckpt_path={copy}", *options])
+    events = EventAccumulator(str(tested.run_folder)).Reload()
+    assert [event.step for event in events.Scalars("test/psnr")] == [25]
+    assert [event.step for event in events.Tensors("protocol/text_summary")] == [25]
 
 
 def test_a_new_run_never_touches_an_earlier_one(small_capture: Path, tmp_path: Path) -> None:

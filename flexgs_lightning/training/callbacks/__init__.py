@@ -4,7 +4,7 @@ from flexgs_lightning.training.callbacks.checkpointing import Checkpointing
 from flexgs_lightning.training.callbacks.elastic_schedule import ImportanceRefresh, TemperatureDecay
 from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
 from flexgs_lightning.training.callbacks.interruption import GracefulInterruption
-from flexgs_lightning.training.callbacks.progress import ThroughputLogger, TrainingProgress
+from flexgs_lightning.training.callbacks.progress import IterationAxis, ThroughputLogger, TrainingProgress
 from flexgs_lightning.training.callbacks.replica_check import ReplicaCheck
 from flexgs_lightning.training.callbacks.tensorboard import TensorBoardPages
 from flexgs_lightning.training.callbacks.test_report import TestReport
@@ -15,6 +15,7 @@ __all__ = [
     "ElasticValidation",
     "GracefulInterruption",
     "ImportanceRefresh",
+    "IterationAxis",
     "ReplicaCheck",
     "TemperatureDecay",
     "TensorBoardPages",

@@ -58,7 +58,7 @@ class ElasticValidation(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the per-image means and the strips."""
         self._log(pl_module, "val")
-        self._log_strips(trainer)
+        self._log_strips(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the per-image means; ``results`` keeps them for the report."""
@@ -109,8 +109,9 @@ class ElasticValidation(Callback):
                 panel = side_by_side(_reduced(render), _reduced(photo))
                 self._panels.setdefault(ratio, {})[index] = panel
 
-    def _log_strips(self, trainer: Trainer) -> None:
+    def _log_strips(self, trainer: Trainer, module: LightningModule) -> None:
         """One picture for each ratio, of the views of all processes from top to bottom."""
+        assert isinstance(module, FlexGSModule)
         panels: dict[float, dict[int, UInt8[np.ndarray, "H W 3"]]] = {}
         for of_process in gather(self._panels):
             for ratio, by_view in of_process.items():
@@ -124,7 +125,7 @@ class ElasticValidation(Callback):
             trainer.logger.experiment.add_image(
                 f"val_ratio/{100 * ratio:g}%",
                 np.concatenate(strip),
-                global_step=trainer.global_step,
+                global_step=module.iterations_trained,
                 dataformats="HWC",
             )
 

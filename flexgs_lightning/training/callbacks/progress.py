@@ -8,6 +8,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from flexgs_lightning.training.module import FlexGSModule
+
 
 class TrainingProgress(TQDMProgressBar):
     """One bar over all iterations with loss, PSNR, number of Gaussians and time left."""
@@ -37,6 +39,33 @@ class TrainingProgress(TQDMProgressBar):
         if "gaussians" in metrics:
             metrics["gaussians"] = f"{float(str(metrics['gaussians'])):,.0f}"
         return metrics
+
+
+class IterationAxis(Callback):
+    """Lets curves count iterations completed, as pictures and checkpoints do.
+
+    Lightning's own counter is one behind in training, and 0 where a checkpoint is only evaluated; a metric
+    named "step" takes its place.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Date what is logged now."""
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._date(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Date the metrics."""
+        self._date(pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Date the metrics."""
+        self._date(pl_module)
+
+    def _date(self, module: LightningModule) -> None:
+        assert isinstance(module, FlexGSModule)
+        module.log("step", float(module.iterations_trained))
 
 
 class ThroughputLogger(Callback):

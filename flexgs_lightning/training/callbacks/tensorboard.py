@@ -75,7 +75,7 @@ class TensorBoardPages(Callback):
         writer = _writer(trainer)
         if writer is not None:
             rows = (f"| {name} | {value} |" for name, value in measuring_protocol(module).items())
-            writer.add_text("protocol", "\n".join(["| | |", "|---|---|", *rows]), trainer.global_step)
+            writer.add_text("protocol", "\n".join(["| | |", "|---|---|", *rows]), module.iterations_trained)
             self._protocol_stated = True
 
 

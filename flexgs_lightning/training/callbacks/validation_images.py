@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from flexgs_lightning.data.capture import ViewBatch
 from flexgs_lightning.images import side_by_side
+from flexgs_lightning.training.module import FlexGSModule
 from flexgs_lightning.training.parallel import gather
 
 
@@ -43,11 +44,12 @@ class ValidationImages(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the panels of all processes."""
+        assert isinstance(pl_module, FlexGSModule)
         for panels in gather(self._panels):
             for name, panel in panels.items():
                 assert isinstance(trainer.logger, TensorBoardLogger)
                 trainer.logger.experiment.add_image(
-                    f"val/{name}", panel, global_step=trainer.global_step, dataformats="HWC"
+                    f"val/{name}", panel, global_step=pl_module.iterations_trained, dataformats="HWC"
                 )
         self._panels = {}
 
