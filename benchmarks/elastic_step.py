@@ -1,6 +1,6 @@
 """Time of a step of the elastic stage against one of the first stage, with the same Gaussians.
 
-    python benchmarks/elastic_step.py --ckpt runs/fox/version_0/checkpoints/last.ckpt [--steps 300] [--rounds 3]
+    python benchmarks/elastic_step.py --ckpt runs/fox/version_0/checkpoints/last.ckpt [--rounds 3]
 
 Two real ``flexgs fit`` from one first-stage checkpoint, on the capture that it was trained on: the first
 stage continued without densification, and the elastic stage of configs/flexgs.yaml without refreshes of the
@@ -77,7 +77,8 @@ def main() -> None:
         for _ in range(options.rounds)
     ]
     print(f"\n{processor()}, {options.threads} threads, {len(load(options.ckpt)):,} Gaussians\n")
-    print("| first stage | elastic stage | ratio | CPU time, first | elastic | ratio |\n|---|---|---|---|---|---|")
+    print("| first stage | elastic stage | ratio | CPU time, first | elastic | ratio |")
+    print("|---|---|---|---|---|---|")
     for (first, first_cpu), (elastic, elastic_cpu) in rounds:
         print(
             f"| {first:.1f} ms | {elastic:.1f} ms | {elastic / first:.2f} "
