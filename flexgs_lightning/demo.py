@@ -14,6 +14,7 @@ from flexgs_lightning.deploy.elastic_pictures import rate_quality_curve, ratio_s
 from flexgs_lightning.deploy.export import export
 from flexgs_lightning.deploy.ply import write_ply
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.benchmark_report import scene_row
 from flexgs_lightning.lightning_cli import FlexGSCLI
 from flexgs_lightning.model.checkpoint import Model, load
 
@@ -59,8 +60,7 @@ def _write_elastic(model: Model, view: View, folder: Path) -> None:
     """The same view at several ratios, quality against size, and a file for each of the smaller ratios."""
     ratio_strip(model, view, RATIOS, folder / "ratios.png")
     measured = json.loads((folder / "metrics.json").read_text())
-    psnr = {result["gaussians"]: result["psnr"] for result in measured["ratios"].values()}
-    psnr[measured["gaussians"]] = measured["mean"]["psnr"]
+    psnr = {int(result["gaussians"]): result["psnr"] for result in scene_row(measured).values()}
     rate_quality_curve(psnr, folder / "rate_quality.png", "One model, drawn at any size")
     budgets = ",".join(f"{ratio:g}" for ratio in RATIOS)
     export(folder / "checkpoints" / "last.ckpt", folder / "sizes", ratio=budgets)
@@ -69,13 +69,11 @@ def _write_elastic(model: Model, view: View, folder: Path) -> None:
 def summary(folder: Path) -> str:
     """What a finished run holds, as text for a terminal."""
     report: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
-    results = [*report["ratios"].values(), {"gaussians": report["gaussians"], **report["mean"]}]
     names = list(report["mean"])
     lines = ["".join(f"{title:>12}" for title in ("ratio", "Gaussians", *(name.upper() for name in names)))]
-    for result in results:
-        share = f"{100 * result['gaussians'] / report['gaussians']:.3g} %"
+    for ratio, result in scene_row(report).items():
         values = "".join(f"{result[name]:>12.3f}" for name in names)
-        lines.append(f"{share:>12}{result['gaussians']:>12,}{values}")
+        lines.append(f"{f'{100 * ratio:g} %':>12}{result['gaussians']:>12,}{values}")
     table = "\n".join(lines)
     files = {name: folder / name for name in FILES if (folder / name).exists()}
     shown = "\n".join(f"  {FILES[name]:<24} {path}" for name, path in files.items())

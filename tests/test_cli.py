@@ -23,6 +23,7 @@ from small_scene import pixels
 from flexgs_lightning import load, rasterize
 from flexgs_lightning.cli import COMMANDS, HELP, TRAINING, main
 from flexgs_lightning.data.colmap import read_colmap
+from flexgs_lightning.demo import summary
 from flexgs_lightning.deploy.ply import read_ply
 from flexgs_lightning.images import to_uint8
 from flexgs_lightning.lightning_cli import FlexGSCLI
@@ -258,6 +259,17 @@ def test_the_exported_ply_draws_as_the_trained_model(
         torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-6)
         shown = pixels((frames / view.name).with_suffix(".png")).astype(int)
         assert abs(shown - to_uint8(images[0])).max() <= 1
+
+
+def test_the_demos_table_names_the_ratios_asked_for(tmp_path: Path) -> None:
+    """1 % of 1,234 Gaussians are 12, which are 0.972 %."""
+    results = {"0.01": {"gaussians": 12, "psnr": 16.5}}
+    report = {"ratios": results, "gaussians": 1234, "mean": {"psnr": 25.25}, "iteration": 3000}
+    report |= {"capture": "demo", "milliseconds": 4.0}
+    (tmp_path / "metrics.json").write_text(json.dumps(report))
+    table = [line.split() for line in summary(tmp_path).splitlines()]
+    assert ["1", "%", "12", "16.500"] in table
+    assert ["100", "%", "1,234", "25.250"] in table
 
 
 # -- bad captures --------------------------------------------------------------------------------------

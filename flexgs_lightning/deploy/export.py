@@ -36,7 +36,8 @@ def export(
     Args:
         ckpt: Checkpoint of a training.
         output: The .ply file to write; with several budgets a folder, which gets a file for each and an
-            index.json (file, ratio, Gaussians, bytes, and PSNR where the run was tested at that ratio).
+            index.json (file, ratio as asked for or else of the Gaussians, Gaussians, bytes, and PSNR where
+            the run was tested at that ratio).
         ratio: Shares of the Gaussians in (0, 1], such as 0.05 or 0.01,0.05,0.2.
         max_gaussians: Numbers of Gaussians, such as 120000 or 50k,200k,1M.
         max_megabytes: File sizes in megabytes (1,000,000 bytes), such as 15 or 5,15.
@@ -111,7 +112,7 @@ def _write(splats: Splats, path: Path) -> None:
 def _entry(path: Path, count: int, total: int, budget: Budget, ckpt: Path) -> dict[str, Any]:
     entry = {
         "file": path.name,
-        "ratio": count / total,
+        "ratio": count / total if budget.ratio is None else budget.ratio,
         "gaussians": count,
         "bytes": path.stat().st_size,
     }
