@@ -1,6 +1,5 @@
 """Elastic models: nested exact prefixes, equality of masked and selected renders, the two-stage training."""
 
-import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import torch
 from small_scene import around, ball
 
 from flexgs_lightning import load, rasterize
-from flexgs_lightning.cli import main
 from flexgs_lightning.deploy.ply import read_ply, write_ply
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.lightning_cli import FlexGSCLI
@@ -397,52 +395,6 @@ def test_the_exported_subset_draws_as_the_model_does(trained: FlexGSCLI, tmp_pat
         write_ply(model.at(ratio), tmp_path / f"{ratio}.ply")
         exported = rasterize(read_ply(tmp_path / f"{ratio}.ply"), camera).image
         assert torch.allclose(exported, rasterize(model.at(ratio), camera).image, atol=1e-5)
-
-
-def test_export_writes_a_file_for_each_budget_and_an_index(trained: FlexGSCLI, tmp_path: Path) -> None:
-    checkpoint = trained.run_folder / "checkpoints" / "last.ckpt"
-    model = load(checkpoint)
-    command = ["export", "--ckpt", str(checkpoint), "--output"]
-    assert main([*command, str(tmp_path / "small.ply"), "--ratio", "0.05"]) == 0
-    assert same(read_ply(tmp_path / "small.ply"), model.at(0.05), atol=1e-5)
-
-    several = ["--ratio=0.1,1", "--max-gaussians", "0.2k", "--max-megabytes=0.1"]
-    assert main([*command, str(tmp_path / "sizes"), *several]) == 0
-    index = json.loads((tmp_path / "sizes" / "index.json").read_text())
-    assert [entry["gaussians"] for entry in index][:3] == [len(model) // 10, len(model), 200]
-    for entry in index:
-        path = tmp_path / "sizes" / entry["file"]
-        assert path.stat().st_size == entry["bytes"]
-        assert len(read_ply(path)) == entry["gaussians"]
-    assert len(model) % 10, "otherwise the next line tells nothing"
-    assert [entry["ratio"] for entry in index] == [
-        0.1,
-        1.0,
-        *(e["gaussians"] / len(model) for e in index[2:]),
-    ]
-    assert index[3]["bytes"] <= 100_000
-    metrics = json.loads((trained.run_folder / "metrics.json").read_text())
-    assert index[0]["psnr"] == metrics["ratios"]["0.1"]["psnr"]
-    assert index[1]["psnr"] == metrics["mean"]["psnr"]
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("--ratio=1.5", "(0, 1]"),
-        ("--ratio=half", "--ratio: expected numbers"),
-        ("--max-gaussians=0", "no Gaussian"),
-        ("--max-megabytes=0.0001", "no Gaussian"),
-        ("--ratio=0.1,0.2", "folder"),
-    ],
-)
-def test_export_refuses_impossible_budgets_and_writes_nothing(
-    trained: FlexGSCLI, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
-) -> None:
-    checkpoint = trained.run_folder / "checkpoints" / "last.ckpt"
-    assert main(["export", f"--ckpt={checkpoint}", f"--output={tmp_path / 'out.ply'}", option]) == 1
-    assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_second_stage_starts_from_a_checkpoint_or_any_ply(

@@ -3,6 +3,8 @@
 # The signature and docstring of `export` are the command line's help, so no lazy annotations here.
 import json
 import logging
+import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from flexgs_lightning.splats import Splats
 log = logging.getLogger(__name__)
 
 INDEX = "index.json"
+EXPORTS = (".ply", ".json")
+"""Endings of the files that a folder of exports holds."""
 _SUFFIXES = {"k": 1e3, "m": 1e6}
 
 
@@ -36,31 +40,38 @@ def export(
     Args:
         ckpt: Checkpoint of a training.
         output: The .ply file to write; with several budgets a folder, which gets a file for each and an
-            index.json (file, ratio as asked for or else of the Gaussians, Gaussians, bytes, and PSNR where
-            the run was tested at that ratio).
+            index.json: file, ratio (the one asked for, or else what the budget comes to), Gaussians, bytes,
+            and PSNR where the run was tested at that ratio.
         ratio: Shares of the Gaussians in (0, 1], such as 0.05 or 0.01,0.05,0.2.
         max_gaussians: Numbers of Gaussians, such as 120000 or 50k,200k,1M.
         max_megabytes: File sizes in megabytes (1,000,000 bytes), such as 15 or 5,15.
         overwrite: Replace the files if they exist.
     """
     budgets = _budgets(ratio, max_gaussians, max_megabytes)
-    require_free(output, overwrite)
+    require_free(output, overwrite, EXPORTS)
     model = load(ckpt)
     if len(budgets) == 1:
         if output.suffix.lower() != ".ply":
             raise InputError(f"{output}: expected the name of a .ply file.")
-        _write(budgets[0].of(model), output)
+        splats = budgets[0].of(model)
+        write_ply(splats, output)
+        _tell(output, splats)
         return
     if output.suffix:
         raise InputError(f"{output}: {len(budgets)} budgets need a folder, found the name of a file.")
     scenes = [(budget, budget.of(model)) for budget in budgets]  # a bad one writes nothing
-    entries = []
-    for budget, splats in scenes:
-        path = output / f"{output.name}_{len(splats)}.ply"
-        _write(splats, path)
-        entries.append(_entry(path, len(splats), len(model), budget, ckpt))
-    with atomic_path(output / INDEX) as temporary:
-        temporary.write_text(json.dumps(entries, indent=2) + "\n")
+    with atomic_path(output) as temporary:
+        temporary.mkdir()
+        entries = []
+        for budget, splats in scenes:
+            path = temporary / f"{output.name}_{len(splats)}.ply"
+            write_ply(splats, path)
+            entries.append(_entry(path, len(splats), model, budget, ckpt))
+        (temporary / INDEX).write_text(json.dumps(entries, indent=2) + "\n")
+        if output.is_dir():  # a rename does not replace a folder with files in it
+            shutil.rmtree(output)
+    for (_, splats), entry in zip(scenes, entries, strict=True):
+        _tell(output / entry["file"], splats)
 
 
 @dataclass(frozen=True)
@@ -92,40 +103,44 @@ def _numbers(option: str, text: str | None) -> list[float]:
         InputError: naming the option.
     """
     numbers = []
-    for part in text.split(",") if text else []:
+    for part in [] if text is None else text.split(","):
         word = part.strip().lower()
         factor = _SUFFIXES.get(word[-1:], 1.0)
         try:
-            numbers.append(float(word[:-1] if factor != 1.0 else word) * factor)
-        except ValueError as error:
+            number = float(word[:-1] if factor != 1.0 else word) * factor
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
             expected = "numbers separated by commas, such as 0.05 or 50k,1M"
-            raise InputError(f"--{option}: expected {expected}, found '{text}'.") from error
+            raise InputError(f"--{option}: expected {expected}, found '{text}'.")
+        numbers.append(number)
     return numbers
 
 
-def _write(splats: Splats, path: Path) -> None:
-    write_ply(splats, path)
+def _tell(path: Path, splats: Splats) -> None:
     size = path.stat().st_size / 1e6
     log.info(f"{path}: {len(splats):,} Gaussians, SH degree {splats.sh_degree}, {size:.1f} MB")
 
 
-def _entry(path: Path, count: int, total: int, budget: Budget, ckpt: Path) -> dict[str, Any]:
+def _entry(path: Path, count: int, model: Model, budget: Budget, ckpt: Path) -> dict[str, Any]:
     entry = {
         "file": path.name,
-        "ratio": count / total if budget.ratio is None else budget.ratio,
+        "ratio": count / len(model) if budget.ratio is None else budget.ratio,
         "gaussians": count,
         "bytes": path.stat().st_size,
     }
-    psnr = _measured_psnr(ckpt, budget.ratio)
+    psnr = _measured_psnr(ckpt, model.iteration, budget.ratio)
     return entry if psnr is None else entry | {"psnr": psnr}
 
 
-def _measured_psnr(ckpt: Path, ratio: float | None) -> float | None:
-    """PSNR from the run's metrics.json, if it was tested at this very ratio."""
+def _measured_psnr(ckpt: Path, iteration: int, ratio: float | None) -> float | None:
+    """PSNR from the run's metrics.json, if this very checkpoint was tested at this very ratio."""
     report = ckpt.resolve().parents[1] / "metrics.json"
     if ratio is None or not report.is_file():
         return None
     metrics = json.loads(report.read_text())
+    if metrics["iteration"] != iteration:
+        return None
     if ratio == 1.0:
-        return metrics.get("mean", {}).get("psnr")
-    return metrics.get("ratios", {}).get(f"{ratio:g}", {}).get("psnr")
+        return metrics["mean"].get("psnr")
+    return metrics["ratios"].get(f"{ratio:g}", {}).get("psnr")

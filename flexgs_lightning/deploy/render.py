@@ -5,7 +5,7 @@ from __future__ import annotations
 import mimetypes
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 
@@ -27,7 +27,8 @@ from flexgs_lightning.splats import Splats
 
 VIDEO_NAME = "video.mp4"
 """The video that lies beside the frames."""
-_OWN_SUFFIXES = {".png", ".mp4"}
+RENDERS = (".png", ".mp4")
+"""Endings of the files that a folder of renders holds."""
 
 
 @torch.no_grad()
@@ -93,7 +94,7 @@ def render_views(
     """
     output = Path(output)
     require_kind(output)
-    require_free(output, overwrite)
+    require_free(output, overwrite, RENDERS)
     batches = [cameras] if isinstance(cameras, Cameras) else cameras
     batch = [several[i] for several in batches for i in range(len(several))]
     file_names = _file_names(names if names is not None else [f"{i:05d}" for i in range(len(batch))])
@@ -157,8 +158,8 @@ def require_kind(output: Path) -> None:
         )
 
 
-def require_free(output: Path, overwrite: bool) -> None:
-    """Refuse to replace what exists, and never a folder that holds anything but renders.
+def require_free(output: Path, overwrite: bool, suffixes: Collection[str]) -> None:
+    """Refuse to replace what exists, and never a folder that holds anything but files of ``suffixes``.
 
     Raises:
         InputError: ``output`` exists and may not be replaced.
@@ -168,9 +169,10 @@ def require_free(output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(f"{output}: exists already. Choose another output, or set overwrite to replace it.")
-    others = [path.name for path in held if path.is_dir() or path.suffix not in _OWN_SUFFIXES]
+    others = [path.name for path in held if path.is_dir() or path.suffix not in suffixes]
     if others:
-        raise InputError(f"{output}: not replaced, because it holds more than renders ('{others[0]}').")
+        expected = " and ".join(suffixes)
+        raise InputError(f"{output}: not replaced, because it holds more than {expected} ('{others[0]}').")
 
 
 def _file_names(names: Sequence[str]) -> list[str]:

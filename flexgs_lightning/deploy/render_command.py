@@ -8,7 +8,7 @@ from typing import Any, Literal
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.capture import View
 from flexgs_lightning.deploy.path_file import read_path
-from flexgs_lightning.deploy.render import render_views, require_free, require_kind
+from flexgs_lightning.deploy.render import RENDERS, render_views, require_free, require_kind
 from flexgs_lightning.deploy.scene import choose_device, grey, one_size, open_capture, open_scene
 from flexgs_lightning.deploy.trajectory import interpolate, orbit
 from flexgs_lightning.errors import InputError
@@ -62,7 +62,7 @@ def render(
         overwrite: Replace the output if it exists.
     """
     require_kind(output)
-    require_free(output, overwrite)
+    require_free(output, overwrite, RENDERS)
     scene = open_scene(ckpt, ply)
     splats = scene.model.at(ratio)
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
