@@ -69,6 +69,24 @@ def test_a_signal_reaches_the_running_and_starts_no_more() -> None:
     assert statuses == {"0": -signal.SIGTERM, "1": -signal.SIGTERM}
 
 
+def test_a_signal_that_comes_while_a_program_is_started_reaches_it_once() -> None:
+    statuses: dict[str, int] = {}
+    code = (
+        "import signal, sys, time; seen = []; signal.signal(signal.SIGTERM, lambda *_: seen.append(1));"
+        "time.sleep(1.5); sys.exit(100 + len(seen))"
+    )
+    task = program("0", code, statuses)
+
+    def start(place: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
+        process = task.start(place)
+        time.sleep(0.5)  # until it has its handler
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    assert run_side_by_side([Task("0", start, task.done)], [{}]) == signal.SIGTERM
+    assert statuses == {"0": 101}
+
+
 # -- shares of an array --------------------------------------------------------------------------------
 
 

@@ -44,16 +44,15 @@ def run_side_by_side(tasks: Sequence[Task], places: Sequence[Mapping[str, str]])
     free = list(places)
     running: list[tuple[Task, subprocess.Popen[bytes], Mapping[str, str]]] = []
     received: list[int] = []
+    handed_on = 0
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
+        """No more than that: the signal may come while a program is being started."""
         received.append(number)
-        waiting.clear()
-        for _, process, _ in running:
-            process.send_signal(number)
 
-    with _on_signals(stop):
-        while waiting or running:
-            while waiting and free:
+    with _on_signals(note):
+        while running or (waiting and not received):
+            while waiting and free and not received:
                 task, place = waiting.pop(0), free.pop(0)
                 process = task.start(place)
                 if process is None:
@@ -65,6 +64,10 @@ def run_side_by_side(tasks: Sequence[Task], places: Sequence[Mapping[str, str]])
                 task, process, place = entry
                 free.append(place)
                 task.done(process.returncode)
+            while handed_on < len(received):
+                for _, process, _ in running:
+                    process.send_signal(received[handed_on])
+                handed_on += 1
             if running:
                 time.sleep(POLL_SECONDS)
     return received[0] if received else None
