@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -275,6 +276,23 @@ def test_one_unseen_ratio_is_enough(ablated: Path, tmp_path: Path) -> None:
     assert main(["unseen", "--ckpts", str(ckpt), *options]) == 0
     (model,) = json.loads((tmp_path / "unseen.json").read_text())["models"].values()
     assert [result["ratio"] for result in model["ratios"]] == [0.5, 1.0]
+
+
+def test_unseen_mixes_no_protocols(ablated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Photos of another size give another PSNR; one config for all settles it."""
+    runs = [ablated / name / "training" / "version_0" for name in ("matryoshka", "matryoshka+list")]
+    other = tmp_path / "other"
+    shutil.copytree(runs[1], other)
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["data"]["downscale"] = 2
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    ckpts = [str(run / "checkpoints" / "last.ckpt") for run in (runs[0], other)]
+    options = ["--trained", "0.5", "--tested=[]", "--points", "2", "--device=cpu"]
+    command = ["unseen", "--ckpts", *ckpts, *options, "--output", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert f"{ckpts[1]}: would be measured with images " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--config", str(runs[0] / "config.yaml")]) == 0
 
 
 @pytest.mark.parametrize(

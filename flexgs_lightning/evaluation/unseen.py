@@ -40,7 +40,7 @@ def unseen(
 
     Args:
         ckpts: Checkpoints of elastic models of one capture.
-        config: YAML files with settings of data and metrics; by default the first checkpoint's config.yaml.
+        config: YAML files with settings of data and metrics; by default each checkpoint's own config.yaml.
         trained: Ratios that training drew.
         tested: Ratios that it did not.
         points: Ratios of the curve, evenly spaced in log from the smallest of the others to 1.
@@ -119,7 +119,8 @@ def _check(path: Path, study: Study, first: Study, ratios: Sequence[float]) -> N
     """Refuse what cannot be measured before anything is.
 
     Raises:
-        InputError: see ``Study.check_ratios``; the model is not elastic or of another capture.
+        InputError: see ``Study.check_ratios``; the model is not elastic, of another capture, or measured
+            under another protocol.
     """
     study.check_ratios(ratios, f"--trained and --tested with {path}")
     if not study.model.elastic:
@@ -128,6 +129,13 @@ def _check(path: Path, study: Study, first: Study, ratios: Sequence[float]) -> N
         raise InputError(
             f"{path}: of the capture '{study.capture.name}', but the first is of '{first.capture.name}'."
         )
+    found = study.protocol()
+    for name, expected in first.protocol().items():
+        if found[name] != expected:
+            raise InputError(
+                f"{path}: would be measured with {name} {found[name]}, but the first with {expected}; "
+                "--config sets data and metrics for all."
+            )
 
 
 def _curve(lowest: float, points: int) -> list[float]:
