@@ -59,7 +59,7 @@ class ElasticTraining:
     ratio_bias: float = 1.0
     prefixes: int = 2
     full_every: int = 1
-    full_weight: float = 0.5
+    full_weight: float = 0.7
     importance: Importance = "removal"
     importance_weight: float = 1.0
     sparsity_weight: float = 0.01
