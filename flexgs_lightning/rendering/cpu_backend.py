@@ -18,7 +18,7 @@ from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.jit import run
 from flexgs_lightning.rendering.cpu import projection, projection_backward, raster
 from flexgs_lightning.rendering.cpu.tiles import build_tile_lists
-from flexgs_lightning.rendering.rasterizer import Rendering
+from flexgs_lightning.rendering.rasterizer import Picture, Projection, Rendering
 from flexgs_lightning.splats import Splats
 
 
@@ -35,25 +35,37 @@ def rasterize(
     Raises:
         ValueError: a tensor of ``splats`` is not float32, the only type of the kernels.
     """
+    projection = project(splats, cameras, sh_degree, antialiased)
+    picture = blend(projection, cameras.width, cameras.height, background, with_importance)
+    importance = picture.importance
+    return Rendering(
+        image=picture.image,
+        alpha=picture.alpha,
+        depth=picture.depth,
+        means2d=projection.means2d,
+        radii=projection.radii,
+        weights=None if importance is None else importance[..., 0],
+        hits=None if importance is None else importance[..., 1].int(),
+        width=cameras.width,
+        height=cameras.height,
+    )
+
+
+def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool) -> Projection:
+    """The first step of ``rasterize``."""
     parameters = (splats.means, splats.quats, splats.scales, splats.opacities, splats.sh)
     for name, tensor in zip(("means", "quats", "scales", "opacities", "sh"), parameters, strict=True):
         if tensor.dtype != torch.float32:
             raise ValueError(f"rasterize: splats.{name} must be torch.float32, found {tensor.dtype}.")
-    means2d, features, extents, radii = _Projection.apply(*parameters, cameras, sh_degree, antialiased)
-    image, alpha, depth, importance = _Blending.apply(
-        means2d, features, extents, cameras.width, cameras.height, background, with_importance
-    )
-    return Rendering(
-        image=image,
-        alpha=alpha,
-        depth=depth,
-        means2d=means2d,
-        radii=radii,
-        weights=importance[..., 0] if with_importance else None,
-        hits=importance[..., 1].int() if with_importance else None,
-        width=cameras.width,
-        height=cameras.height,
-    )
+    return Projection(*_Projection.apply(*parameters, cameras, sh_degree, antialiased))
+
+
+def blend(
+    projection: Projection, width: int, height: int, background: Float[Tensor, "C 3"], with_importance: bool
+) -> Picture:
+    """The second step of ``rasterize``; reads no radii."""
+    means2d, features, extents, _ = projection
+    return Picture(*_Blending.apply(means2d, features, extents, width, height, background, with_importance))
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -18,9 +18,19 @@ from torch.utils.cpp_extension import get_default_build_root
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.rendering.rasterizer import EPS2D, FAR_PLANE, NEAR_PLANE, Rendering
+from flexgs_lightning.rendering.rasterizer import (
+    EPS2D,
+    FAR_PLANE,
+    NEAR_PLANE,
+    OPACITY,
+    Picture,
+    Projection,
+    Rendering,
+)
 from flexgs_lightning.splats import Splats
 
+TILE_SIZE = 16
+"""Pixels; gsplat's own default, and the only size that it tests."""
 INTERSECTIONS_PER_CHUNK = 2**16
 """Hits are listed for this many (Gaussian, tile) pairs at a time: at most 256 pixels of 40 bytes each."""
 
@@ -74,6 +84,75 @@ def rasterize(
         width=cameras.width,
         height=cameras.height,
     )
+
+
+def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool) -> Projection:
+    """The first half of what ``gsplat.rasterization`` does; the features' shape is gsplat's conic."""
+    shape = (len(cameras), len(splats))
+    if 0 in shape:  # gsplat would divide by zero
+        zero = _zero(splats)
+        sizes = zero.detach().expand(*shape, 2)
+        return Projection(zero.expand(*shape, 2), zero.expand(*shape, 8), sizes, sizes.int())
+    radii, means2d, depths, conics, compensations = gsplat.fully_fused_projection(
+        splats.means,
+        None,
+        splats.quats,
+        splats.scales,
+        cameras.viewmats,
+        cameras.Ks,
+        cameras.width,
+        cameras.height,
+        eps2d=EPS2D,
+        packed=False,
+        near_plane=NEAR_PLANE,
+        far_plane=FAR_PLANE,
+        radius_clip=0.0,
+        calc_compensations=antialiased,
+        opacities=splats.opacities,
+    )
+    visible = (radii > 0).all(dim=-1)
+    # As in ``rasterize``: what gsplat leaves uninitialised must not be taken for a number.
+    means2d.data.masked_fill_(~visible.unsqueeze(-1), 0.0)
+    opacities = splats.opacities.expand(shape)
+    if compensations is not None:
+        opacities = opacities * compensations.masked_fill(~visible, 0.0)
+    directions = splats.means - cameras.positions[:, None]
+    sh = splats.sh.expand(len(cameras), *splats.sh.shape)
+    colors = gsplat.spherical_harmonics(sh_degree, directions, sh, masks=visible)
+    columns = (conics, opacities.unsqueeze(-1), (colors + 0.5).clamp_min(0.0), depths.unsqueeze(-1))
+    return Projection(means2d, torch.cat(columns, dim=-1), radii.to(means2d), radii)
+
+
+def blend(
+    projection: Projection, width: int, height: int, background: Float[Tensor, "C 3"], with_importance: bool
+) -> Picture:
+    """The second half of what ``gsplat.rasterization`` does."""
+    means2d, features, extents, _ = projection
+    cameras, count = means2d.shape[:2]
+    if cameras == 0 or count == 0:
+        screen = (means2d.sum() + features.sum()).mul(0.0).expand(cameras, height, width, 1)
+        nothing = screen.new_zeros(cameras, count, 2) if with_importance else None
+        return Picture(screen + background[:, None, None, :], screen, screen, nothing)
+    size = (width, height, TILE_SIZE)
+    across, down = -(-width // TILE_SIZE), -(-height // TILE_SIZE)
+    conics, opacities, colors = features.split((OPACITY, 1, 4), dim=-1)
+    opacities = opacities.squeeze(-1).contiguous()
+    _, ids, flatten_ids = gsplat.isect_tiles(
+        means2d, extents.int(), colors[..., 3], TILE_SIZE, across, down, n_images=cameras
+    )
+    offsets = gsplat.isect_offset_encode(ids, cameras, across, down)
+    behind = torch.nn.functional.pad(background, (0, 1))  # none of depth
+    means2d, conics = means2d.contiguous(), conics.contiguous()
+    drawn, alpha = gsplat.rasterize_to_pixels(
+        means2d, conics, colors.contiguous(), opacities, *size, offsets, flatten_ids, backgrounds=behind
+    )
+    importance = None
+    if with_importance:
+        state: dict[str, Any] = {"means2d": means2d, "conics": conics, "opacities": opacities}
+        state |= {"isect_offsets": offsets, "flatten_ids": flatten_ids}
+        state |= {"width": width, "height": height, "tile_size": TILE_SIZE}
+        importance = torch.stack([_weights(state), _hits(state).float()], dim=-1)
+    return Picture(drawn[..., :3], alpha, drawn[..., 3:] / alpha.clamp(min=1e-10), importance)
 
 
 def _weights(state: dict[str, Any]) -> Float[Tensor, "C N"]:
@@ -139,8 +218,7 @@ def _empty(
     splats: Splats, cameras: Cameras, background: Float[Tensor, "C 3"], with_importance: bool
 ) -> Rendering:
     """Nothing but background. Still part of the graph, so that ``backward`` works as in any other scene."""
-    fields = (splats.means, splats.quats, splats.scales, splats.opacities, splats.sh)
-    zero = sum((field.sum() for field in fields), start=background.new_zeros(())) * 0.0
+    zero = _zero(splats)
     screen = zero.expand(len(cameras), cameras.height, cameras.width, 1)
     per_splat = zero.detach().expand(len(cameras), len(splats))
     return Rendering(
@@ -154,6 +232,12 @@ def _empty(
         width=cameras.width,
         height=cameras.height,
     )
+
+
+def _zero(splats: Splats) -> Float[Tensor, ""]:
+    """0, as a function of all fields."""
+    fields = (splats.means, splats.quats, splats.scales, splats.opacities, splats.sh)
+    return sum((field.sum() for field in fields), start=splats.means.new_zeros(())) * 0.0
 
 
 @functools.cache

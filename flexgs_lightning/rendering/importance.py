@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.processes import ALONE, Shards
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import Splats
 
@@ -31,22 +32,30 @@ class BlendingImportance(NamedTuple):
 
 @torch.no_grad()
 def blending_importance(
-    splats: Splats, views: Iterable[Cameras], *, antialiased: bool = False
+    splats: Splats, views: Iterable[Cameras], *, antialiased: bool = False, shards: Shards = ALONE
 ) -> BlendingImportance:
     """What each Gaussian contributes to ``views``, in one render of each batch of cameras.
 
-    Colour plays no part. With several processes, share the views out and add up the results.
+    Colour plays no part. With several processes, share the views out and add up the results. If they hold
+    the Gaussians together, the result is that of all their views already; their numbers of batches must then
+    be equal, batches may be empty.
 
     Args:
         splats: N Gaussians.
         views: batches of cameras, moved to the device of ``splats`` one at a time; sizes may differ.
         antialiased: as the scene is rendered.
+        shards: who holds the Gaussians.
     """
     weights = torch.zeros(len(splats), dtype=torch.float64, device=splats.device)
     hits = torch.zeros(len(splats), dtype=torch.int64, device=splats.device)
     for cameras in views:
         rendering = rasterize(
-            splats, cameras.to(splats.device), sh_degree=0, antialiased=antialiased, with_importance=True
+            splats,
+            cameras.to(splats.device),
+            sh_degree=0,
+            antialiased=antialiased,
+            with_importance=True,
+            shards=shards,
         )
         assert rendering.weights is not None
         assert rendering.hits is not None
@@ -99,6 +108,7 @@ def removal_importance(
     generator: torch.Generator | None = None,
     background: Float[Tensor, " 3"] | None = None,
     antialiased: bool = False,
+    shards: Shards = ALONE,
 ) -> Float[Tensor, " N"]:
     """By how much the images change if one Gaussian is left out: the squared difference, summed over pixels.
 
@@ -115,23 +125,24 @@ def removal_importance(
         generator: of the signs, on the device of ``splats``.
         background: colour behind the Gaussians; black if None.
         antialiased: as the scene is rendered.
+        shards: who holds the Gaussians.
 
     Returns:
         [N] float64, in units of squared colour in [0, 1] times pixels and channels.
     """
     still = splats.detach()
     opacities = still.opacities.clone().requires_grad_()
-    image = rasterize(
+    rendering = rasterize(
         Splats(still.means, still.quats, still.scales, opacities, still.sh),
         cameras.to(splats.device),
         background=background,
         antialiased=antialiased,
-    ).image
-    total = torch.zeros(len(splats), dtype=torch.float64, device=splats.device)
-    if not image.requires_grad:
-        return total
-    for probe in range(probes):
+        shards=shards,
+    )
+    image, drawn = rendering.image, opacities if rendering.opacities is None else rendering.opacities
+    total = torch.zeros(drawn.shape, dtype=torch.float64, device=splats.device)
+    for probe in range(probes if image.requires_grad else 0):
         signs = torch.empty_like(image).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-        (gradient,) = torch.autograd.grad(image, opacities, signs, retain_graph=probe + 1 < probes)
-        total += (gradient * still.opacities).double().square()
-    return total / probes
+        (gradient,) = torch.autograd.grad(image, drawn, signs, retain_graph=probe + 1 < probes)
+        total += (gradient * drawn.detach()).double().square()
+    return (total if total.ndim == 1 else total.sum(dim=0)) / probes

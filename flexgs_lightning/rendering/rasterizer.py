@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.processes import ALONE, Shards
 from flexgs_lightning.splats import Splats
 
 EPS2D = 0.3
@@ -17,9 +19,48 @@ NEAR_PLANE = 0.01
 FAR_PLANE = 1e10
 
 
+class Projection(NamedTuple):
+    """N Gaussians on the image planes of C cameras: what is left to do is blending.
+
+    Attributes:
+        means2d: [C, N, 2] as in ``Rendering``.
+        features: [C, N, 8] three numbers for the shape, opacity, red, green, blue, depth; differentiable.
+        extents: [C, N, 2] float32 half width and height in pixels of what has to be drawn; 0 where culled.
+        radii: [C, N, 2] int32 ``extents`` rounded up.
+    """
+
+    means2d: Float[Tensor, "C N 2"]
+    features: Float[Tensor, "C N 8"]
+    extents: Float[Tensor, "C N 2"]
+    radii: Int[Tensor, "C N 2"]
+
+
+OPACITY = 3
+"""Column of ``Projection.features``."""
+
+
+class Picture(NamedTuple):
+    """What blending gives; see ``Rendering``.
+
+    Attributes:
+        image: [C, H, W, 3].
+        alpha: [C, H, W, 1].
+        depth: [C, H, W, 1].
+        importance: [C, N, 2] weights and hits, float32; None unless asked for.
+    """
+
+    image: Float[Tensor, "C H W 3"]
+    alpha: Float[Tensor, "C H W 1"]
+    depth: Float[Tensor, "C H W 1"]
+    importance: Float[Tensor, "C N 2"] | None
+
+
 @dataclass(frozen=True)
 class Rendering:
     """What C cameras see of N Gaussians.
+
+    Where several processes hold the Gaussians, images are those of this process's cameras, and what is said
+    of Gaussians is said of the N that this process holds, through the cameras of all processes, by rank.
 
     Attributes:
         image: [C, H, W, 3] colour, background included; not clamped above 1.
@@ -33,6 +74,8 @@ class Rendering:
         hits: [C, N] int32 number of pixels to which the Gaussian contributes; None unless asked for.
         width: image width in pixels.
         height: image height in pixels.
+        opacities: [C, N] as they are blended (``antialiased`` lowers them), in the graph as ``means2d`` is;
+            None unless several processes hold the Gaussians.
     """
 
     image: Float[Tensor, "C H W 3"]
@@ -44,6 +87,7 @@ class Rendering:
     hits: Int[Tensor, "C N"] | None
     width: int
     height: int
+    opacities: Float[Tensor, "C N"] | None = None
 
 
 def rasterize(
@@ -54,8 +98,12 @@ def rasterize(
     sh_degree: int | None = None,
     antialiased: bool = False,
     with_importance: bool = False,
+    shards: Shards = ALONE,
 ) -> Rendering:
     """Draw ``splats`` through ``cameras``; differentiable in every field of ``splats``.
+
+    If several processes hold the Gaussians, all must call it, each with its own Gaussians and cameras (or
+    none), and go backward through it together (``rendering.sharded``).
 
     CUDA tensors go to gsplat, CPU tensors to this package's own kernels; both give the same result
     (README, "Rendering").
@@ -68,6 +116,7 @@ def rasterize(
         antialiased: scale opacities so that the low-pass filter keeps each Gaussian's total weight
             (Mip-Splatting's 2D filter).
         with_importance: also return ``weights`` and ``hits``.
+        shards: who holds the Gaussians.
 
     Raises:
         ValueError: devices differ, or ``sh_degree`` or the background's shape is out of range.
@@ -79,6 +128,10 @@ def rasterize(
     if splats.device != cameras.device:
         raise ValueError(f"rasterize: splats are on {splats.device}, cameras on {cameras.device}.")
     colour = _background(background, len(cameras), splats.means)
+    if shards.several:
+        from flexgs_lightning.rendering.sharded import rasterize as draw_together
+
+        return draw_together(splats, cameras, colour, degree, antialiased, with_importance, shards)
     if splats.device.type == "cuda":
         from flexgs_lightning.rendering.gsplat_backend import rasterize as draw
     else:

@@ -79,7 +79,7 @@ def _exclusive_sums(cursors: Int[ndarray, "C P T"]) -> Int[ndarray, " CT+1"]:
     offsets = np.zeros(cursors.shape[0] * cursors.shape[2] + 1, np.int64)
     np.cumsum(cursors.sum(axis=1).ravel(), out=offsets[1:])
     before = np.cumsum(cursors, axis=1) - cursors
-    cursors[:] = before + offsets[:-1].reshape(cursors.shape[0], 1, -1)
+    cursors[:] = before + offsets[:-1].reshape(cursors.shape[0], 1, cursors.shape[2])
     return offsets
 
 
