@@ -35,6 +35,7 @@ from flexgs_lightning.training.callbacks.checkpointing import FOLDER, SafeCheckp
 from flexgs_lightning.training.callbacks.interruption import signals_given_back
 from flexgs_lightning.training.module import FlexGSModule
 from flexgs_lightning.training.parallel import ReplicaStrategy, check_strategy, lost_processes_explained
+from flexgs_lightning.training.sharding import ShardStrategy
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class FlexGSCLI(LightningCLI):
         if options.ckpt_path == "last":
             options.ckpt_path = str(newest_checkpoint(runs))
         if options.ckpt_path is not None:
-            self._trained = read_checkpoint(options.ckpt_path)[CHECKPOINT_KEY]
+            self._trained = read_checkpoint(options.ckpt_path, mapped=True)[CHECKPOINT_KEY]
         elif self.config.subcommand != "fit":
             raise InputError(f"--ckpt_path: {self.config.subcommand} needs a checkpoint ('last' or a file).")
 
@@ -159,6 +160,7 @@ class FlexGSCLI(LightningCLI):
         kwargs["callbacks"] = [*(options["callbacks"] or []), IterationAxis(), *progress]
         kwargs["plugins"] = [*(options["plugins"] or []), SafeCheckpointIO()]
         ReplicaStrategy.register()
+        ShardStrategy.register()
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except InputError:

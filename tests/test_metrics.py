@@ -289,8 +289,10 @@ def _measure_on_rank(rank: int, world_size: int, counts: tuple[int, ...], store:
     metrics = ImageMetrics("none").like()
     for count in counts:
         prediction, target = images(count, 24, 24)
-        mine = [i for batch in HeldOutOrder(count, rank, world_size) for i in batch]
-        shares[count] = [] if HeldOutOrder.repeats(count, rank) else mine
+        mine = enumerate(HeldOutOrder(count, rank, world_size))
+        shares[count] = [
+            i for batch, (i,) in mine if not HeldOutOrder.repeats(count, batch, rank, world_size)
+        ]
         for i in shares[count]:
             metrics.update(prediction[i : i + 1], target[i : i + 1])
         means[count] = metrics.compute()

@@ -13,9 +13,10 @@ from training_processes import Outcome, run, scene
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.lightning_cli import FlexGSCLI
+from flexgs_lightning.processes import gather, sum_over_processes
 from flexgs_lightning.training.module import FlexGSModule
 from flexgs_lightning.training.optimization import scale_to_batch
-from flexgs_lightning.training.parallel import checksum, gather, sum_gradients, sum_over_processes
+from flexgs_lightning.training.parallel import checksum, sum_gradients
 
 RECONSTRUCTION, STEPS, KEPT = 50, 75, 15
 """Densification at 20 and 40, opacity reset at 25, elastic from 50 on, importance refresh at 60."""

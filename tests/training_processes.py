@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,29 @@ def run(
 ) -> list[Outcome]:
     """Start, and wait for the end."""
     return Processes(count, arguments, folder, prepare).wait()
+
+
+def together(count: int, function: Callable[[int], Any], folder: Path) -> list[Any]:
+    """What ``function(rank)`` returns in each of ``count`` processes of a group."""
+    folder.mkdir(parents=True, exist_ok=True)
+    processes = [
+        _context.Process(target=_in_group, args=(rank, count, function, folder)) for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0, "see standard error"
+    return [torch.load(folder / f"result_{rank}", weights_only=False) for rank in range(count)]
+
+
+def _in_group(rank: int, count: int, function: Callable[[int], Any], folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=count
+    )
+    torch.save(function(rank), folder / f"result_{rank}")
+    torch.distributed.destroy_process_group()
 
 
 def scene(checkpoint: Path) -> dict[str, Tensor]:

@@ -90,18 +90,19 @@ class TrainingOrder(Sampler[list[int]]):
 class HeldOutOrder(Sampler[list[int]]):
     """Each held-out view once, in order, one per batch, dealt out over the processes.
 
-    There is no padding but this: a process beyond the number of views gets one of them again, for Lightning
-    leaves out the evaluation in a process without any, and the others would wait for it. Whoever measures
-    must skip it (``repeats``).
+    Every process has as many batches, because Lightning leaves out the evaluation in a process without any,
+    for which the others would wait, and because processes may have to draw together. Where views do not
+    suffice, the last one is repeated; whoever measures must skip that (``repeats``).
     """
 
     def __init__(self, count: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, count, world_size) if rank < count else range(count)[-1:]
+        batches = -(-count // world_size)
+        self.indices = [min(rank + i * world_size, count - 1) for i in range(batches)]
 
     @staticmethod
-    def repeats(count: int, rank: int) -> bool:
-        """Whether process ``rank`` only repeats a view of another one."""
-        return rank >= count
+    def repeats(count: int, batch: int, rank: int, world_size: int) -> bool:
+        """Whether batch number ``batch`` of process ``rank`` only repeats a view."""
+        return batch * world_size + rank >= count
 
     def __iter__(self) -> Iterator[list[int]]:
         return ([index] for index in self.indices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from flexgs_lightning.model.budget import PLY_HEADER_BYTES, ply_bytes_per_gaussi
 from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
 from flexgs_lightning.model.gaussians import PARAMETERS, Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
+from flexgs_lightning.processes import ALONE, Shards
 from flexgs_lightning.splats import Splats
 
 CHECKPOINT_KEY = "flexgs"
@@ -21,6 +23,7 @@ CHECKPOINT_KEY = "flexgs"
 CHECKPOINT_VERSION = 1
 SCENE = "scene."
 """Where the scene stands in a checkpoint's ``state_dict``."""
+_PER_GAUSSIAN = re.compile(r"(scene\.)?((gaussians\.)?params\.\w+|residuals\.tables\.\d+)")
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,12 @@ class Model:
         return self.scene.at(ratio).with_sh_degree(self.sh_degree)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     """Load a checkpoint of this package. Only tensors and plain values are unpickled.
+
+    Args:
+        path: the file.
+        mapped: leave tensors on the disk until they are read, for who needs a part of them.
 
     Raises:
         InputError: the file is missing, truncated, not this package's, of another version, or holds
@@ -106,7 +113,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises five kinds, depending on where the damage is
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -141,11 +148,23 @@ def load(path: str | Path) -> Model:
     )
 
 
-def empty_elastic(state: Mapping[str, Any], prefix: str, options: Mapping[str, Any]) -> ElasticGaussians:
-    """An elastic model of the shape of a saved one, for ``load_state_dict``."""
+def is_per_gaussian(name: str) -> bool:
+    """Whether a parameter of a scene, or of a module with one, has a row for each Gaussian."""
+    return _PER_GAUSSIAN.fullmatch(name) is not None
+
+
+def empty_elastic(
+    state: Mapping[str, Any],
+    prefix: str,
+    options: Mapping[str, Any],
+    shards: Shards = ALONE,
+    total: int | None = None,
+) -> ElasticGaussians:
+    """An elastic model of the shape of a saved one, for ``load_state_dict``; see there for the arguments."""
     start = f"{prefix}gaussians.params."
     gaussians = Gaussians({name: state[start + name] for name in PARAMETERS})
-    return ElasticGaussians(gaussians, SceneFrame(torch.zeros(3), 1.0), ElasticOptions.from_plain(options))
+    frame = SceneFrame(torch.zeros(3), 1.0)
+    return ElasticGaussians(gaussians, frame, ElasticOptions.from_plain(options), shards=shards, total=total)
 
 
 def _scene(

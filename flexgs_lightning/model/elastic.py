@@ -13,9 +13,10 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.gaussians import Gaussians, activate
 from flexgs_lightning.model.normalization import SceneFrame
-from flexgs_lightning.model.residuals import RatioResiduals
+from flexgs_lightning.model.residuals import Permutation, RatioResiduals, reorder_rows
 from flexgs_lightning.model.selector import GaussianSelector, rank
 from flexgs_lightning.model.transform_field import Head, TransformField, base_resolution_for
+from flexgs_lightning.processes import ALONE, Shards
 from flexgs_lightning.splats import Splats
 
 
@@ -78,6 +79,9 @@ class ElasticGaussians(nn.Module):
     With "ordered" selection the Gaussians are stored in the order of the ranking, so that every ratio is a
     prefix. With "gsnet" the ranking is the selector's, computed once when drawing starts, until ``sort``
     stores it the same way. Either way sets are nested: a smaller ratio's Gaussians are among a larger one's.
+
+    If several processes hold the Gaussians, process r of W stores r, r + W, r + 2W, … of them. Ratios then
+    still mean all N, and ``at`` gives what of a subset is here.
     """
 
     importance_order: Int[Tensor, " N"]
@@ -89,6 +93,8 @@ class ElasticGaussians(nn.Module):
         frame: SceneFrame,
         options: ElasticOptions,
         residual_units: Mapping[str, float] | None = None,
+        shards: Shards = ALONE,
+        total: int | None = None,
     ) -> None:
         """Construction changes no image (unless ``field_zero_init`` is off): displacements start at zero.
 
@@ -97,9 +103,13 @@ class ElasticGaussians(nn.Module):
             frame: where the scene lies, for the networks.
             options: which parts there are.
             residual_units: see ``RatioResiduals``; not needed where a state is loaded afterwards.
+            shards: who holds the Gaussians.
+            total: N, if ``gaussians`` are not all.
         """
         super().__init__()
-        if len(gaussians) == 0:
+        self.shards = shards
+        self._total = len(gaussians) if total is None else total
+        if self._total == 0:
             raise InputError("an elastic model needs at least one Gaussian, found none.")
         self.options = options
         self.gaussians = gaussians
@@ -109,18 +119,19 @@ class ElasticGaussians(nn.Module):
         self.residuals: RatioResiduals | None = None
         self._order: Tensor | None = None
         if options.selection == "gsnet":
-            self.register_buffer("importance_order", torch.arange(len(gaussians)))
+            self.register_buffer("importance_order", torch.arange(self._total))
             self.selector = GaussianSelector(
                 frame, lowest_ratio=options.lowest_ratio, ratio_axis=options.ratio_axis
             )
         if options.field_heads:
-            self.field = _field(len(gaussians), frame, options)
+            self.field = _field(self._total, frame, options)
         if options.residual_anchors:
             units = residual_units or dict.fromkeys(("means", "quats", "scales", "opacities", "sh0"), 1.0)
-            self.residuals = RatioResiduals(len(gaussians), options.residual_anchors, dict(units))
+            self.residuals = RatioResiduals(self._total, options.residual_anchors, dict(units), shards)
 
     def __len__(self) -> int:
-        return len(self.gaussians)
+        """N, over all processes that hold Gaussians."""
+        return self._total
 
     def at(self, ratio: float) -> Splats:
         """Exactly floor(e N) Gaussians, the highest ranked, displaced for that ratio; differentiable.
@@ -131,7 +142,9 @@ class ElasticGaussians(nn.Module):
             InputError: the ratio lies outside (0, 1] or holds no Gaussian.
         """
         count = count_at(ratio, len(self))
-        return self.drawn(count if self.selector is None else self.ranking()[:count], ratio)
+        if self.selector is None:
+            return self.drawn(self.shards.local(count), ratio)
+        return self.drawn(self.shards.own(self.ranking()[:count]), ratio)
 
     def at_each(self, ratios: Sequence[float]) -> list[Splats]:
         """``at`` for several ratios of one iteration.
@@ -147,13 +160,13 @@ class ElasticGaussians(nn.Module):
         rows: dict[str, Tensor] = dict(self.gaussians.params.items())
         splats: dict[float, Splats] = {}
         for ratio in sorted(set(ratios), reverse=True):
-            count = count_at(ratio, len(self))
+            count = self.shards.local(count_at(ratio, len(self)))
             rows = {name: value[:count] for name, value in rows.items()}
             splats[ratio] = self._displaced(rows, count, ratio)
         return [splats[ratio] for ratio in ratios]
 
     def drawn(self, chosen: int | Int[Tensor, " M"], ratio: float) -> Splats:
-        """The first M Gaussians as they are stored, or those at M indices, displaced; differentiable."""
+        """The first M Gaussians as they are stored here, or those at M places, displaced; differentiable."""
         rows = slice(0, chosen) if isinstance(chosen, int) else chosen
         parameters = {name: value[rows] for name, value in self.gaussians.params.items()}
         return self._displaced(parameters, chosen, ratio)
@@ -181,16 +194,17 @@ class ElasticGaussians(nn.Module):
             return torch.arange(len(self), device=self.gaussians.params["means"].device)
         if self._order is None or self.training:
             params = self.gaussians.params
-            self._order = rank(self.selector.scores(params["means"], params["scales"], params["quats"]))
+            scores = self.selector.scores(params["means"], params["scales"], params["quats"])
+            self._order = rank(self.shards.joined(scores))
         return self._order
 
     @torch.no_grad()
-    def reorder(self, order: Int[Tensor, " N"]) -> None:
+    def reorder(self, order: Int[Tensor, " N"], permute: Permutation = reorder_rows) -> None:
         """Store the Gaussians in a new order; what belongs to a Gaussian moves along."""
         for parameter in self.gaussians.params.values():
-            parameter.data = parameter.data[order]
+            permute(parameter.data, order)
         if self.residuals is not None:
-            self.residuals.reorder(order)
+            self.residuals.reorder(order, permute)
 
     def sort(self) -> None:
         """Store the Gaussians in the selector's ranking for good, so that every ratio is a slice."""

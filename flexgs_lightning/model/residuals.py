@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.transform_field import Displacements
+from flexgs_lightning.processes import ALONE, Shards
 
 COLUMNS = {"means": 3, "quats": 4, "scales": 3, "opacities": 1, "sh0": 3}
 """Attributes that residuals displace, and how many numbers of a row each takes."""
@@ -37,13 +38,16 @@ class RatioResiduals(nn.Module):
 
     units: Float[Tensor, " 14"]
 
-    def __init__(self, gaussians: int, anchors: Sequence[float], units: dict[str, float]) -> None:
+    def __init__(
+        self, gaussians: int, anchors: Sequence[float], units: dict[str, float], shards: Shards = ALONE
+    ) -> None:
         """Start at zero.
 
         Args:
             gaussians: N.
             anchors: ascending ratios in (0, 1).
             units: size of a step of each attribute in ``COLUMNS``, in the units of the raw parameters.
+            shards: who holds the Gaussians; each process has the rows of its own.
 
         Raises:
             InputError: anchors out of range or not ascending.
@@ -53,7 +57,8 @@ class RatioResiduals(nn.Module):
             raise InputError(f"residual anchors: expected ascending ratios in (0, 1), found {list(anchors)}.")
         self.anchors = tuple(anchors)
         self.tables = nn.ParameterList(
-            torch.zeros(count_at(max(anchor, 1 / gaussians), gaussians), WIDTH) for anchor in anchors
+            torch.zeros(shards.local(count_at(max(anchor, 1 / gaussians), gaussians)), WIDTH)
+            for anchor in anchors
         )
         columns = [torch.full((width,), units[name]) for name, width in COLUMNS.items()]
         self.register_buffer("units", torch.cat(columns))
@@ -81,13 +86,13 @@ class RatioResiduals(nn.Module):
         ]
 
     @torch.no_grad()
-    def reorder(self, order: Int[Tensor, " N"]) -> None:
+    def reorder(self, order: Int[Tensor, " N"], permute: Permutation | None = None) -> None:
         """Follow a new ranking: row i becomes that of the Gaussian that was at ``order[i]``.
 
         Gaussians that enter an anchor's prefix start at zero there; those that leave it lose their row.
         """
         for table in self.tables:
-            reorder_rows(table.data, order)
+            (permute or reorder_rows)(table.data, order)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -106,10 +111,16 @@ def _rows(table: Float[Tensor, "T W"], chosen: int | Int[Tensor, " M"]) -> Float
         rows = table[:chosen]
         return functional.pad(rows, (0, 0, 0, chosen - len(rows)))
     inside = (chosen < len(table)).unsqueeze(-1)
+    if len(table) == 0:  # all of the prefix is with other processes
+        return table.new_zeros(len(chosen), WIDTH)
     return table[chosen.clamp(max=len(table) - 1)] * inside
 
 
-def reorder_rows(rows: Float[Tensor, "M W"], order: Int[Tensor, " N"]) -> None:
+Permutation = Callable[[Float[Tensor, "M *_"], Int[Tensor, " N"]], None]
+"""What does as ``reorder_rows``; rows may have to come from other processes."""
+
+
+def reorder_rows(rows: Float[Tensor, M * _], order: Int[Tensor, " N"]) -> None:
     """Permute a prefix's rows in place by a ranking of all N Gaussians; rows from beyond it are zero."""
     sources = order[: len(rows)]
     inside = sources < len(rows)

@@ -228,6 +228,8 @@ def _lookup(planes: Float[Tensor, "P C H W"], points: Float[Tensor, "P N 2"]) ->
     On the CPU this is 1.5 to 3 times faster, forward and backward, than gathering corners or embedding
     bags, and planes in one batch are shared out over threads.
     """
+    if points.shape[1] == 0:  # refused by grid_sample; a gradient of zeros all the same
+        return planes.flatten(2)[..., :0]
     return functional.grid_sample(
         planes, points[:, :, None], padding_mode="border", align_corners=True
     ).squeeze(-1)

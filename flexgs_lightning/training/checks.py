@@ -6,9 +6,18 @@ from torch import Tensor
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.elastic import ElasticGaussians
 from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.processes import Shards, gather
 
 FINITE_CHECK_INTERVAL = 100
 """Iterations from one search of all parameters for NaN and infinity to the next."""
+
+
+def check_savable(scene: Gaussians | ElasticGaussians, shards: Shards, step: int) -> None:
+    """Refuse to save a broken scene over a good one; all processes refuse if one of several shards is."""
+    names = [scene.first_non_finite()]
+    name = next(filter(None, gather(names[0]) if shards.several else names), None)
+    if name is not None:
+        raise InputError(f"No checkpoint written at step {step}: '{name}' holds NaN or infinity.")
 
 
 def check_finite(scene: Gaussians | ElasticGaussians, loss: Tensor, step: int) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.elastic import ElasticGaussians
+from flexgs_lightning.model.selector import rank
 from flexgs_lightning.model.transform_field import TransformField
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.elastic_losses import importance_loss, sparsity_loss
-from flexgs_lightning.training.optimization import LearningRates, falling
+from flexgs_lightning.training.optimization import LearningRates, falling, own_seed
 from flexgs_lightning.training.ranking import Importance
 
 
@@ -129,6 +130,7 @@ def elastic_loss(
         photometric: draws splats through the iteration's cameras and compares them with the photos.
         temperature: of the Gumbel-softmax (gsnet).
     """
+    shards = model.shards
     parts: dict[str, Tensor] = {}
     ratios = options.draw_ratios(step)
     total = model.gaussians.params["means"].new_zeros(())
@@ -138,15 +140,15 @@ def elastic_loss(
             splats = prefixes[i]
         else:
             splats, mask = masked(model, ratio, temperature)
-            parts["importance_loss"] = importance_loss(mask, model.importance_order, ratio)
-            parts["sparsity_loss"] = sparsity_loss(mask, ratio)
+            parts["importance_loss"] = importance_loss(mask, model.importance_order, ratio, shards)
+            parts["sparsity_loss"] = sparsity_loss(mask, ratio, shards)
             total = total + (
                 options.importance_weight * parts["importance_loss"]
                 + options.sparsity_weight * parts["sparsity_loss"]
             ) / len(ratios)
         parts["subset_loss"] = photometric(splats)
         total = total + (1 - options.full_weight) / len(ratios) * parts["subset_loss"]
-        parts["selected"] = total.new_tensor(len(splats) / len(model))
+        parts["selected"] = total.new_tensor(len(splats) * shards.count / len(model))
         parts["ratio"] = total.new_tensor(ratio)
     if model.field is not None:
         total = total + field_regularization(model.field, options, parts)
@@ -181,15 +183,20 @@ def masked(model: ElasticGaussians, ratio: float, temperature: float) -> tuple[S
     is 0 is below the rasterizer's opacity threshold and gets no gradient from the image, so leaving it out
     gives the same image and the same gradients at a fraction of the cost.
 
-    A mask that selects nothing falls back to the one Gaussian that is most likely to be kept.
+    A mask that selects nothing falls back to the one Gaussian that is most likely to be kept. If several
+    processes hold the Gaussians, each samples its own, and nothing is nothing in all of them.
     """
     assert model.selector is not None
     params = model.gaussians.params
     logits = model.selector.logits(params["means"], params["scales"], params["quats"], ratio)
-    mask = model.selector.sample(logits, temperature).mask
+    generator = None
+    if model.shards.several:
+        generator = torch.Generator(logits.device).manual_seed(own_seed(model.shards))
+    mask = model.selector.sample(logits, temperature, generator).mask
     chosen = mask.detach().nonzero().squeeze(-1)
-    if len(chosen) == 0:
-        chosen = (logits[:, 1] - logits[:, 0]).detach().argmax(keepdim=True)
+    if model.shards.total(len(chosen), mask.device) == 0:
+        preferred = rank(model.shards.joined(logits[:, 1] - logits[:, 0]))[:1]
+        chosen = model.shards.own(preferred)
         mask = mask + torch.zeros_like(mask).index_fill(0, chosen, 1.0)
     splats = model.drawn(chosen, ratio)
     return Splats(splats.means, splats.quats, splats.scales, splats.opacities * mask[chosen], splats.sh), mask

@@ -1,13 +1,18 @@
-"""Where a scene starts: from SfM points, at random, or from a trained scene."""
+"""Where a scene starts: from SfM points, at random, or from a trained scene; and its second stage."""
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from flexgs_lightning.data.capture import Capture
+from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.normalization import SceneFrame
+from flexgs_lightning.processes import ALONE, Shards
 from flexgs_lightning.splats import Splats
+from flexgs_lightning.training.sharding import deal_out
 
 
 @dataclass(frozen=True)
@@ -24,16 +29,28 @@ class Initialization:
 
 
 def initial_gaussians(
-    capture: Capture, options: Initialization, sh_degree: int, start: Splats | None
+    capture: Capture, options: Initialization, sh_degree: int, start: Splats | None, shards: Shards = ALONE
 ) -> Gaussians:
     """Gaussians to begin training with; random ones come from torch's global generator.
+
+    If several processes hold the Gaussians, each must ask for the same, and gets its share.
 
     Args:
         capture: its SfM points are used if it has any.
         options: for a new scene.
         sh_degree: degree of the spherical harmonics; that of ``start`` if it is higher.
         start: a trained scene to go on from, instead of a new one.
+        shards: who holds the Gaussians.
     """
+    gaussians = _all_gaussians(capture, options, sh_degree, start)
+    if not shards.several:
+        return gaussians
+    return Gaussians({name: shards.mine(rows) for name, rows in gaussians.params.items()})
+
+
+def _all_gaussians(
+    capture: Capture, options: Initialization, sh_degree: int, start: Splats | None
+) -> Gaussians:
     if start is not None:
         return Gaussians.from_splats(start.with_sh_degree(max(sh_degree, start.sh_degree)))
     points = capture.points
@@ -48,3 +65,24 @@ def initial_gaussians(
         sh_degree=sh_degree,
         opacity=options.opacity,
     )
+
+
+def initial_elastic(
+    gaussians: Gaussians,
+    capture: Capture,
+    options: ElasticOptions,
+    units: Mapping[str, float],
+    shards: Shards = ALONE,
+) -> ElasticGaussians:
+    """What the second stage begins with; networks' weights come from torch's global generator.
+
+    Args:
+        gaussians: what the first stage ended with, or this process's share of it.
+        capture: its cameras say where the scene lies.
+        options: what makes the scene elastic.
+        units: see ``RatioResiduals``.
+        shards: who holds the Gaussians.
+    """
+    total = shards.total(len(gaussians), gaussians.params["means"].device)
+    frame = SceneFrame.from_cameras(torch.cat([view.camera.positions for view in capture.views]))
+    return ElasticGaussians(deal_out(gaussians, shards), frame, options, units, shards, total)

@@ -16,10 +16,10 @@ from flexgs_lightning.metrics import ImageMetrics, psnr
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, CHECKPOINT_VERSION, SCENE, empty_elastic
 from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
-from flexgs_lightning.model.normalization import SceneFrame
+from flexgs_lightning.processes import Shards
 from flexgs_lightning.rendering.rasterizer import Rendering, rasterize
 from flexgs_lightning.splats import Splats
-from flexgs_lightning.training.checks import check_finite, check_options
+from flexgs_lightning.training.checks import check_finite, check_options, check_savable
 from flexgs_lightning.training.densification import AdaptiveDensityControl, Densification
 from flexgs_lightning.training.elastic import (
     ElasticTraining,
@@ -27,12 +27,11 @@ from flexgs_lightning.training.elastic import (
     elastic_optimizer,
     residual_units,
 )
-from flexgs_lightning.training.initialization import Initialization, initial_gaussians
+from flexgs_lightning.training.initialization import Initialization, initial_elastic, initial_gaussians
 from flexgs_lightning.training.losses import photometric_loss
 from flexgs_lightning.training.optimization import (
     LearningRates,
     gaussian_optimizers,
-    reorder_moments,
     scale_to_batch,
     seed_generators,
     set_rates,
@@ -41,10 +40,12 @@ from flexgs_lightning.training.optimization import (
 from flexgs_lightning.training.parallel import (
     check_strategy,
     mean_over_processes,
+    replicated,
     share_from_first,
     sum_gradients,
 )
 from flexgs_lightning.training.ranking import rank_gaussians
+from flexgs_lightning.training.sharding import gaussian_count, shards_of, store_in_order
 
 BACKGROUNDS = {"black": 0.0, "white": 1.0, "random": 0.0}
 
@@ -118,13 +119,18 @@ class FlexGSModule(lightning.LightningModule):
 
     @property
     def gaussians(self) -> Gaussians:
-        """The Gaussians, in either stage."""
+        """The Gaussians, in either stage; this process's own if several hold them."""
         return self.scene if isinstance(self.scene, Gaussians) else self.scene.gaussians
 
     @property
     def elastic(self) -> ElasticGaussians | None:
         """The elastic model from the second stage on."""
         return self.scene if isinstance(self.scene, ElasticGaussians) else None
+
+    @property
+    def shards(self) -> Shards:
+        """Who holds the Gaussians."""
+        return shards_of(self.trainer.strategy)
 
     @property
     def elastic_step(self) -> int | None:
@@ -158,7 +164,9 @@ class FlexGSModule(lightning.LightningModule):
                 raise InputError("model.reconstruction_steps: 0 needs --start_from, a checkpoint or PLY.")
             seed_generators(self.seed)
             self._started_trained = self.start is not None
-            self.scene = initial_gaussians(self.capture, self.initialization, self.sh_degree, self.start)
+            self.scene = initial_gaussians(
+                self.capture, self.initialization, self.sh_degree, self.start, self.shards
+            )
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One Adam for each attribute, and in the second stage one for what makes the scene elastic."""
@@ -170,7 +178,7 @@ class FlexGSModule(lightning.LightningModule):
             everything += [] if added is None else [added]
         elif self.reconstruction_steps > 0:
             self.densification.start(
-                self.gaussians, optimizers, scene_extent=self.extent, total_steps=self.reconstruction_steps
+                self.gaussians, optimizers, self.extent, self.reconstruction_steps, self.shards
             )
         views = self.trainer.datamodule.batch_size * self.trainer.world_size  # type: ignore[attr-defined]
         scale_to_batch(everything, self.learning_rates.batch_rule, views)
@@ -225,9 +233,7 @@ class FlexGSModule(lightning.LightningModule):
 
         def photometric(splats: Splats) -> Tensor:
             nonlocal image
-            image = rasterize(
-                splats, batch.cameras, background=background, antialiased=self.antialiased
-            ).image
+            image = self.draw(splats, batch, background).image
             return photometric_loss(image, photos, self.ssim_weight)
 
         loss, parts = elastic_loss(
@@ -242,15 +248,11 @@ class FlexGSModule(lightning.LightningModule):
 
     def begin_elastic_stage(self) -> Tensor:
         """Make the scene elastic, with fresh optimizers, and rank it; as ``refresh_importance``."""
-        positions = torch.cat([view.camera.positions for view in self.capture.views])
         seed_generators(self.seed)  # networks start alike, also where a run is resumed just here
-        self.scene = ElasticGaussians(
-            self.gaussians,
-            SceneFrame.from_cameras(positions),
-            self.elastic_options,
-            residual_units(self.learning_rates, self.extent),
-        ).to(self.device)
-        share_from_first(self.scene)
+        units = residual_units(self.learning_rates, self.extent)
+        scene = initial_elastic(self.gaussians, self.capture, self.elastic_options, units, self.shards)
+        self.scene = scene.to(self.device)
+        share_from_first(replicated(self.scene, self.shards).values())
         self.trainer.strategy.optimizers = self.configure_optimizers()
         return self.refresh_importance()
 
@@ -272,18 +274,24 @@ class FlexGSModule(lightning.LightningModule):
         if self.elastic.selector is not None:
             self.elastic.importance_order.copy_(order)
         else:
-            self.elastic.reorder(order)
-            reorder_moments(self._optimizers(), order)
+            store_in_order(self.elastic, self._optimizers(), order)
         return importance
 
     def render(self, batch: ViewBatch, background: Tensor, sh_degree: int | None = None) -> Rendering:
         """Draw the scene through the batch's cameras."""
+        return self.draw(self.gaussians.splats(), batch, background, sh_degree)
+
+    def draw(
+        self, splats: Splats, batch: ViewBatch, background: Tensor, sh_degree: int | None = None
+    ) -> Rendering:
+        """Draw some of the scene; if several processes hold it, all must, each its own and its own batch."""
         return rasterize(
-            self.gaussians.splats(),
+            splats,
             batch.cameras,
             background=background,
             sh_degree=sh_degree,
             antialiased=self.antialiased,
+            shards=self.shards,
         )
 
     @property
@@ -313,13 +321,13 @@ class FlexGSModule(lightning.LightningModule):
     def _descend(self, loss: Tensor) -> None:
         """Backward from this process's share of the loss, add up the processes' gradients, step."""
         self.manual_backward(loss / self.trainer.world_size)
-        sum_gradients(self.scene.parameters())
+        sum_gradients(replicated(self.scene, self.shards).values())
         step_all(cast(list[LightningOptimizer], self.optimizers()))
 
     def _log_progress(self, loss: Tensor, parts: dict[str, Tensor], image: Tensor, photos: Tensor) -> None:
         quality = psnr(image.detach(), photos).clamp_max(100.0).mean()
         values = mean_over_processes({"loss": loss, "psnr": quality, **parts})
-        values["gaussians"] = torch.tensor(float(len(self.gaussians)), device=self.device)
+        values["gaussians"] = torch.tensor(float(gaussian_count(self.scene, self.shards)), device=self.device)
         shown = ("loss", "psnr", "gaussians")
         self.log_dict({name: values[name] for name in shown}, prog_bar=True, logger=False)
         self.log_dict({f"train/{name}": value for name, value in values.items()})
@@ -330,11 +338,11 @@ class FlexGSModule(lightning.LightningModule):
 
     def validation_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor] | None:
         """Render and measure held-out views; returns images, None for another process's view."""
-        return self._evaluate(batch)
+        return self._evaluate(batch, batch_idx)
 
     def test_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor] | None:
         """As validation."""
-        return self._evaluate(batch)
+        return self._evaluate(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log the per-image means."""
@@ -344,11 +352,15 @@ class FlexGSModule(lightning.LightningModule):
         """Log the per-image means."""
         self._log_metrics("test")
 
-    def _evaluate(self, batch: ViewBatch) -> dict[str, Tensor] | None:
-        if HeldOutOrder.repeats(len(self.capture.test_views), self.trainer.global_rank):
+    def _evaluate(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor] | None:
+        views, trainer = len(self.capture.test_views), self.trainer
+        repeated = HeldOutOrder.repeats(views, batch_idx, trainer.global_rank, trainer.world_size)
+        if repeated and not self.shards.several:
             return None
         background = self.evaluation_background
         render = self.render(batch, background).image.clamp(0, 1)
+        if repeated:  # drawn for the other processes' sake
+            return None
         photo = batch.targets(background)
         return {"render": render, "photo": photo, **self.image_metrics.update(render, photo)}
 
@@ -361,11 +373,7 @@ class FlexGSModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know of; refuse to save a broken scene over a good one."""
-        name = self.scene.first_non_finite()
-        if name is not None:
-            raise InputError(
-                f"No checkpoint written at step {self.iteration}: '{name}' holds NaN or infinity."
-            )
+        check_savable(self.scene, self.shards, self.iteration)
         checkpoint[CHECKPOINT_KEY] = {
             "version": CHECKPOINT_VERSION,
             "sh_degree": self.active_sh_degree,
@@ -384,6 +392,8 @@ class FlexGSModule(lightning.LightningModule):
         self.seed = facts["seed"]
         self._started_trained = facts["started_trained"]
         if facts["elastic"] is not None:
-            self.scene = empty_elastic(checkpoint["state_dict"], SCENE, facts["elastic"])
+            self.scene = empty_elastic(
+                checkpoint["state_dict"], SCENE, facts["elastic"], self.shards, facts.get("total")
+            )
         self._loaded_iteration = checkpoint["global_step"]
         self._densification_state = facts["densification"]

@@ -10,7 +10,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from flexgs_lightning.model.gaussians import Gaussians
-from flexgs_lightning.model.residuals import reorder_rows
+from flexgs_lightning.model.residuals import Permutation, reorder_rows
+from flexgs_lightning.processes import Shards
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What Adam knows of each number, by its name in a state."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,9 @@ def exponential_decay(start: float, end: float, step: int, total: int) -> float:
     return float(start ** (1.0 - progress) * end**progress)
 
 
-def reorder_moments(optimizers: Iterable[torch.optim.Optimizer], order: Int[Tensor, " N"]) -> None:
+def reorder_moments(
+    optimizers: Iterable[torch.optim.Optimizer], order: Int[Tensor, " N"], permute: Permutation = reorder_rows
+) -> None:
     """Let Adam's moments follow a new order of the Gaussians.
 
     Parameters with N rows are permuted; those with fewer hold the first of the ranking (``RatioResiduals``),
@@ -123,9 +129,18 @@ def reorder_moments(optimizers: Iterable[torch.optim.Optimizer], order: Int[Tens
         for group in optimizer.param_groups:
             if group.get("per_gaussian", False):
                 for parameter in group["params"]:
-                    for name in ("exp_avg", "exp_avg_sq"):
+                    for name in MOMENTS:
                         if name in optimizer.state[parameter]:
-                            reorder_rows(optimizer.state[parameter][name], order)
+                            permute(optimizer.state[parameter][name], order)
+
+
+def own_seed(shards: Shards) -> int:
+    """A seed for draws that concern this process's own Gaussians, from the global generator.
+
+    Where processes hold different Gaussians, global generators go alike, so that they agree on what concerns
+    all, and must be asked for this in all processes.
+    """
+    return int(torch.randint(2**62, ())) + shards.rank
 
 
 def seed_generators(seed: int) -> None:

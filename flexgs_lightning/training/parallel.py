@@ -2,14 +2,13 @@
 
 Gradients and densification statistics are summed over the processes in every iteration, importance at every
 refresh; everything else is computed by each process from equal numbers with equal seeds. So the replicas
-stay equal bit for bit, which ``check_replicas`` verifies.
-
-The functions work on torch's default process group and do nothing where there is none, so the code that
-calls them reads the same for one process and for many.
+stay equal bit for bit, which ``check_replicas`` verifies. Where Gaussians are shared out over the processes
+(``training.sharding``), all this holds for the rest of the scene.
 """
 
 # No `from __future__ import annotations` here: jsonargparse reads the strategy's types.
 import contextlib
+import itertools
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
@@ -23,37 +22,19 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.checkpoint import is_per_gaussian
+from flexgs_lightning.processes import (
+    ALONE,
+    ProcessLostError,
+    Shards,
+    in_group,
+    rank,
+    sum_over_processes,
+    world_size,
+)
 
 BUCKET_BYTES = 2**18
 """Gradients from this size on travel as they are, smaller ones together: a copy costs more than a call."""
-
-
-class ProcessLostError(RuntimeError):
-    """A process that others wait for is gone."""
-
-
-def _in_group() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def world_size() -> int:
-    """Number of processes that train together."""
-    return dist.get_world_size() if _in_group() else 1
-
-
-def rank() -> int:
-    """Number of this process among them, from 0."""
-    return dist.get_rank() if _in_group() else 0
-
-
-def sum_over_processes(*tensors: Tensor) -> None:
-    """Add up each tensor over all processes, in place; every process gets the same bits."""
-    if _in_group():
-        for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
-            try:
-                work.wait()
-            except RuntimeError as error:
-                raise ProcessLostError(str(error)) from error
 
 
 def mean_over_processes(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -63,15 +44,7 @@ def mean_over_processes(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(values, stacked / world_size(), strict=True))
 
 
-def gather(value: Any) -> list[Any]:
-    """``value`` of every process, by rank, in every process; anything that can be pickled."""
-    values = [value] * world_size()
-    if _in_group():
-        dist.all_gather_object(values, value)
-    return values
-
-
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace gradients by their sums over the processes.
 
     Each process must have descended from its share of the loss: the mean over its own images, divided by the
@@ -82,7 +55,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     process. There is nothing to gain from overlapping it with the backward pass: the rasterizer's backward
     is nearly all of it and yields the gradients of all attributes at once, at its end.
     """
-    if not _in_group():
+    if not in_group():
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     large = [gradient for gradient in gradients if gradient.nbytes >= BUCKET_BYTES]
@@ -95,13 +68,13 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
-def share_from_first(module: nn.Module) -> None:
-    """Give every process the first one's parameters and buffers.
+def share_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give every process the first one's values; the same tensors in every process.
 
     Equal seeds are not enough: another kind of processor may round the initial values otherwise.
     """
-    if _in_group():
-        for tensor in [*module.parameters(), *module.buffers()]:
+    if in_group():
+        for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
 
 
@@ -115,7 +88,7 @@ def check_replicas(tensors: Mapping[str, Tensor], step: int) -> None:
     Raises:
         InputError: some tensor differs from process to process; every process raises it.
     """
-    if not _in_group():
+    if not in_group() or not tensors:
         return
     sums = torch.stack([checksum(tensor) for tensor in tensors.values()])
     extremes = torch.cat([sums, -sums])
@@ -145,6 +118,12 @@ def checksum(tensor: Tensor) -> Int[Tensor, ""]:
     ) ^ len(bits)
 
 
+def replicated(module: nn.Module, shards: Shards) -> dict[str, Tensor]:
+    """Parameters and buffers that every process holds alike, by name."""
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    return {name: tensor for name, tensor in tensors if not (shards.several and is_per_gaussian(name))}
+
+
 class ReplicaStrategy(DDPStrategy):
     """Lightning's DDP without its wrapper, which fixes the list of parameters: densification changes it.
 
@@ -161,10 +140,15 @@ class ReplicaStrategy(DDPStrategy):
         """
         super().__init__(timeout=timedelta(seconds=timeout), **kwargs)
 
+    @property
+    def shards(self) -> Shards:
+        """Who holds the Gaussians."""
+        return ALONE
+
     def configure_ddp(self) -> None:
         """Instead of wrapping, make replicas equal."""
         assert self.model is not None
-        share_from_first(self.model)
+        share_from_first(replicated(self.model, self.shards).values())
 
     @staticmethod
     def register() -> None:
@@ -182,8 +166,8 @@ def check_strategy(strategy: Strategy, processes: int) -> None:
     """
     if processes > 1 and not isinstance(strategy, ReplicaStrategy):
         raise InputError(
-            f"trainer.strategy: {processes} processes need ddp (in Python, training.parallel's "
-            f"ReplicaStrategy), found {type(strategy).__name__}."
+            f"trainer.strategy: {processes} processes need ddp or sharded (in Python, training.parallel's "
+            f"ReplicaStrategy or training.sharding's ShardStrategy), found {type(strategy).__name__}."
         )
 
 

@@ -14,6 +14,8 @@ from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.elastic import ElasticGaussians
 from flexgs_lightning.model.selector import rank
+from flexgs_lightning.processes import ALONE, Shards, sum_over_processes, world_size
+from flexgs_lightning.processes import rank as process_rank
 from flexgs_lightning.rendering.importance import (
     VolumeFactor,
     blending_importance,
@@ -21,7 +23,6 @@ from flexgs_lightning.rendering.importance import (
     removal_importance,
 )
 from flexgs_lightning.splats import Splats
-from flexgs_lightning.training import parallel
 
 Importance = Literal["removal", "blending", "global", "global_power"]
 """By what Gaussians are ranked: "removal" by what the images lose with them (``rank_by_removal``), the others
@@ -69,10 +70,17 @@ def rank_gaussians(
     """
     if importance == "removal":
         ranking = rank_by_removal(
-            model.drawn, len(model), cameras, lowest_ratio, background=background, antialiased=antialiased
+            model.drawn,
+            len(model),
+            cameras,
+            lowest_ratio,
+            background=background,
+            antialiased=antialiased,
+            shards=model.shards,
         )
     else:
-        ranking = _rank_by_weight(model.gaussians.splats(), cameras, VOLUME[importance], antialiased)
+        splats = model.gaussians.splats()
+        ranking = _rank_by_weight(splats, cameras, VOLUME[importance], antialiased, model.shards)
     if not (ranking.importance > 0).any():
         raise InputError("importance: no training view sees any Gaussian of this scene.")
     return ranking
@@ -87,6 +95,7 @@ def rank_by_removal(
     *,
     background: Float[Tensor, " 3"],
     antialiased: bool = False,
+    shards: Shards = ALONE,
 ) -> Ranking:
     """Rank by what the images lose with a Gaussian, in ever smaller prefixes down to ``lowest_ratio``.
 
@@ -95,56 +104,76 @@ def rank_by_removal(
     soon as those in front of it are gone.
 
     Args:
-        draw: the Gaussians at M indices as they look at a ratio.
+        draw: the Gaussians at M places of those that are here as they look at a ratio.
         gaussians: N.
         cameras: the training views.
         lowest_ratio: the smallest prefix that has to be good.
         background: colour behind the scene, on the device of the Gaussians.
         antialiased: as the scene is rendered.
+        shards: who holds the Gaussians.
     """
     rounds = 1 + math.ceil(math.log(max(lowest_ratio, 1 / gaussians), KEPT))
     order = torch.arange(gaussians, device=background.device)
     importance = torch.zeros(gaussians, dtype=torch.float64, device=background.device)
     for ratio in tqdm([KEPT**i for i in range(rounds)], **_bar()):
         count = max(1, int(ratio * gaussians))
-        splats = draw(order[:count], ratio)
-        measured = _removal(splats, cameras, background, antialiased)
+        splats = draw(shards.own(order[:count]), ratio)
+        measured = _of_all(_removal(splats, cameras, background, antialiased, shards), order[:count], shards)
         inner = rank(measured)
         order[:count] = order[:count][inner]
         importance[:count] = measured[inner]
     return Ranking(order, importance)
 
 
+def _of_all(measured: Float[Tensor, " m"], chosen: Int[Tensor, " M"], shards: Shards) -> Float[Tensor, " M"]:
+    """What all processes measured of M Gaussians, in their order."""
+    if not shards.several:
+        return measured
+    whole = measured.new_empty(len(chosen))
+    for process, part in enumerate(shards.parts(measured)):
+        whole[shards.holds(chosen, process)] = part
+    return whole
+
+
+def _own_views(cameras: Sequence[Cameras], shards: Shards) -> list[tuple[int, Cameras]]:
+    """This process's views and their numbers; where processes draw together, as many in each, if empty."""
+    own = [(i, cameras[i]) for i in range(process_rank(), len(cameras), world_size())]
+    missing = -(-len(cameras) // shards.count) - len(own) if shards.several else 0
+    return own + [(0, cameras[0][:0])] * missing
+
+
 def _removal(
-    splats: Splats, cameras: Sequence[Cameras], background: Tensor, antialiased: bool
+    splats: Splats, cameras: Sequence[Cameras], background: Tensor, antialiased: bool, shards: Shards
 ) -> Float[Tensor, " N"]:
     total = torch.zeros(len(splats), dtype=torch.float64, device=splats.device)
-    for i in range(parallel.rank(), len(cameras), parallel.world_size()):
+    for i, view in _own_views(cameras, shards):
         total += removal_importance(
             splats,
-            cameras[i],
+            view,
             probes=math.ceil(PROBES / len(cameras)),
             generator=torch.Generator(splats.device).manual_seed(i),  # each view's own, whoever draws it
             background=background,
             antialiased=antialiased,
+            shards=shards,
         )
-    parallel.sum_over_processes(total)
+    if not shards.several:
+        sum_over_processes(total)
     return total
 
 
 @torch.no_grad()
 def _rank_by_weight(
-    splats: Splats, cameras: Sequence[Cameras], volume: VolumeFactor, antialiased: bool
+    splats: Splats, cameras: Sequence[Cameras], volume: VolumeFactor, antialiased: bool, shards: Shards
 ) -> Ranking:
     """Rank by blending weights times a volume factor (Eqs. 8-10)."""
-    share = cameras[parallel.rank() :: parallel.world_size()]
-    views = tqdm(share, **_bar())
-    weights = blending_importance(splats, views, antialiased=antialiased).weights
-    parallel.sum_over_processes(weights)
-    importance = global_importance(weights, splats.scales, volume)
+    views = tqdm([view for _, view in _own_views(cameras, shards)], **_bar())
+    weights = blending_importance(splats, views, antialiased=antialiased, shards=shards).weights
+    if not shards.several:
+        sum_over_processes(weights)
+    importance = global_importance(shards.joined(weights), shards.joined(splats.scales), volume)
     order = rank(importance)
     return Ranking(order, importance[order])
 
 
 def _bar() -> dict[str, Any]:
-    return {"desc": "Importance", "leave": False, "delay": 3, "disable": parallel.rank() > 0}
+    return {"desc": "Importance", "leave": False, "delay": 3, "disable": process_rank() > 0}

@@ -13,11 +13,10 @@ from flexgs_lightning.data.capture import ViewBatch
 from flexgs_lightning.images import side_by_side
 from flexgs_lightning.metrics import ImageMetrics
 from flexgs_lightning.model.budget import count_at
-from flexgs_lightning.rendering.rasterizer import rasterize
+from flexgs_lightning.processes import gather
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.callbacks.validation_images import evenly_spread
 from flexgs_lightning.training.module import FlexGSModule
-from flexgs_lightning.training.parallel import gather
 
 PAPER_AND_UNSEEN = (0.01, 0.02, 0.05, 0.1, 0.15, 0.3)
 PANEL_WIDTH = 320
@@ -66,19 +65,14 @@ class ElasticValidation(Callback):
 
     def _measure(self, module: LightningModule, outputs: dict[str, Tensor] | None, batch: ViewBatch) -> None:
         assert isinstance(module, FlexGSModule)
-        if outputs is None:
-            return
-        if module.elastic is None:
+        if module.elastic is None or (outputs is None and not module.shards.several):
             return
         for ratio in self._drawable(module):
             if ratio not in self._splats:
                 self._splats[ratio] = module.elastic.at(ratio).detach()
-            render = rasterize(
-                self._splats[ratio],
-                batch.cameras,
-                background=module.evaluation_background,
-                antialiased=module.antialiased,
-            ).image
+            render = module.draw(self._splats[ratio], batch, module.evaluation_background).image
+            if outputs is None:  # drawn for the other processes' sake
+                continue
             self._metrics_at(ratio, module).update(render, outputs["photo"])
             if module.trainer.validating:
                 self._keep_panels(ratio, render, outputs["photo"], batch.indices.tolist(), module)
@@ -87,11 +81,12 @@ class ElasticValidation(Callback):
         """Every process has all ratios, also one without a held-out view: the others would wait for it."""
         assert isinstance(module, FlexGSModule)
         self.results = {}
+        total = 0 if module.elastic is None else len(module.elastic)
         for ratio in self._drawable(module):
             metrics = self._metrics_at(ratio, module)
             means = {name: value.item() for name, value in metrics.compute().items()}
             metrics.reset()
-            self.results[ratio] = {"gaussians": count_at(ratio, len(module.gaussians)), **means}
+            self.results[ratio] = {"gaussians": count_at(ratio, total), **means}
             module.log_dict({f"{split}_{name}/{100 * ratio:g}%": value for name, value in means.items()})
         self._splats = {}
 

@@ -3,14 +3,17 @@
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from torch import nn
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.training.module import FlexGSModule
-from flexgs_lightning.training.parallel import check_replicas
+from flexgs_lightning.training.parallel import check_replicas, replicated
 
 
 class ReplicaCheck(Callback):
     """Compares all learned parameters of the processes by checksum, and stops training if they differ.
+
+    Gaussians that each process has to itself are not compared.
 
     Args:
         every_n_steps: iterations from one comparison to the next. The default is also densification's, so
@@ -29,4 +32,5 @@ class ReplicaCheck(Callback):
         assert isinstance(pl_module, FlexGSModule)
         step = trainer.global_step
         if step % self.every_n_steps == 0 or step == trainer.max_steps:
-            check_replicas(dict(pl_module.scene.named_parameters()), step)
+            shared = replicated(pl_module.scene, pl_module.shards)
+            check_replicas({name: t for name, t in shared.items() if isinstance(t, nn.Parameter)}, step)

@@ -14,9 +14,11 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.model.checkpoint import is_per_gaussian
+from flexgs_lightning.processes import gather
 from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
 from flexgs_lightning.training.module import FlexGSModule
-from flexgs_lightning.training.parallel import gather
+from flexgs_lightning.training.sharding import gaussian_count
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("flexgs-lightning", "torch", "lightning", "gsplat", "numba")
@@ -49,10 +51,12 @@ class TestReport(Callback):
     ) -> None:
         """Note each image's metrics, and time another render of it."""
         assert isinstance(pl_module, FlexGSModule)
-        if outputs is None:
+        if outputs is None and not pl_module.shards.several:
+            return
+        milliseconds = self._time_render(pl_module, batch) / len(batch)
+        if outputs is None:  # drawn for the other processes' sake
             return
         values = {key: value for key, value in outputs.items() if key not in ("render", "photo")}
-        milliseconds = self._time_render(pl_module, batch) / len(batch)
         for i, name in enumerate(batch.names):
             metrics = {key: value[i].item() for key, value in values.items()}
             self._images.append({"name": name, **metrics, "milliseconds": milliseconds})
@@ -63,10 +67,11 @@ class TestReport(Callback):
         path = Path(trainer.log_dir or trainer.default_root_dir) / "metrics.json"
         images = itertools.chain.from_iterable(gather(self._images))
         self._images = sorted(images, key=lambda image: str(image["name"]))
+        report = self._report(pl_module)
         if not trainer.is_global_zero:
             return
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(self._report(pl_module), indent=2) + "\n")
+            temporary.write_text(json.dumps(report, indent=2) + "\n")
         log.info("Metrics of each image: %s", path)
 
     def _time_render(self, module: FlexGSModule, batch: Any) -> float:
@@ -84,15 +89,15 @@ class TestReport(Callback):
 
     def _report(self, module: FlexGSModule) -> dict[str, Any]:
         keys = [key for key in self._images[0] if key not in ("name", "milliseconds")] if self._images else []
-        parameters = sum(parameter.numel() * 4 for parameter in module.scene.parameters())
+        parameters = _parameter_count(module)
         capture = module.capture
         callbacks = module.trainer.callbacks  # type: ignore[attr-defined]
         ratios = next((c.results for c in callbacks if isinstance(c, ElasticValidation)), {})
         return {
             "mean": {key: statistics.fmean(image[key] for image in self._images) for key in keys},
             "ratios": {f"{ratio:g}": result for ratio, result in ratios.items()},
-            "gaussians": len(module.gaussians),
-            "megabytes": parameters / 1e6,
+            "gaussians": gaussian_count(module.scene, module.shards),
+            "megabytes": 4 * parameters / 1e6,
             "milliseconds": statistics.median(image["milliseconds"] for image in self._images),
             "iteration": module.iterations_trained,
             "capture": capture.name,
@@ -101,6 +106,13 @@ class TestReport(Callback):
             "versions": {library: version(library) for library in LIBRARIES},
             "images": self._images,
         }
+
+
+def _parameter_count(module: FlexGSModule) -> int:
+    """Learned numbers of the scene, those of all shards together."""
+    counts = {name: parameter.numel() for name, parameter in module.scene.named_parameters()}
+    own = sum(count for name, count in counts.items() if is_per_gaussian(name))
+    return sum(counts.values()) - own + module.shards.total(own, module.device)
 
 
 def measuring_protocol(module: FlexGSModule) -> dict[str, str | None]:

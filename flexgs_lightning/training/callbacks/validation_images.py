@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from flexgs_lightning.data.capture import ViewBatch
 from flexgs_lightning.images import side_by_side
+from flexgs_lightning.processes import gather
 from flexgs_lightning.training.module import FlexGSModule
-from flexgs_lightning.training.parallel import gather
 
 
 class ValidationImages(Callback):

@@ -5,10 +5,10 @@ from gsplat.strategy.ops import duplicate, reset_opa, split
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flexgs_lightning.processes import sum_over_processes, world_size
 from flexgs_lightning.rendering.rasterizer import Rendering
 from flexgs_lightning.training.densification.base import Densification, DensificationReport
 from flexgs_lightning.training.densification.checks import check_number, check_option
-from flexgs_lightning.training.parallel import sum_over_processes, world_size
 
 RESET_OPACITY = 0.01
 """Opacities are lowered to this (Kerbl et al. 2023), or to twice the pruning threshold if that is more."""
@@ -27,7 +27,8 @@ class AdaptiveDensityControl(Densification):
     two intervals has none.
 
     The gradient of a view is that of its own loss: the loss must be the *mean* over the batch's cameras,
-    those of all processes together. Each process measures its own cameras, and every process gets the sum.
+    those of all processes together. Each process measures its own cameras, and every process gets the sum;
+    where several hold the Gaussians, each measures its own Gaussians through all cameras.
 
     Args:
         start_step: completed iterations before the first refinement.
@@ -102,12 +103,13 @@ class AdaptiveDensityControl(Densification):
         if gradient is None:
             raise RuntimeError("densification: means2d has no gradient; call before_backward and backward.")
         # Per pixel -> per half image, and per mean over the batch of all processes -> per camera.
-        cameras = gradient.shape[0] * world_size()
+        cameras = gradient.shape[0] * (1 if self._shards.several else world_size())
         units = gradient.new_tensor([rendering.width, rendering.height]) * (cameras / 2)
         visible = (rendering.radii > 0).all(dim=-1)
         norms = torch.where(visible, (gradient * units).norm(dim=-1), 0.0)
         seen = torch.stack([norms.sum(dim=0), visible.sum(dim=0)])
-        sum_over_processes(seen)
+        if not self._shards.several:
+            sum_over_processes(seen)
         self._statistics["grad2d"] += seen[0]
         self._statistics["views"] += seen[1]
 
@@ -132,13 +134,18 @@ class AdaptiveDensityControl(Densification):
 
     def _within_cap(self, growing: Bool[Tensor, " N"], gradient: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:
         """Keep the candidates of highest gradient that fit below the cap; each adds one Gaussian."""
-        if self.max_gaussians is None or int(growing.sum()) <= self.max_gaussians - self._count:
+        if self.max_gaussians is None:
             return growing
-        room = self.max_gaussians - self._count
+        room = self.max_gaussians - self._total(self._count)
+        if self._total(int(growing.sum())) <= room:
+            return growing
         candidates = growing.nonzero().squeeze(1)
-        order = gradient[candidates].argsort(descending=True, stable=True)
+        rivals = self._shards.parts(gradient[candidates])
+        order = torch.cat(rivals).argsort(descending=True, stable=True)
+        fits = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+        fits[order[:room]] = True
         chosen = torch.zeros_like(growing)
-        chosen[candidates[order[:room]]] = True
+        chosen[candidates] = fits.split([len(part) for part in rivals])[self._shards.rank]
         return chosen
 
     def _prune_useless(self, completed: int) -> int:

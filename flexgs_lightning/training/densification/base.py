@@ -4,7 +4,7 @@
 import logging
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.processes import ALONE, Shards, sum_over_processes
 from flexgs_lightning.rendering.rasterizer import Rendering
 from flexgs_lightning.training.densification.checks import (
     MIN_GAUSSIANS,
@@ -21,6 +22,7 @@ from flexgs_lightning.training.densification.checks import (
     check_optimizers,
     check_option,
 )
+from flexgs_lightning.training.optimization import own_seed, seed_generators
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,9 @@ class Densification(ABC):
     Parameters and optimizers are the Gaussians' own: parameters are replaced in ``gaussians.params`` and
     in ``optimizers`` together, rows of Adam's moments follow their Gaussian and start at zero for new
     ones, and Adam's step count stays.
+
+    Where several processes hold the Gaussians (``start``), each changes its own; limits, reports and what
+    leaves too few count all.
     """
 
     kind: ClassVar[str]
@@ -94,6 +99,7 @@ class Densification(ABC):
         optimizers: dict[str, torch.optim.Optimizer],
         scene_extent: float,
         total_steps: int,
+        shards: Shards = ALONE,
     ) -> None:
         """Bind to what is trained, before the first step.
 
@@ -103,6 +109,7 @@ class Densification(ABC):
             optimizers: one for each trainable parameter, by its name, with one group of one parameter.
             scene_extent: radius of the cameras' ball in world units (``cameras.scene_extent``).
             total_steps: iterations of the stage; ``stop_step: null`` means ``default_stop`` of these.
+            shards: who holds the Gaussians.
 
         Raises:
             ValueError: parameters and optimizers do not fit together.
@@ -110,7 +117,7 @@ class Densification(ABC):
         """
         check_optimizers(gaussians.params, optimizers)
         self._gaussians, self._optimizers = gaussians, optimizers
-        self._scene_extent, self._total_steps = scene_extent, total_steps
+        self._scene_extent, self._total_steps, self._shards = scene_extent, total_steps, shards
         stop = round(self.default_stop * total_steps) if self.stop_step is None else self.stop_step
         self._stop = min(stop, total_steps)
         self._check_count()
@@ -129,17 +136,31 @@ class Densification(ABC):
         Raises:
             InputError: a prune would leave (almost) nothing.
         """
+        if self._shards.several:
+            seed_generators(own_seed(self._shards))
         completed = step + 1
         report = DensificationReport()
         self._observe(completed, rendering)
         due = self.start_step < completed < self._stop and completed % self.every == 0
-        if completed % self.every == 0 or completed == self._total_steps:
+        searched = completed % self.every == 0 or completed == self._total_steps
+        if searched:
             report.pruned = self._remove_non_finite(completed)
         if due:
             self._refine(completed, report)
         self._finish(completed, report)
         report.count = self._count
+        if searched or report.opacity_reset:
+            self._add_up(report)
         return report if due or report.pruned or report.opacity_reset else None
+
+    def _add_up(self, report: DensificationReport) -> None:
+        """Replace counts by their sums over the shards."""
+        if self._shards.several:
+            names = [field.name for field in fields(report) if field.name != "opacity_reset"]
+            counts = torch.tensor([getattr(report, name) for name in names], device=self._device)
+            sum_over_processes(counts)
+            for name, count in zip(names, counts.tolist(), strict=True):
+                setattr(report, name, count)
 
     def regularization(self) -> Tensor | None:
         """A differentiable scalar to add to the loss; None for nothing."""
@@ -203,17 +224,23 @@ class Densification(ABC):
 
     @property
     def _count(self) -> int:
+        """Gaussians that are here."""
         return self._params["means"].shape[0]
 
+    def _total(self, number: int) -> int:
+        """Sum of a number over all shards; for all processes to ask."""
+        return self._shards.total(number, self._device)
+
     def _check_count(self) -> None:
-        if self._count < MIN_GAUSSIANS:
+        count = self._total(self._count)
+        if count < MIN_GAUSSIANS:
             raise InputError(
-                f"densification: training starts with {self._count} Gaussians, "
+                f"densification: training starts with {count} Gaussians, "
                 f"expected at least {MIN_GAUSSIANS}; add points to the capture."
             )
-        if self._cap is not None and self._count > self._cap:
+        if self._cap is not None and count > self._cap:
             raise InputError(
-                f"densification.max_gaussians: expected at least the {self._count} Gaussians that training "
+                f"densification.max_gaussians: expected at least the {count} Gaussians that training "
                 f"starts with, found {self._cap}."
             )
 
@@ -233,9 +260,14 @@ class Densification(ABC):
         return self._prune(mask, completed, f"non-finite {names}")
 
     def _prune(self, mask: Bool[Tensor, " N"], completed: int, reason: str) -> int:
-        """Remove the Gaussians in ``mask`` [N] and return how many they were."""
+        """Remove the Gaussians in ``mask`` [N] and return how many they were here."""
         pruned = int(mask.sum())
+        self._check_enough_left(pruned, completed, reason)
         if pruned:
-            check_enough_left(self._count, pruned, completed, reason)
             remove(self._params, self._optimizers, self._statistics, mask)
         return pruned
+
+    def _check_enough_left(self, lost: int, completed: int, reason: str) -> None:
+        lost_of_all = self._total(lost)
+        if lost_of_all:
+            check_enough_left(self._total(self._count), lost_of_all, completed, reason)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flexgs_lightning.training.densification.base import Densification, DensificationReport
-from flexgs_lightning.training.densification.checks import check_enough_left, check_number, check_option
+from flexgs_lightning.training.densification.checks import check_number, check_option
 
 NOISE_SHARPNESS = 100.0
 NOISE_OPACITY = 0.005
@@ -27,6 +27,9 @@ class MCMC(Densification):
     step up to the stage's end, ``stop_step`` or not, positions get noise, shaped by each Gaussian's
     covariance, that fades with the positions' learning rate. Two regularisers take opacity and size from
     Gaussians that the image does not need.
+
+    Where several processes hold the Gaussians, dead ones move onto live ones of the same process, and each
+    adds to its own as many as is its part of all opacity.
 
     Args:
         start_step: completed iterations before the first refinement.
@@ -73,7 +76,8 @@ class MCMC(Densification):
         """``opacity_reg`` x mean opacity + ``scale_reg`` x mean scale; None if both weights are 0."""
         if self.opacity_reg == 0 and self.scale_reg == 0:
             return None
-        opacity, scale = self._params["opacities"].sigmoid().mean(), self._params["scales"].exp().mean()
+        opacity = self._shards.mean(self._params["opacities"].sigmoid())
+        scale = self._shards.mean(self._params["scales"].exp())
         return self.opacity_reg * opacity + self.scale_reg * scale
 
     @property
@@ -92,10 +96,9 @@ class MCMC(Densification):
         # Compared as logits, like the lower bound in _share, so that rounding cannot make a copy dead.
         is_dead = self._params["opacities"] < logit(self.min_opacity)
         dead = is_dead.nonzero().squeeze(1)
-        if len(dead) == 0:
+        self._check_enough_left(len(dead), completed, f"dead: opacity below min_opacity = {self.min_opacity}")
+        if len(dead) in (0, self._count):  # the latter only where other processes have live ones
             return 0
-        reason = f"dead: opacity below min_opacity = {self.min_opacity}"
-        check_enough_left(self._count, len(dead), completed, reason)
         chances = self._params["opacities"].sigmoid().masked_fill(is_dead, 0.0)
         parents = sample(chances, len(dead))
         self._share(parents)
@@ -106,10 +109,13 @@ class MCMC(Densification):
 
     def _add(self) -> int:
         """Grow towards the cap by copies of Gaussians; return how many."""
-        added = min(self.max_gaussians, int((1 + self.growth) * self._count)) - self._count
+        count = self._total(self._count)
+        wanted = min(self.max_gaussians, int((1 + self.growth) * count)) - count
+        chances = self._params["opacities"].sigmoid()
+        added = self._part_of(wanted, chances)
         if added <= 0:
             return 0
-        parents = sample(self._params["opacities"].sigmoid(), added)
+        parents = sample(chances, added)
         self._share(parents)
 
         def append(name: str, param: Tensor) -> nn.Parameter:
@@ -120,6 +126,14 @@ class MCMC(Densification):
 
         _update_param_with_optimizer(append, append_zeros, self._params, self._optimizers)
         return added
+
+    def _part_of(self, wanted: int, chances: Float[Tensor, " N"]) -> int:
+        """How many of those to be added come from here: as is this shard's part of all chances."""
+        if not self._shards.several:
+            return wanted
+        weights = torch.cat(self._shards.parts(chances.double().sum().reshape(1)))
+        ends = (weights.cumsum(dim=0) / weights.sum() * wanted).round().long().tolist()
+        return ends[self._shards.rank] - ([0, *ends])[self._shards.rank]
 
     def _share(self, parents: Int[Tensor, " M"]) -> None:
         """Lower opacity and scale of ``parents`` [M], each listed once for every copy it will get."""
