@@ -65,12 +65,13 @@ def gather_rows(rows: Shaped[Tensor, R * _]) -> list[Tensor]:
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.empty_like(count) for _ in range(world_size())]
     _wait([dist.all_gather(counts, count, async_op=True)])
-    longest = int(torch.cat(counts).max())
-    padded = rows.new_zeros(longest, *rows.shape[1:])
+    numbers = torch.cat(counts).tolist()
+    padded = rows.new_zeros(max(numbers), *rows.shape[1:])
     padded[: len(rows)] = rows.detach()
-    found = [torch.empty_like(padded) for _ in counts]
-    _wait([dist.all_gather(found, padded, async_op=True)])
-    return [part[: int(number)] for part, number in zip(found, counts, strict=True)]
+    found = [torch.empty_like(padded) for _ in numbers]
+    if padded.numel():
+        _wait([dist.all_gather(found, padded, async_op=True)])
+    return [part[:number] for part, number in zip(found, numbers, strict=True)]
 
 
 def exchange(

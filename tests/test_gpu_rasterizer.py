@@ -118,6 +118,30 @@ def test_agrees_with_the_cpu(garden, degree: int, antialiased: bool, count: int)
     assert not found.means2d[(found.radii == 0).any(-1)].any()
 
 
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_projection_and_blending_apart_are_what_gsplat_does_at_once(garden, antialiased: bool) -> None:
+    """What processes that share out the Gaussians do, but for the exchange in between."""
+    cameras, background = garden[1].to("cuda"), BACKGROUND.cuda()
+    leaves = [
+        Splats(**{name: getattr(garden[0], name).cuda().detach().requires_grad_() for name in FIELDS})
+        for _ in range(2)
+    ]
+    options = {"background": background, "antialiased": antialiased, "with_importance": True}
+    expected = rasterize(leaves[0], cameras, **options)
+    projection = gsplat_backend.project(leaves[1], cameras, 3, antialiased)
+    found = gsplat_backend.blend(projection, cameras.width, cameras.height, background, True)
+    for name in ("image", "alpha", "depth"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.importance[..., 0], expected.weights, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.importance[..., 1].int(), expected.hits)
+    assert torch.equal(projection.radii, expected.radii)
+    noise = torch.randn(expected.image.shape, generator=torch.Generator().manual_seed(1)).cuda()
+    for image in (expected.image, found.image):
+        (image * noise).sum().backward()
+    for name in FIELDS:
+        assert relative(getattr(leaves[1], name).grad, getattr(leaves[0], name).grad) < 1e-3, name
+
+
 def test_hits_do_not_depend_on_how_tiles_are_grouped(garden, monkeypatch: pytest.MonkeyPatch) -> None:
     splats, cameras = garden[0].to("cuda"), garden[1].to("cuda")
     with torch.no_grad():

@@ -7,17 +7,21 @@ tile range show as differences from the CPU backend.
 
 import sys
 import types
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import gsplat
 import pytest
 import torch
 from gsplat.cuda import _torch_impl
 from torch import Tensor
+from training_processes import together
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.rendering import gsplat_backend, rasterizer
+from flexgs_lightning.processes import Shards
+from flexgs_lightning.rendering import gsplat_backend, rasterizer, sharded
 from flexgs_lightning.splats import Splats
 
 FIELDS = ("means", "quats", "scales", "opacities", "sh")
@@ -142,8 +146,9 @@ def list_indices(start, end, transmittances, means2d, conics, opacities, *rest):
     return torch.tensor(found, dtype=torch.int64).reshape(-1, 3).unbind(-1)
 
 
-@pytest.fixture
-def dense_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def install(replace: Callable[[types.ModuleType, str, object], None]) -> None:
+    """Put the stand-ins in the places of gsplat's functions."""
+
     def positional(means2d, conics, colors, opacities, width, height, tile_size, *rest, **options):
         if rest:
             options |= dict(zip(("isect_offsets", "flatten_ids"), rest, strict=True))
@@ -153,14 +158,23 @@ def dense_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         return _torch_impl._spherical_harmonics(degree, dirs, coefficients[..., : (degree + 1) ** 2, :])
 
     list_indices.largest = 0
-    monkeypatch.setattr(gsplat.rendering, "fully_fused_projection", project)
-    monkeypatch.setattr(gsplat.rendering, "spherical_harmonics", harmonics)
-    monkeypatch.setattr(gsplat.rendering, "isect_tiles", intersect)
-    monkeypatch.setattr(gsplat.rendering, "isect_offset_encode", offsets)
-    monkeypatch.setattr(gsplat.rendering, "rasterize_to_pixels", positional)
-    monkeypatch.setattr(gsplat, "rasterize_to_pixels", positional)
-    monkeypatch.setattr(gsplat, "rasterize_to_indices_in_range", list_indices)
-    monkeypatch.setattr(gsplat_backend, "require_kernels", lambda: None)
+    stand_ins = {
+        "fully_fused_projection": project,
+        "spherical_harmonics": harmonics,
+        "isect_tiles": intersect,
+        "isect_offset_encode": offsets,
+        "rasterize_to_pixels": positional,
+    }
+    for name, function in stand_ins.items():
+        replace(gsplat.rendering, name, function)
+        replace(gsplat, name, function)
+    replace(gsplat, "rasterize_to_indices_in_range", list_indices)
+    replace(gsplat_backend, "require_kernels", lambda: None)
+
+
+@pytest.fixture
+def dense_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch.setattr)
 
 
 def gradients(render, splats: Splats) -> dict[str, Tensor]:
@@ -220,6 +234,58 @@ def test_importance_is_only_computed_when_asked_for() -> None:
     rendering = gsplat_backend.rasterize(scene(5), two_cameras(), torch.zeros(2, 3), 0, False, False)
     assert rendering.weights is None
     assert rendering.hits is None
+
+
+def _draw_half(rank: int) -> dict[str, Tensor]:
+    """One process's half of the Gaussians, through its own camera."""
+    install(setattr)
+    sharded._backend = lambda _: gsplat_backend
+    half = Splats(**{name: getattr(scene(), name)[rank::2].detach().requires_grad_() for name in FIELDS})
+    options = {"sh_degree": 1, "antialiased": True, "with_importance": True}
+    ours = rasterizer.rasterize(half, two_cameras()[rank], shards=Shards(rank, 2), **options)
+    ours.means2d.retain_grad()
+    (ours.image * NOISE[rank]).sum().backward()
+    names = ("image", "alpha", "depth", "means2d", "weights", "hits")
+    return (
+        {name: getattr(ours, name).detach() for name in names}
+        | {f"{name} gradient": getattr(half, name).grad for name in FIELDS}
+        | {"means2d gradient": ours.means2d.grad}
+    )
+
+
+NOISE = torch.randn(2, 29, 43, 3, generator=torch.Generator().manual_seed(4))
+
+
+def test_two_processes_with_half_of_the_gaussians_agree_with_the_cpu_backend(tmp_path: Path) -> None:
+    splats = scene()
+    options = {"sh_degree": 1, "antialiased": True, "with_importance": True}
+    cpu = rasterizer.rasterize(splats, two_cameras(), **options)
+    cpu.means2d.retain_grad()
+    (cpu.image * NOISE).sum().backward()
+    expected = {f"{name} gradient": getattr(splats, name).grad for name in FIELDS}
+    for rank, found in enumerate(together(2, _draw_half, tmp_path)):
+        for name in ("image", "alpha", "depth"):
+            torch.testing.assert_close(found[name][0], getattr(cpu, name)[rank], rtol=1e-4, atol=1e-4)
+        for name in ("means2d", "weights"):
+            torch.testing.assert_close(found[name], getattr(cpu, name)[:, rank::2], rtol=1e-4, atol=1e-4)
+        assert torch.equal(found["hits"], cpu.hits[:, rank::2])
+        for name, gradient in expected.items():
+            assert (found[name] - gradient[rank::2]).norm() <= 1e-3 * gradient.norm(), name
+        difference = found["means2d gradient"] - cpu.means2d.grad[:, rank::2]
+        assert difference.norm() <= 1e-3 * cpu.means2d.grad.norm()
+
+
+@pytest.mark.usefixtures("dense_kernels")
+@pytest.mark.parametrize(("cameras", "count"), [(0, 5), (2, 0)])
+def test_no_cameras_and_no_gaussians_keep_the_way_back(cameras: int, count: int) -> None:
+    splats, views = scene(count), two_cameras()[:cameras]
+    projection = gsplat_backend.project(splats, views, 3, False)
+    assert projection.features.shape == (cameras, count, 8)
+    background = torch.full((cameras, 3), 0.3)
+    picture = gsplat_backend.blend(projection, 43, 29, background, True)
+    assert torch.equal(picture.image, torch.full((cameras, 29, 43, 3), 0.3))
+    picture.image.sum().backward()
+    assert not splats.means.grad.any()
 
 
 def test_nothing_gives_the_background_and_a_backward_pass() -> None:

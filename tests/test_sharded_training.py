@@ -6,6 +6,8 @@ Clones and prunes are alike; splits draw random numbers in each process, so thre
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from test_parallel import _copy, assert_same_scene, succeed
 from torch import Tensor
 from training_processes import run, scene
 
-from flexgs_lightning import load
+from flexgs_lightning import load, processes
 from flexgs_lightning.lightning_cli import FlexGSCLI
+from flexgs_lightning.training.module import FlexGSModule
 
 RECONSTRUCTION, STEPS, KEPT = 24, 36, 6
 """Densification at 8 and 16, opacity reset at 12, elastic from 24 on, importance refresh at 30."""
@@ -196,3 +199,57 @@ def test_one_process_with_all_gaussians_is_the_plain_path(
     succeed(run(1, arguments(small_capture, tmp_path, *options), tmp_path / "logs"))
     expected = scene(kept(one, STEPS))
     assert all(torch.equal(value, expected[name]) for name, value in scene(last(tmp_path)).items())
+
+
+def _die_in_the_middle_of_an_exchange(rank: int) -> None:
+    """Going backward, in the tenth iteration: the other has sent its gradients and waits for this one's."""
+    original = processes._all_to_all
+    calls: list[int] = []
+
+    def exchange(rows: Tensor, *splits: list[int]) -> Tensor:
+        calls.append(1)
+        if len(calls) == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(rows, *splits)
+
+    if rank == 1:
+        processes._all_to_all = exchange
+
+
+def test_a_killed_process_stops_the_others_with_one_message(small_capture: Path, tmp_path: Path) -> None:
+    outcomes = run(
+        2, arguments(small_capture, tmp_path, SHARDED), tmp_path / "logs", _die_in_the_middle_of_an_exchange
+    )
+    assert [outcome.status for outcome in outcomes] == [1, -signal.SIGKILL]
+    assert "process 0 of 2 lost the others" in outcomes[0].message
+    assert load(last(tmp_path)).iteration == 6
+
+
+def test_a_shard_that_breaks_stops_all(small_capture: Path, tmp_path: Path) -> None:
+    outcomes = run(2, arguments(small_capture, tmp_path, SHARDED), tmp_path / "logs", _break_a_number)
+    assert [outcome.status for outcome in outcomes] == [1, 1]
+    assert "No checkpoint written at step 6: 'sh0' holds NaN or infinity." in outcomes[0].message
+    assert not list(tmp_path.glob("small/**/last.ckpt"))
+
+
+def _break_a_number(rank: int) -> None:
+    """Of a Gaussian that no camera sees, so that no loss shows it."""
+    save = FlexGSModule.on_save_checkpoint
+
+    def on_save_checkpoint(self: FlexGSModule, *args: object) -> None:
+        if rank == 1:
+            self.gaussians.params["sh0"].data[3] = torch.nan
+        save(self, *args)  # type: ignore[arg-type]
+
+    FlexGSModule.on_save_checkpoint = on_save_checkpoint  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train_as_one_process_on_the_cpu(one: Path, small_capture: Path, tmp_path: Path) -> None:
+    options = (SHARDED, "--trainer.accelerator=cuda")
+    succeed(run(2, arguments(small_capture, tmp_path, *options), tmp_path / "logs"))
+    expected = json.loads((one / "metrics.json").read_text())
+    found = json.loads(next(tmp_path.glob("small/**/metrics.json")).read_text())
+    assert found["gaussians"] == expected["gaussians"]
+    assert found["mean"] == pytest.approx(expected["mean"], rel=0.02)
