@@ -58,7 +58,7 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def gather_rows(rows: Shaped[Tensor, R * _]) -> list[Tensor]:
+def gather_rows(rows: Shaped[Tensor, "R ..."]) -> list[Tensor]:
     """Rows of every process, by rank, in every process; their numbers may differ. No gradient."""
     if world_size() == 1:
         return [rows.detach()]
@@ -75,8 +75,8 @@ def gather_rows(rows: Shaped[Tensor, R * _]) -> list[Tensor]:
 
 
 def exchange(
-    rows: Shaped[Tensor, S * _], sent: Sequence[int], received: Sequence[int] | None = None
-) -> tuple[Shaped[Tensor, T * _], list[int]]:
+    rows: Shaped[Tensor, "S ..."], sent: Sequence[int], received: Sequence[int] | None = None
+) -> tuple[Shaped[Tensor, "T ..."], list[int]]:
     """All-to-all: hand rows to their processes and get one's own; the gradient takes the way back.
 
     Every process must call it, also in the backward pass, in the same order.
@@ -127,7 +127,7 @@ class Shards:
 
     Attributes:
         rank: r.
-        count: W; with more than 1, every method but ``local`` and ``mine`` is for all processes to call.
+        count: W; with more than 1, what adds up or collects is for all processes to call.
     """
 
     rank: int = 0
@@ -142,7 +142,7 @@ class Shards:
         """How many of the first ``total`` Gaussians are here."""
         return len(range(self.rank, total, self.count))
 
-    def mine(self, rows: Shaped[Tensor, N * _]) -> Shaped[Tensor, n * _]:
+    def mine(self, rows: Shaped[Tensor, "N ..."]) -> Shaped[Tensor, "n ..."]:
         """The rows of the Gaussians that are here."""
         return rows[self.rank :: self.count]
 
@@ -162,11 +162,11 @@ class Shards:
         sum_over_processes(numbers)
         return int(numbers)
 
-    def parts(self, rows: Shaped[Tensor, n * _]) -> list[Tensor]:
+    def parts(self, rows: Shaped[Tensor, "n ..."]) -> list[Tensor]:
         """Rows of each shard."""
         return gather_rows(rows) if self.several else [rows]
 
-    def joined(self, rows: Shaped[Tensor, n * _]) -> Shaped[Tensor, N * _]:
+    def joined(self, rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "N ..."]:
         """Rows of all Gaussians by rank; no gradient."""
         if not self.several:
             return rows
@@ -176,13 +176,13 @@ class Shards:
             whole[process :: self.count] = part
         return whole
 
-    def mean(self, values: Float[Tensor, "*n"]) -> Float[Tensor, ""]:
+    def mean(self, values: Float[Tensor, "n ..."]) -> Float[Tensor, ""]:
         """Mean over the values of all shards; for losses, as ``sum``."""
         if not self.several:
             return values.mean()
         return self.sum(values.sum() / self.total(values.numel(), values.device))
 
-    def sum(self, share: Float[Tensor, "*_"]) -> Float[Tensor, "*_"]:
+    def sum(self, share: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Sum over the shards, in a loss that every process computes alike from it.
 
         Each process descends from its share of the loss, 1 / W of it, and what the others do with the sum is

@@ -116,11 +116,11 @@ def _rows(table: Float[Tensor, "T W"], chosen: int | Int[Tensor, " M"]) -> Float
     return table[chosen.clamp(max=len(table) - 1)] * inside
 
 
-Permutation = Callable[[Float[Tensor, "M *_"], Int[Tensor, " N"]], None]
+Permutation = Callable[[Float[Tensor, "M ..."], Int[Tensor, " N"]], None]
 """What does as ``reorder_rows``; rows may have to come from other processes."""
 
 
-def reorder_rows(rows: Float[Tensor, M * _], order: Int[Tensor, " N"]) -> None:
+def reorder_rows(rows: Float[Tensor, "M ..."], order: Int[Tensor, " N"]) -> None:
     """Permute a prefix's rows in place by a ranking of all N Gaussians; rows from beyond it are zero."""
     sources = order[: len(rows)]
     inside = sources < len(rows)

@@ -14,8 +14,9 @@ FINITE_CHECK_INTERVAL = 100
 
 def check_savable(scene: Gaussians | ElasticGaussians, shards: Shards, step: int) -> None:
     """Refuse to save a broken scene over a good one; all processes refuse if one of several shards is."""
-    names = [scene.first_non_finite()]
-    name = next(filter(None, gather(names[0]) if shards.several else names), None)
+    name = scene.first_non_finite()
+    if shards.several:
+        name = next(filter(None, gather(name)), None)
     if name is not None:
         raise InputError(f"No checkpoint written at step {step}: '{name}' holds NaN or infinity.")
 

@@ -108,7 +108,7 @@ def store_in_order(
     reorder_moments(optimizers, order, permute)
 
 
-def reorder_shards(rows: Shaped[Tensor, "m *_"], order: Int[Tensor, " N"], shards: Shards) -> None:
+def reorder_shards(rows: Shaped[Tensor, "m ..."], order: Int[Tensor, " N"], shards: Shards) -> None:
     """As ``reorder_rows``, where process r of W holds rows r, r + W, r + 2W, …"""
     sources = order[: shards.total(len(rows), rows.device)]
     inside = sources < len(sources)
@@ -163,7 +163,7 @@ def _per_gaussian(checkpoint: dict[str, Any]) -> Iterator[tuple[dict[str, Any], 
         yield from ((densification["statistics"], name) for name in densification["statistics"])
 
 
-def _collect(rows: Shaped[Tensor, "n *_"], ranked: bool, shards: Shards) -> Shaped[Tensor, "N *_"]:
+def _collect(rows: Shaped[Tensor, "n ..."], ranked: bool, shards: Shards) -> Shaped[Tensor, "N ..."]:
     """All rows in the first process, one share after the other so that its device holds no more than two."""
     counts = gather(len(rows))
     ends = [0, *torch.tensor(counts).cumsum(0).tolist()]
