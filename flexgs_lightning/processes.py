@@ -21,19 +21,14 @@ class ProcessLostError(RuntimeError):
     """A process that others wait for is gone."""
 
 
-def in_group() -> bool:
-    """Whether there are other processes, or could be."""
-    return dist.is_available() and dist.is_initialized()
-
-
 def world_size() -> int:
-    """Number of processes that train together."""
-    return dist.get_world_size() if in_group() else 1
+    """Number of processes that train together; with 1, nothing here costs anything."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Number of this process among them, from 0."""
-    return dist.get_rank() if in_group() else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def _wait(works: Sequence[Any]) -> None:
@@ -46,14 +41,14 @@ def _wait(works: Sequence[Any]) -> None:
 
 def sum_over_processes(*tensors: Tensor) -> None:
     """Add up each tensor over all processes, in place; every process gets the same bits."""
-    if in_group():
+    if world_size() > 1:
         _wait([dist.all_reduce(tensor, async_op=True) for tensor in tensors])
 
 
 def gather(value: Any) -> list[Any]:
     """``value`` of every process, by rank, in every process; anything that can be pickled."""
     values = [value] * world_size()
-    if in_group():
+    if world_size() > 1:
         dist.all_gather_object(values, value)
     return values
 

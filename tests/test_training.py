@@ -125,6 +125,11 @@ def test_validation_logs_metrics_and_pictures_at_iterations(small_capture: Path,
     assert (picture.width, picture.height) == (3 * 96, 64)
 
 
+def test_a_run_that_logs_nothing_on_the_way_trains(small_capture: Path, tmp_path: Path) -> None:
+    cli = FlexGSCLI(arguments(small_capture, tmp_path, "--trainer.log_every_n_steps", "0", steps=2))
+    assert cli.trainer.global_step == 2
+
+
 def test_curves_of_a_resumed_run_and_of_a_later_test_count_on(
     uninterrupted: FlexGSCLI, small_capture: Path, tmp_path: Path
 ) -> None:

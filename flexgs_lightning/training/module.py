@@ -219,7 +219,7 @@ class FlexGSModule(lightning.LightningModule):
         report = self.densification.after_step(step, rendering)
         if report is not None:
             self.log_dict({f"densification/{name}": float(count) for name, count in report.counts().items()})
-        if self._is_time_to_log:
+        if self.is_time_to_log:
             parts = {} if penalty is None else {"regularization": penalty}
             self._log_progress(loss, parts, rendering.image, photos)
 
@@ -241,7 +241,7 @@ class FlexGSModule(lightning.LightningModule):
         )
         check_finite(self.scene, loss, self.iteration)
         self._descend(loss)
-        if self._is_time_to_log:
+        if self.is_time_to_log:
             self._log_progress(loss, parts, image, photos)
 
     # -- the second stage ------------------------------------------------------------------------------
@@ -315,8 +315,10 @@ class FlexGSModule(lightning.LightningModule):
         return cast(list[torch.optim.Optimizer], self.optimizers(use_pl_optimizer=False))
 
     @property
-    def _is_time_to_log(self) -> bool:
-        return self.iteration % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+    def is_time_to_log(self) -> bool:
+        """Whether this number of iterations is one to log; 0 of ``log_every_n_steps`` logs nothing."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and self.iteration % every == 0
 
     def _descend(self, loss: Tensor) -> None:
         """Backward from this process's share of the loss, add up the processes' gradients, step."""

@@ -27,7 +27,6 @@ from flexgs_lightning.processes import (
     ALONE,
     ProcessLostError,
     Shards,
-    in_group,
     rank,
     sum_over_processes,
     world_size,
@@ -55,7 +54,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     process. There is nothing to gain from overlapping it with the backward pass: the rasterizer's backward
     is nearly all of it and yields the gradients of all attributes at once, at its end.
     """
-    if not in_group():
+    if world_size() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     large = [gradient for gradient in gradients if gradient.nbytes >= BUCKET_BYTES]
@@ -73,7 +72,7 @@ def share_from_first(tensors: Iterable[Tensor]) -> None:
 
     Equal seeds are not enough: another kind of processor may round the initial values otherwise.
     """
-    if in_group():
+    if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
 
@@ -88,7 +87,7 @@ def check_replicas(tensors: Mapping[str, Tensor], step: int) -> None:
     Raises:
         InputError: some tensor differs from process to process; every process raises it.
     """
-    if not in_group() or not tensors:
+    if world_size() == 1 or not tensors:
         return
     sums = torch.stack([checksum(tensor) for tensor in tensors.values()])
     extremes = torch.cat([sums, -sums])

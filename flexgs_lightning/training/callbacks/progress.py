@@ -52,7 +52,8 @@ class IterationAxis(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Date what is logged now."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        assert isinstance(pl_module, FlexGSModule)
+        if pl_module.is_time_to_log:
             self._date(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -84,7 +85,8 @@ class ThroughputLogger(Callback):
             self._since = now
             return
         self._steps += 1
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        assert isinstance(pl_module, FlexGSModule)
+        if pl_module.is_time_to_log:
             pl_module.log("train/steps_per_second", self._steps / (now - self._since))
             self._since, self._steps = now, 0
 
