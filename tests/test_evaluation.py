@@ -35,8 +35,8 @@ from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.training.elastic import ElasticTraining
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-TWO_CHANGES = {"without_both_losses", "gsnet", "one_prefix", "field"}
-"""Ablations that cannot be one option: the losses together, and what GsNet, MGS and heads imply."""
+TWO_CHANGES = {"without_both_losses", "gsnet", "field"}
+"""Ablations that cannot be one option: the losses together, and what GsNet and heads imply."""
 OVERLAYS = sorted((CONFIGS / ABLATIONS).glob("*/*.yaml"))
 
 
