@@ -5,9 +5,10 @@
     python benchmarks/data_parallel.py checkpoint --root data/fox --downscale 8 --gaussians 1000000
 
 overhead: time of a step without a process group and with a group of one process, in turn. throughput: images
-a second of one process with all threads, and of two processes that share them. checkpoint: how long training
-pauses for one, how long the file takes to be written beside it, and to be read again. Real ``flexgs fit``s on
-the capture, its points grown to the wanted number by jittered copies; prints Markdown.
+a second of one process with all threads, and of two processes that share them, each with all Gaussians or
+with half of them. checkpoint: how long training pauses for one, how long the file takes to be written beside
+it, and to be read again. Real ``flexgs fit``s on the capture, its points grown to the wanted number by
+jittered copies; prints Markdown.
 """
 
 from __future__ import annotations
@@ -111,6 +112,11 @@ def throughput(arguments: argparse.Namespace, root: Path) -> None:
             ("--data.batch_size", "2"),
         ),
         f"2 processes, {share} threads each, 1 view each": (share, 2, ("--trainer.devices", "2")),
+        f"2 processes, {share} threads each, 1 view each, sharded": (
+            share,
+            2,
+            ("--trainer.devices", "2", "--trainer.strategy", "sharded"),
+        ),
     }
     print("| | step, median | images a second |\n|---|---|---|")
     for kind, (threads, views, extra) in kinds.items():
