@@ -37,18 +37,7 @@ def rasterize(
     """
     projection = project(splats, cameras, sh_degree, antialiased)
     picture = blend(projection, cameras.width, cameras.height, background, with_importance)
-    importance = picture.importance
-    return Rendering(
-        image=picture.image,
-        alpha=picture.alpha,
-        depth=picture.depth,
-        means2d=projection.means2d,
-        radii=projection.radii,
-        weights=None if importance is None else importance[..., 0],
-        hits=None if importance is None else importance[..., 1].int(),
-        width=cameras.width,
-        height=cameras.height,
-    )
+    return Rendering.of(projection, picture, cameras)
 
 
 def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool) -> Projection:

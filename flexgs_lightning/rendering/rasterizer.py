@@ -89,6 +89,28 @@ class Rendering:
     height: int
     opacities: Float[Tensor, "C N"] | None = None
 
+    @staticmethod
+    def of(
+        projection: Projection,
+        picture: Picture,
+        cameras: Cameras,
+        opacities: Float[Tensor, "C N"] | None = None,
+    ) -> Rendering:
+        """What both steps of drawing tell together."""
+        importance = picture.importance
+        return Rendering(
+            image=picture.image,
+            alpha=picture.alpha,
+            depth=picture.depth,
+            means2d=projection.means2d,
+            radii=projection.radii,
+            weights=None if importance is None else importance[..., 0],
+            hits=None if importance is None else importance[..., 1].int(),
+            width=cameras.width,
+            height=cameras.height,
+            opacities=opacities,
+        )
+
 
 def rasterize(
     splats: Splats,

@@ -49,21 +49,10 @@ def rasterize(
     picture: Picture = backend.blend(
         delivery.projection, cameras.width, cameras.height, background, with_importance
     )
-    importance = None
     if picture.importance is not None:
-        importance = _return(picture.importance, delivery, projection.means2d.shape[:2])
-    return Rendering(
-        image=picture.image,
-        alpha=picture.alpha,
-        depth=picture.depth,
-        means2d=projection.means2d,
-        radii=projection.radii,
-        weights=None if importance is None else importance[..., 0],
-        hits=None if importance is None else importance[..., 1].int(),
-        width=cameras.width,
-        height=cameras.height,
-        opacities=opacities,
-    )
+        returned = _return(picture.importance, delivery, projection.means2d.shape[:2])
+        picture = picture._replace(importance=returned)
+    return Rendering.of(projection, picture, cameras, opacities)
 
 
 def _backend(splats: Splats) -> ModuleType:
