@@ -87,6 +87,19 @@ def test_a_signal_that_comes_while_a_program_is_started_reaches_it_once() -> Non
     assert statuses == {"0": 101}
 
 
+def test_a_task_that_cannot_start_leaves_no_program_behind() -> None:
+    statuses: dict[str, int] = {}
+
+    def start(place: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        raise OSError("no space left")
+
+    broken = Task("1", start, lambda status: pytest.fail("never ran"))
+    tasks = [program("0", "import time; time.sleep(60)", statuses), broken]
+    with pytest.raises(OSError, match="no space left"):
+        run_side_by_side([*tasks, program("2", "pass", statuses)], [{}, {}])
+    assert statuses == {"0": -signal.SIGTERM}
+
+
 # -- shares of an array --------------------------------------------------------------------------------
 
 

@@ -39,12 +39,16 @@ def run_side_by_side(tasks: Sequence[Task], places: Sequence[Mapping[str, str]])
 
     Returns:
         The signal that stopped it, or None if all tasks have run.
+
+    Raises:
+        Exception: what a task raised instead of starting, once the others have been stopped.
     """
     waiting = list(tasks)
     free = list(places)
     running: list[tuple[Task, subprocess.Popen[bytes], Mapping[str, str]]] = []
     received: list[int] = []
     handed_on = 0
+    failure: Exception | None = None
 
     def note(number: int, frame: FrameType | None) -> None:
         """No more than that: the signal may come while a program is being started."""
@@ -54,7 +58,11 @@ def run_side_by_side(tasks: Sequence[Task], places: Sequence[Mapping[str, str]])
         while running or (waiting and not received):
             while waiting and free and not received:
                 task, place = waiting.pop(0), free.pop(0)
-                process = task.start(place)
+                try:
+                    process = task.start(place)
+                except Exception as error:  # whatever it is, no program may be left behind
+                    failure, process = error, None
+                    received.append(signal.SIGTERM)
                 if process is None:
                     free.insert(0, place)
                 else:
@@ -70,6 +78,8 @@ def run_side_by_side(tasks: Sequence[Task], places: Sequence[Mapping[str, str]])
                 handed_on += 1
             if running:
                 time.sleep(POLL_SECONDS)
+    if failure is not None:
+        raise failure
     return received[0] if received else None
 
 
