@@ -38,9 +38,9 @@ TRAINING = ("fit", "validate", "test")
 COMMANDS = {
     "export": "deploy.export",
     "render": "deploy.render_command",
-    "view": "deploy.view",
+    "view": "deploy.viewer.command",
     "data download": "data.download",
-    "demo": "demo",
+    "demo": "demo.command",
     "benchmark": "evaluation.benchmark_run",
     "compare": "evaluation.compare",
     "ablate": "evaluation.compare",

@@ -31,7 +31,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def small_capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A COLMAP folder of 16 photos of 96x64 pixels: small enough to train on within seconds."""
-    from flexgs_lightning.data.procedural import write_demo_capture
+    from flexgs_lightning.demo.capture import write_demo_capture
 
     root = tmp_path_factory.mktemp("captures") / "small"
     write_demo_capture(root, views=16, width=96, height=64)

@@ -12,7 +12,7 @@ from hashlib import sha256
 import flexgs_lightning, torch
 sys.path.insert(0, sys.argv[1])
 from small_scene import around, ball
-from flexgs_lightning.metrics import ssim
+from flexgs_lightning.metrics.ssim import ssim
 splats = ball()
 splats = replace(splats, **{f.name: getattr(splats, f.name).requires_grad_() for f in fields(splats)})
 rendering = flexgs_lightning.rasterize(splats, around(2, 96, 64), with_importance=True)

@@ -10,11 +10,13 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from flexgs_lightning import perceptual
 from flexgs_lightning.data.ordering import HeldOutOrder
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.metrics import ImageMetrics, psnr, ssim, ssim_by_convolution
-from flexgs_lightning.perceptual import LPIPS
+from flexgs_lightning.metrics import lpips
+from flexgs_lightning.metrics.lpips import LPIPS
+from flexgs_lightning.metrics.protocol import ImageMetrics
+from flexgs_lightning.metrics.psnr import psnr
+from flexgs_lightning.metrics.ssim import ssim, ssim_by_convolution
 
 SIZES = [(1, 1, 1), (1, 5, 7), (2, 33, 17), (1, 64, 48), (3, 40, 61)]
 
@@ -182,7 +184,7 @@ def test_lpips_reads_a_full_torchvision_checkpoint(shared_data: Path, tmp_path: 
 
 @pytest.fixture
 def fresh_warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    monkeypatch.setattr(perceptual, "_warned", set())
+    monkeypatch.setattr(lpips, "_warned", set())
     caplog.set_level(logging.WARNING, logger="flexgs_lightning")
     return caplog
 

@@ -18,13 +18,13 @@ from viewer_scene import Prefixes, big_ball
 
 from flexgs_lightning.cli import main
 from flexgs_lightning.data.colmap import read_colmap
+from flexgs_lightning.deploy.opening import OneSize, Scene, grey
 from flexgs_lightning.deploy.ply import ply_bytes, write_ply
 from flexgs_lightning.deploy.render import draw
-from flexgs_lightning.deploy.scene import OneSize, Scene, grey
 from flexgs_lightning.deploy.vantage import vantage_of_capture, vantage_of_splats
-from flexgs_lightning.deploy.view_canvas import BrowserCamera, compose, framing_fov, reduced, tiles
-from flexgs_lightning.deploy.view_session import Stage
-from flexgs_lightning.deploy.view_state import Detail, RatioScale, SplatsCache, megabytes
+from flexgs_lightning.deploy.viewer.canvas import BrowserCamera, compose, framing_fov, reduced, tiles
+from flexgs_lightning.deploy.viewer.session import Stage
+from flexgs_lightning.deploy.viewer.state import Detail, RatioScale, SplatsCache, megabytes
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model
 from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions

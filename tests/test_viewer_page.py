@@ -18,11 +18,11 @@ from viewer_scene import Prefixes, big_ball
 
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.data.colmap import read_colmap
+from flexgs_lightning.deploy.opening import OneSize, Scene, grey
 from flexgs_lightning.deploy.ply import ply_bytes
 from flexgs_lightning.deploy.render import draw
-from flexgs_lightning.deploy.scene import OneSize, Scene, grey
-from flexgs_lightning.deploy.view_canvas import compose
-from flexgs_lightning.deploy.viewer import Viewer
+from flexgs_lightning.deploy.viewer.canvas import compose
+from flexgs_lightning.deploy.viewer.viewer import Viewer
 from flexgs_lightning.images import to_uint8
 
 CANVAS = "[...document.querySelectorAll('canvas')].find(c => c.width > 0)"

@@ -18,7 +18,7 @@ _INRIA = "https://repo-sam.inria.fr/fungraph/3d-gaussian-splatting/datasets/inpu
 
 
 @dataclass(frozen=True)
-class Scene:
+class BenchmarkScene:
     """One capture of a benchmark.
 
     Attributes:
@@ -48,7 +48,7 @@ class Benchmark:
 
     name: str
     title: str
-    scenes: tuple[Scene, ...]
+    scenes: tuple[BenchmarkScene, ...]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class SceneProtocol:
         protocol: the protocol.
     """
 
-    scene: Scene
+    scene: BenchmarkScene
     protocol: Protocol
 
     @property
@@ -100,8 +100,8 @@ class SceneProtocol:
         return self.protocol.test_every
 
 
-def _scenes(benchmark: str, archive: str, downscale: int, *members: str) -> tuple[Scene, ...]:
-    return tuple(Scene(m.rpartition("/")[2], benchmark, downscale, archive, m) for m in members)
+def _scenes(benchmark: str, archive: str, downscale: int, *members: str) -> tuple[BenchmarkScene, ...]:
+    return tuple(BenchmarkScene(m.rpartition("/")[2], benchmark, downscale, archive, m) for m in members)
 
 
 def _mipnerf360() -> Benchmark:
@@ -132,7 +132,7 @@ def _zipnerf() -> Benchmark:
 BENCHMARKS: dict[str, Benchmark] = {b.name: b for b in (_mipnerf360(), _tanks_and_temples(), _zipnerf())}
 """Every benchmark by name."""
 
-SCENES: dict[str, Scene] = {scene.name: scene for b in BENCHMARKS.values() for scene in b.scenes}
+SCENES: dict[str, BenchmarkScene] = {scene.name: scene for b in BENCHMARKS.values() for scene in b.scenes}
 """Every scene by name; names are unique over benchmarks."""
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -177,7 +177,7 @@ def find_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def find_scene(name: str, benchmark: str | None = None) -> Scene:
+def find_scene(name: str, benchmark: str | None = None) -> BenchmarkScene:
     """The scene called ``name``, of ``benchmark`` if one is given.
 
     Raises:

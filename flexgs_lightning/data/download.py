@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flexgs_lightning.data.archives import DamagedArchiveError, check_free_space, extract_folder
-from flexgs_lightning.data.benchmarks import Scene, find_benchmark, find_scene
+from flexgs_lightning.data.benchmarks import BenchmarkScene, find_benchmark, find_scene
 from flexgs_lightning.data.transfer import fetch, remaining_bytes
 from flexgs_lightning.errors import InputError
 
@@ -81,7 +81,7 @@ def download_benchmark(
     return [folder / scene.name for scene in wanted]
 
 
-def _is_there(folder: Path, scene: Scene) -> bool:
+def _is_there(folder: Path, scene: BenchmarkScene) -> bool:
     """Scenes are renamed into place when complete, so that existence is enough."""
     return (folder / scene.name).is_dir() and any((folder / scene.name).iterdir())
 
@@ -96,7 +96,7 @@ def _fetch(url: str, archive: Path) -> None:
     fetch(url, archive)
 
 
-def _unpack(archive: Path, scene: Scene, folder: Path) -> None:
+def _unpack(archive: Path, scene: BenchmarkScene, folder: Path) -> None:
     target = folder / scene.name
     try:
         extract_folder(archive, scene.member, target)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.capture import Capture
-from flexgs_lightning.deploy.scene import one_size
+from flexgs_lightning.deploy.opening import one_size
 from flexgs_lightning.deploy.trajectory import focus_point, orbit, up_direction
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.splats import Splats

@@ -15,7 +15,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from flexgs_lightning.data.benchmarks import Scene, find_benchmark, find_protocol, find_scene
+from flexgs_lightning.data.benchmarks import BenchmarkScene, find_benchmark, find_protocol, find_scene
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.benchmark_report import write_report
 from flexgs_lightning.evaluation.benchmark_scene import HEADER, SceneRun
@@ -91,7 +91,7 @@ def benchmark(
         )
 
 
-def _chosen(all_scenes: Sequence[Scene], benchmark: str, names: str | None) -> list[Scene]:
+def _chosen(all_scenes: Sequence[BenchmarkScene], benchmark: str, names: str | None) -> list[BenchmarkScene]:
     if names is None:
         return list(all_scenes)
     return [find_scene(name.strip(), benchmark) for name in dict.fromkeys(names.split(","))]
@@ -117,7 +117,7 @@ def _share(shard: int | None, shards: int | None, environment: Mapping[str, str]
     return shard, None, shards
 
 
-def _require_scenes(scenes: Sequence[Scene], root: Path) -> None:
+def _require_scenes(scenes: Sequence[BenchmarkScene], root: Path) -> None:
     missing = [scene.name for scene in scenes if not (root / scene.name).is_dir()]
     if missing:
         raise InputError(

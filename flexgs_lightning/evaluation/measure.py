@@ -15,7 +15,7 @@ from torch import Tensor
 from flexgs_lightning.data.capture import ViewBatch
 from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.data.streaming import ViewLoader
-from flexgs_lightning.metrics import ImageMetrics
+from flexgs_lightning.metrics.protocol import ImageMetrics
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import Splats
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from flexgs_lightning.data.capture import Capture, View
 from flexgs_lightning.data.datamodule import CaptureDataModule
-from flexgs_lightning.deploy.scene import choose_device
+from flexgs_lightning.deploy.opening import choose_device
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.scores import Score, pruning_order
 from flexgs_lightning.evaluation.training import Settings, merged
-from flexgs_lightning.metrics import ImageMetrics
+from flexgs_lightning.metrics.protocol import ImageMetrics
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import Model, load
 from flexgs_lightning.splats import Splats

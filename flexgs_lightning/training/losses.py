@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from flexgs_lightning.metrics import ssim
+from flexgs_lightning.metrics.ssim import ssim
 
 
 def photometric_loss(

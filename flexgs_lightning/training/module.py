@@ -12,7 +12,8 @@ from torch import Tensor
 from flexgs_lightning.data.capture import Capture, ViewBatch
 from flexgs_lightning.data.ordering import HeldOutOrder
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.metrics import ImageMetrics, psnr
+from flexgs_lightning.metrics.protocol import ImageMetrics
+from flexgs_lightning.metrics.psnr import psnr
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, CHECKPOINT_VERSION, SCENE, empty_elastic
 from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians

@@ -27,7 +27,7 @@ from flexgs_lightning.processes import (
     ALONE,
     ProcessLostError,
     Shards,
-    rank,
+    process_rank,
     sum_over_processes,
     world_size,
 )
@@ -184,8 +184,8 @@ def lost_processes_explained() -> Iterator[None]:
             raise
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"process {rank()} of {world_size()} lost the others: one was killed, failed or hung; if it "
-            f"left a message, that stands above ({reason}). The last checkpoint is kept; the same command "
+            f"process {process_rank()} of {world_size()} lost the others: one was killed, failed or hung; if "
+            f"it left a message, that stands above ({reason}). The last checkpoint is kept; the same command "
             "with --ckpt_path last goes on from it."
         ) from error
 

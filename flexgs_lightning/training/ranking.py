@@ -14,8 +14,7 @@ from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.elastic import ElasticGaussians
 from flexgs_lightning.model.selector import rank
-from flexgs_lightning.processes import ALONE, Shards, sum_over_processes, world_size
-from flexgs_lightning.processes import rank as process_rank
+from flexgs_lightning.processes import ALONE, Shards, process_rank, sum_over_processes, world_size
 from flexgs_lightning.rendering.importance import (
     VolumeFactor,
     blending_importance,

@@ -11,7 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from flexgs_lightning.data.capture import ViewBatch
 from flexgs_lightning.images import side_by_side
-from flexgs_lightning.metrics import ImageMetrics
+from flexgs_lightning.metrics.protocol import ImageMetrics
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.processes import gather
 from flexgs_lightning.splats import Splats

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from flexgs_lightning.data.procedural_render import SAMPLES, Photo, Pinhole, photograph
-from flexgs_lightning.data.procedural_scene import garden
+from flexgs_lightning.demo.garden import garden
+from flexgs_lightning.demo.ray_tracer import SAMPLES, Photo, Pinhole, photograph
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from flexgs_lightning.deploy.opening import ElasticModel
 from flexgs_lightning.deploy.ply import ply_bytes
-from flexgs_lightning.deploy.scene import ElasticModel
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import MEGABYTE, count_at
 from flexgs_lightning.splats import Splats

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flexgs_lightning.data.capture import View
-from flexgs_lightning.data.procedural import write_demo_capture
+from flexgs_lightning.demo.capture import write_demo_capture
 from flexgs_lightning.deploy.contact_sheet import contact_sheet_of
 from flexgs_lightning.deploy.elastic_pictures import rate_quality_curve, ratio_strip
 from flexgs_lightning.deploy.export import export

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from flexgs_lightning.deploy.scene import choose_device, open_capture, open_scene
+from flexgs_lightning.deploy.opening import choose_device, open_capture, open_scene
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,6 @@ def view(
     elif "root" in data:
         log.info(f"{data['root']}: the capture is not there any more, so there are no test views to visit")
 
-    from flexgs_lightning.deploy.viewer import Viewer  # viser is slow to import, and only needed here
+    from flexgs_lightning.deploy.viewer.viewer import Viewer  # viser is slow to import, and only needed here
 
     Viewer(scene, capture, device=choose_device(device), host=host, port=port).wait()

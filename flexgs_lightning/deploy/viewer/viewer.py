@@ -19,11 +19,11 @@ import torch
 import viser
 
 from flexgs_lightning.data.capture import Capture
-from flexgs_lightning.deploy.scene import Scene
+from flexgs_lightning.deploy.opening import Scene
 from flexgs_lightning.deploy.vantage import Vantage, vantage_of_capture, vantage_of_splats
-from flexgs_lightning.deploy.view_canvas import framing_fov, reduced
-from flexgs_lightning.deploy.view_session import Session, Stage
-from flexgs_lightning.deploy.view_state import RatioScale, SplatsCache
+from flexgs_lightning.deploy.viewer.canvas import framing_fov, reduced
+from flexgs_lightning.deploy.viewer.session import Session, Stage
+from flexgs_lightning.deploy.viewer.state import RatioScale, SplatsCache
 from flexgs_lightning.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -20,15 +20,15 @@ from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.capture import View
+from flexgs_lightning.deploy.opening import Scene
 from flexgs_lightning.deploy.render import draw, read_photo
-from flexgs_lightning.deploy.scene import Scene
 from flexgs_lightning.deploy.vantage import Vantage
-from flexgs_lightning.deploy.view_canvas import BrowserCamera, compose, framing_fov, reduced
-from flexgs_lightning.deploy.view_panel import Figures, Panel
-from flexgs_lightning.deploy.view_state import Detail, RatioScale, SplatsCache, megabytes
+from flexgs_lightning.deploy.viewer.canvas import BrowserCamera, compose, framing_fov, reduced
+from flexgs_lightning.deploy.viewer.panel import Figures, Panel
+from flexgs_lightning.deploy.viewer.state import Detail, RatioScale, SplatsCache, megabytes
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.images import to_uint8
-from flexgs_lightning.metrics import psnr
+from flexgs_lightning.metrics.psnr import psnr
 
 log = logging.getLogger(__name__)
 

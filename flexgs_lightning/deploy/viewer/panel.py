@@ -9,7 +9,7 @@ from typing import Any
 
 import viser
 
-from flexgs_lightning.deploy.view_state import RatioScale
+from flexgs_lightning.deploy.viewer.state import RatioScale
 
 FREE_CAMERA = "Free camera"
 _STEP = 1e-3

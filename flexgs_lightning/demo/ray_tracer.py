@@ -1,6 +1,6 @@
 """Ray-casting of the demo scene: what a camera sees, lit by a soft sun and the sky.
 
-Arrays of vectors are [3, ...], one row a coordinate. Scene coordinates: metres, +z up, ground at z = 0.
+Arrays of vectors are [3, ...], one row a coordinate. World coordinates: metres, +z up, ground at z = 0.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from flexgs_lightning.data.procedural_shapes import Frame, Scalars, Shape, Vectors, dot
-from flexgs_lightning.data.procedural_textures import HAZE, Texture, rgb, smoothstep
+from flexgs_lightning.demo.shapes import Frame, Scalars, Shape, Vectors, dot
+from flexgs_lightning.demo.textures import HAZE, Texture, rgb, smoothstep
 
 GROUND, SKY = -1, -2
 """Surface numbers of what is no solid."""
@@ -98,14 +98,14 @@ class Hits:
 
 
 @dataclass(frozen=True)
-class Scene:
+class World:
     """Solids on a round terrace in a lawn, under a panorama.
 
     Attributes:
         solids: everything that stands there.
         terrace: inner ground, up to ``terrace_radius``.
         lawn: ground beyond.
-        panorama: equirectangular picture of the distance, see ``procedural_textures.panorama``.
+        panorama: equirectangular picture of the distance, see ``textures.panorama``.
         sun: unit vector towards the sun.
         sun_radius: the sun's apparent radius in radians (larger than life: a hazy day's soft shadows).
         terrace_radius: metres.
@@ -356,7 +356,7 @@ class Photo:
     depth: Float[np.ndarray, "2*H 2*W"]
 
 
-def photograph(scene: Scene, camera: Pinhole) -> Photo:
+def photograph(scene: World, camera: Pinhole) -> Photo:
     """What ``camera`` records: four samples a pixel, a tent filter two pixels wide, a filmic curve, sRGB."""
     rows = (np.arange(camera.height * SAMPLES + 2) - 0.5) / SAMPLES
     columns = (np.arange(camera.width * SAMPLES + 2) - 0.5) / SAMPLES

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flexgs_lightning.data import procedural_textures as textures
-from flexgs_lightning.data.procedural_render import Material, Scene, Solid
-from flexgs_lightning.data.procedural_shapes import Ball, Box, Cylinder, Frame, Shape, torus, vase
-from flexgs_lightning.data.procedural_textures import Texture
+from flexgs_lightning.demo import textures
+from flexgs_lightning.demo.ray_tracer import Material, Solid, World
+from flexgs_lightning.demo.shapes import Ball, Box, Cylinder, Frame, Shape, torus, vase
+from flexgs_lightning.demo.textures import Texture
 
 SUN_AZIMUTH, SUN_ELEVATION = math.radians(215.0), math.radians(42.0)
 TABLE = 0.74
 """Height of the table's top in metres."""
 
 
-def garden(seed: int) -> Scene:
+def garden(seed: int) -> World:
     """The scene; ``seed`` changes its textures, the plants and the clouds, not the arrangement."""
     rng = np.random.default_rng(seed)
     sun = np.array(
@@ -36,7 +36,7 @@ def garden(seed: int) -> Scene:
         *_surroundings(rng, materials),
     ]
     panorama = Texture(textures.panorama(rng, sun))
-    return Scene(solids, materials["paving"], materials["lawn"], panorama, sun)
+    return World(solids, materials["paving"], materials["lawn"], panorama, sun)
 
 
 def _materials(rng: np.random.Generator) -> dict[str, Material]:

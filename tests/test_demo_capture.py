@@ -7,9 +7,9 @@ import pycolmap
 import pytest
 from PIL import Image
 
-from flexgs_lightning.data import procedural
 from flexgs_lightning.data.colmap import read_colmap
-from flexgs_lightning.data.procedural import write_demo_capture
+from flexgs_lightning.demo import capture as demo_capture
+from flexgs_lightning.demo.capture import write_demo_capture
 from flexgs_lightning.errors import InputError
 
 VIEWS, WIDTH, HEIGHT = 14, 144, 96
@@ -160,14 +160,14 @@ def test_same_seed_same_files_other_seed_other_files(tmp_path: Path) -> None:
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
 
-    def interrupted(*arguments: object) -> procedural.Photo:
+    def interrupted(*arguments: object) -> demo_capture.Photo:
         if len(taken) == 2:
             raise KeyboardInterrupt
-        taken.append(procedural_photograph(*arguments))
+        taken.append(photograph(*arguments))
         return taken[-1]
 
-    procedural_photograph = procedural.photograph
-    monkeypatch.setattr(procedural, "photograph", interrupted)
+    photograph = demo_capture.photograph
+    monkeypatch.setattr(demo_capture, "photograph", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_demo_capture(tmp_path / "demo", views=4, width=32, height=24)
     assert len(taken) == 2

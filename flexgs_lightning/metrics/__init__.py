@@ -1,0 +1,1 @@
+"""PSNR, SSIM and LPIPS, and the protocol they are measured under."""
