@@ -15,12 +15,14 @@ import flexgs_lightning  # noqa: F401  (before torch: it sets the thread policy)
 # isort: split
 import torch
 
-from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
+from flexgs_lightning.model.attributes import ATTRIBUTES, residual_columns
+from flexgs_lightning.model.elastic import ElasticOptions, elastic_scene
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
+from flexgs_lightning.model.scene import Scene
 
 REPEATS = 15
-UNITS = {"means": 1e-3, "quats": 1e-3, "scales": 5e-3, "opacities": 5e-2, "sh0": 2.5e-3}
+UNITS = dict.fromkeys(residual_columns(), 1e-3)
 VARIANTS = {
     "slicing alone": ElasticOptions(residual_anchors=()),
     "residuals at 4 anchors": ElasticOptions(),
@@ -28,7 +30,7 @@ VARIANTS = {
         residual_anchors=(), field_heads=("means", "scales", "quats"), field_resolution=64
     ),
     "residuals and a field with linear heads for 5 attributes": ElasticOptions(
-        field_heads=("means", "scales", "quats", "opacities", "sh0"), field_head_width=0
+        field_heads=("means", "scales", "quats", "opacities", "sh"), field_head_width=0
     ),
     "GsNet ranking, then the field (paper)": ElasticOptions(
         selection="gsnet",
@@ -61,11 +63,11 @@ def main() -> None:
         report(name, lambda m=model: m.at(options.ratio))  # type: ignore[misc]
 
 
-def random_model(count: int, options: ElasticOptions) -> ElasticGaussians:
+def random_model(count: int, options: ElasticOptions) -> Scene:
     torch.manual_seed(0)
-    shapes = {"means": (3,), "quats": (4,), "scales": (3,), "opacities": (), "sh0": (1, 3), "shN": (15, 3)}
+    shapes = {name: attribute.shape_at(3) for name, attribute in ATTRIBUTES.items()}
     gaussians = Gaussians({name: torch.randn(count, *shape) for name, shape in shapes.items()})
-    model = ElasticGaussians(gaussians, SceneFrame(torch.zeros(3), 1.0), options, UNITS).eval()
+    model = elastic_scene(gaussians, SceneFrame(torch.zeros(3), 1.0), options, UNITS).eval()
     model.sort()
     return model
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.scene import Scene as LearnedScene
 from flexgs_lightning.rendering.rasterizer import Rendering
 from flexgs_lightning.training.densification import Densification, DensificationReport
 from flexgs_lightning.training.optimization import LearningRates, gaussian_optimizers
@@ -24,10 +25,10 @@ class Scene:
                 "quats": torch.randn(count, 4, generator=draw),
                 "scales": torch.randn(count, 3, generator=draw) * 0.5 - 4.0,
                 "opacities": torch.randn(count, generator=draw),
-                "sh0": torch.randn(count, 1, 3, generator=draw),
-                "shN": torch.zeros(count, 3, 3),
+                "sh": torch.cat([torch.randn(count, 1, 3, generator=draw), torch.zeros(count, 3, 3)], dim=1),
             }
         )
+        self.learned = LearnedScene(self.gaussians)
         self.optimizers = gaussian_optimizers(self.gaussians, LearningRates(means=1e-3), extent=1.0)
 
     @property
@@ -67,7 +68,7 @@ class Scene:
 
     def _loss(self, rendering: Rendering, target: torch.Tensor) -> torch.Tensor:
         distance = ((rendering.means2d - target) / 30).square().sum(dim=-1)
-        colour = self.params["sh0"].sum(dim=(1, 2)) + self.params["shN"].sum(dim=(1, 2))
+        colour = self.params["sh"].sum(dim=(1, 2))
         shape = self.params["scales"].sum(dim=1) + 0.1 * self.params["quats"].sum(dim=1)
         wanted = (2 * (7 * self.params["means"][:, 0].detach()).sin()).sigmoid()
         opacities = self.params["opacities"].sigmoid()
@@ -122,7 +123,7 @@ def started(control: Densification, scene: Scene, extent: float = 1.0, total: in
     """Bind ``control``; it refines to the stage's end unless it was told otherwise."""
     if getattr(control, "stop_step", None) is None:  # a lazy default has no attributes before it starts
         control.stop_step = total
-    control.start(scene.gaussians, scene.optimizers, scene_extent=extent, total_steps=total)
+    control.start(scene.learned, list(scene.optimizers.values()), scene_extent=extent, total_steps=total)
     return control
 
 

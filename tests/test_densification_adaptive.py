@@ -25,7 +25,9 @@ def test_clones_splits_and_prunes_whom_an_independent_count_predicts():
     opacities = np.where(rng.random(count) < 0.2, 0.003, rng.uniform(0.01, 0.9, count))
     scene.assign("scales", np.log(scales))
     scene.assign("opacities", np.log(opacities / (1 - opacities)))
-    scene.assign("sh0", np.repeat(np.arange(count)[:, None, None], 3, axis=2))  # who is who afterwards
+    scene.assign(
+        "sh", np.arange(count)[:, None, None].repeat(4, axis=1).repeat(3, axis=2)
+    )  # who is who afterwards
     control = AdaptiveDensityControl(start_step=0, every=3, reset_every=5, grow_grad2d=0.002)
     started(control, scene, extent, total=9)  # too short for a reset, but large ones are pruned after 5
 
@@ -53,7 +55,7 @@ def test_clones_splits_and_prunes_whom_an_independent_count_predicts():
     assert report.pruned == (np.where(grows, 2, 1) * dies).sum()
     assert report.count == copies.sum() == len(scene.gaussians)
     assert not report.opacity_reset
-    tags = scene.params["sh0"][:, 0, 0].detach().numpy().astype(int)
+    tags = scene.params["sh"][:, 0, 0].detach().numpy().astype(int)
     np.testing.assert_array_equal(np.bincount(tags, minlength=count), copies)
     expected = scales[tags] / np.where(splits[tags], 1.6, 1.0)[:, None]
     np.testing.assert_allclose(scene.params["scales"].exp().detach().numpy(), expected, rtol=1e-5)
@@ -103,7 +105,7 @@ def test_children_of_a_split_are_drawn_from_the_parent():
     assert np.abs(local.mean(axis=0)).max() < 5 / math.sqrt(2 * count)
     assert np.abs(np.cov(local.T) - np.eye(3)).max() < 5 * math.sqrt(2 / (2 * count))
     torch.testing.assert_close(scene.params["scales"].exp(), (scales / 1.6).expand(2 * count, 3))
-    for name in ("quats", "opacities", "sh0", "shN"):
+    for name in ("quats", "opacities", "sh"):
         repeated = before[name].repeat(2, *[1] * (before[name].ndim - 1))
         torch.testing.assert_close(scene.params[name].detach(), repeated, rtol=0, atol=0)
 
@@ -227,7 +229,7 @@ def test_refines_only_between_start_and_stop():
 def test_the_cap_keeps_the_highest_gradients():
     count, room = 50, 7
     scene, strength = Scene(count), np.random.default_rng(1).permutation(count) + 1.0
-    scene.assign("sh0", np.repeat(np.arange(count)[:, None, None], 3, axis=2))
+    scene.assign("sh", np.arange(count)[:, None, None].repeat(4, axis=1).repeat(3, axis=2))
     scene.assign("scales", np.log(np.where(np.arange(count) % 2, 0.001, 0.05))[:, None].repeat(3, axis=1))
     control = AdaptiveDensityControl(start_step=0, every=1, max_gaussians=count + room)
     started(control, scene)
@@ -237,7 +239,7 @@ def test_the_cap_keeps_the_highest_gradients():
     assert report.count == count + room
     assert report.cloned + report.split == report.grown == room
     assert min(report.cloned, report.split) > 0
-    tags = scene.params["sh0"][:, 0, 0].detach().numpy().astype(int)
+    tags = scene.params["sh"][:, 0, 0].detach().numpy().astype(int)
     grown = np.flatnonzero(np.bincount(tags) == 2)
     assert set(grown) == set(np.argsort(strength)[-room:])
 
@@ -272,14 +274,14 @@ def test_non_finite_gaussians_are_removed_aloud(caplog):
     scene.train(control, range(3))
     with torch.no_grad():
         scene.params["means"][5, 1] = math.nan
-        scene.params["sh0"][7, 0, 2] = math.inf
+        scene.params["sh"][7, 0, 2] = math.inf
     nothing = rendering_with_gradient(np.zeros((1, 40, 2)), np.ones((1, 40)))
     with caplog.at_level(logging.WARNING):
         report = control.after_step(899, nothing)  # long after the last refinement
     assert report.pruned == 2
     assert report.count == len(scene.gaussians) == 38
     assert scene.gaussians.first_non_finite() is None
-    assert "removing 2 of 40 Gaussians, non-finite means, sh0" in caplog.text
+    assert "removing 2 of 40 Gaussians, non-finite means, sh" in caplog.text
     scene.check_consistent()
 
     with torch.no_grad():

@@ -70,7 +70,7 @@ def test_dead_gaussians_move_onto_live_ones():
     assert shared.any()
     for name in after:
         assert torch.equal(after[name][alone], before[name][alone])
-    for name in ("means", "quats", "sh0", "shN"):
+    for name in ("means", "quats", "sh"):
         assert torch.equal(after[name][shared], before[name][shared])
     composed = 1 - (1 - after["opacities"][shared].sigmoid().double()) ** (copies[shared] + 1)
     torch.testing.assert_close(composed, before["opacities"][shared].sigmoid().double(), rtol=1e-5, atol=0)

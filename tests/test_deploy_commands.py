@@ -24,6 +24,7 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.images import to_uint8
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, CHECKPOINT_VERSION, load
 from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.splats import Splats
 
 
@@ -59,15 +60,17 @@ def ply(tmp_path: Path, splats: Splats) -> Path:
 @pytest.fixture
 def ckpt(tmp_path: Path, splats: Splats, capture: Path) -> Path:
     """What a training leaves: on a white background, at half size, every fourth photo held out."""
+    scene = Scene(Gaussians.from_splats(splats))
     facts = {
         "version": CHECKPOINT_VERSION,
         "sh_degree": 1,
         "antialiased": True,
         "background": [1.0, 1.0, 1.0],
         "data": {"root": str(capture), "downscale": 2, "test_every": 4},
-        "elastic": None,
+        "scene": scene.as_plain(),
+        "rows": [f"scene.{name}" for name in scene.row_names()],
     }
-    state = {f"scene.{name}": value for name, value in Gaussians.from_splats(splats).state_dict().items()}
+    state = {f"scene.{name}": value for name, value in scene.state_dict().items()}
     torch.save({"state_dict": state, "global_step": 100, CHECKPOINT_KEY: facts}, tmp_path / "last.ckpt")
     return tmp_path / "last.ckpt"
 

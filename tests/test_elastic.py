@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,42 +12,52 @@ from flexgs_lightning import load, rasterize
 from flexgs_lightning.deploy.ply import read_ply, write_ply
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.lightning_cli import FlexGSCLI
-from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
-from flexgs_lightning.model.gaussians import PARAMETERS, Gaussians
+from flexgs_lightning.model.attributes import ATTRIBUTES
+from flexgs_lightning.model.elastic import ElasticOptions, elastic_scene
+from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
+from flexgs_lightning.model.part import Conditions
 from flexgs_lightning.model.residuals import RatioResiduals
+from flexgs_lightning.model.scene import Scene
+from flexgs_lightning.model.selection import Ordered
 from flexgs_lightning.model.selector import rank
+from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.rendering.importance import blending_importance
 from flexgs_lightning.splats import Splats
-from flexgs_lightning.training.elastic import (
+from flexgs_lightning.training.elastic_stage import (
     ElasticTraining,
-    elastic_loss,
+    Parts,
+    Subset,
+    descend,
     elastic_optimizer,
     field_regularization,
-    masked,
 )
 
 ALL_PARTS = ElasticOptions(
     residual_anchors=(0.1, 0.3),
-    field_heads=("means", "scales", "quats", "opacities", "sh0"),
+    field_heads=("means", "scales", "quats", "opacities", "sh"),
     field_resolution=8,
 )
-UNITS = {"means": 0.01, "quats": 0.01, "scales": 0.02, "opacities": 0.1, "sh0": 0.05}
+UNITS = {"means": 0.01, "quats": 0.01, "scales": 0.02, "opacities": 0.1, "sh": 0.05}
 RATIOS = (0.02, 0.05, 0.11, 0.29, 0.5, 0.999, 1.0)
 
 
-def elastic(
-    selection: str = "ordered", *, parts: ElasticOptions = ALL_PARTS, count: int = 100
-) -> ElasticGaussians:
+def elastic(selection: str = "ordered", *, parts: ElasticOptions = ALL_PARTS, count: int = 100) -> Scene:
     torch.manual_seed(3)
     if selection == "gsnet":
         parts = replace(parts, selection="gsnet", residual_anchors=())
-    return ElasticGaussians(
-        Gaussians.from_splats(ball()[:count]), SceneFrame(torch.zeros(3), 2.0), parts, UNITS
+    gaussians, frame = Gaussians.from_splats(ball()[:count]), SceneFrame(torch.zeros(3), 2.0)
+    return elastic_scene(gaussians, frame, parts, UNITS)
+
+
+def descended(model: Scene, options: ElasticTraining, step: int, photometric: Any) -> tuple[float, Parts]:
+    loss, parts = descend(
+        model, options, step, photometric=photometric, backward=torch.Tensor.backward, temperature=1.0
     )
+    return loss.item(), parts
 
 
-def perturbed(model: ElasticGaussians) -> ElasticGaussians:
+def perturbed(model: Scene) -> Scene:
     """As if trained: no displacement is zero any more."""
     torch.manual_seed(5)
     with torch.no_grad():
@@ -68,7 +79,7 @@ def test_construction_changes_no_image(selection: str) -> None:
     plain = model.gaussians.splats()
     for ratio in RATIOS:
         splats = model.at(ratio)
-        expected = plain[order[: len(splats)]]
+        expected = plain[order[: len(splats)]] if ratio < 1 else plain
         assert torch.equal(splats.means, expected.means)
         cameras = around(2)
         assert torch.allclose(rasterize(splats, cameras).image, rasterize(expected, cameras).image, atol=1e-6)
@@ -85,33 +96,43 @@ def test_every_ratio_is_an_exact_deterministic_prefix_of_one_ranking(selection: 
         assert same(splats, model.at(ratio))
     before = {ratio: model.at(ratio) for ratio in RATIOS}
     model.sort()
-    assert model.selector is None
+    assert isinstance(model.selection, Ordered)
     for ratio in RATIOS:
-        if selection == "ordered" or ratio == 1.0:
+        if selection == "ordered":
             assert same(model.at(ratio), before[ratio], atol=1e-6)
     assert model.ranking().tolist() == list(range(100))
 
 
 @pytest.mark.parametrize("selection", ["ordered", "gsnet"])
-def test_several_ratios_at_once_are_those_one_by_one(selection: str) -> None:
+def test_gradients_of_a_step_are_those_of_one_graph(selection: str) -> None:
+    """Each render goes backward by itself, and a prefix's gradients are added to its rows."""
     model = perturbed(elastic(selection))
-    ratios = [0.3, 0.05, 1.0, 0.3]
+    cameras, photos = around(2), torch.rand(2, 30, 40, 3, generator=torch.Generator().manual_seed(3))
 
-    def gradients(splats: list[Splats]) -> dict[str, torch.Tensor]:
-        model.zero_grad()
-        total = sum(
-            (i + 1) * (s.means.sum() + s.scales.square().sum() + s.sh.cos().sum())
-            for i, s in enumerate(splats)
-        )
-        total.backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    def photometric(splats: Splats) -> torch.Tensor:
+        return (rasterize(splats, cameras).image - photos).square().sum()
 
-    together, apart = model.at_each(ratios), [model.at(ratio) for ratio in ratios]
-    assert all(same(a, b) for a, b in zip(together, apart, strict=True))
-    found, expected = gradients(together), gradients(apart)
+    options = ElasticTraining(
+        sampling="list", ratios=(0.3, 0.05), importance_weight=0.0, sparsity_weight=0.0, full_weight=0.6
+    )
+    torch.manual_seed(7)
+    loss, _ = descended(model, options, 0, photometric)
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    torch.manual_seed(7)
+    whole = 0.6 * photometric(model.at(1.0))
+    for ratio in (0.3, 0.05):
+        if selection == "ordered":
+            whole = whole + 0.2 * photometric(model.at(ratio))
+        else:
+            whole = whole + 0.2 * photometric(Subset(model, ratio, 1.0).splats)
+    whole.backward()
+    assert loss == pytest.approx(whole.item(), rel=1e-6)
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+        scale = expected[name].norm().clamp_min(1e-6)
+        assert (found[name] - expected[name]).norm() / scale < 1e-5, name
 
 
 def test_the_full_model_is_never_displaced() -> None:
@@ -132,23 +153,25 @@ def test_drawing_the_selected_equals_drawing_all_masked(parts: ElasticOptions) -
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
     torch.manual_seed(11)
-    splats, mask = masked(model, ratio, 1.0)
+    subset = Subset(model, ratio, 1.0)
+    splats = subset.splats
     assert 5 < len(splats) < 95
-    subset = rasterize(splats, around(2)).image
-    found = gradients(subset)
+    drawn = rasterize(splats, around(2)).image
+    found = gradients(drawn)
 
     torch.manual_seed(11)
     params = model.gaussians.params
-    logits = model.selector.logits(params["means"], params["scales"], params["quats"], ratio)
-    mask = model.selector.sample(logits, 1.0).mask
-    full = model.drawn(len(model), ratio)
+    network = model.selection.network
+    logits = network.logits(params["means"], params["scales"], params["quats"], ratio)
+    mask = network.sample(logits, 1.0).mask
+    full = model.drawn(len(model), Conditions(ratio))
     splats = Splats(full.means, full.quats, full.scales, full.opacities * mask, full.sh)
     everything = rasterize(splats, around(2)).image
     expected = gradients(everything)
 
-    assert torch.allclose(subset, everything, atol=1e-7)
+    assert torch.allclose(drawn, everything, atol=1e-7)
     assert found.keys() == expected.keys()
-    assert any(name.startswith("selector") for name in found)
+    assert any(name.startswith("selection") for name in found)
     for name in found:
         scale = expected[name].norm().clamp_min(1e-12)
         assert (found[name] - expected[name]).norm() / scale < 1e-5, name
@@ -157,10 +180,10 @@ def test_drawing_the_selected_equals_drawing_all_masked(parts: ElasticOptions) -
 def test_a_mask_that_selects_nothing_falls_back_to_the_most_likely_gaussian() -> None:
     model = elastic("gsnet")
     with torch.no_grad():
-        model.selector.mix_ratio.bias.copy_(torch.tensor([500.0, -500.0]))
-    splats, mask = masked(model, 0.1, 1.0)
-    assert len(splats) == 1
-    assert mask.sum() == 1
+        model.selection.network.mix_ratio.bias.copy_(torch.tensor([500.0, -500.0]))
+    subset = Subset(model, 0.1, 1.0)
+    assert len(subset.splats) == 1
+    assert subset.mask.sum() == 1
 
 
 def test_residual_tables_hold_rows_for_their_prefix_only_and_fade_out() -> None:
@@ -173,10 +196,10 @@ def test_residual_tables_hold_rows_for_their_prefix_only_and_fade_out() -> None:
     assert residuals.weights(1.0) == pytest.approx([0.0, 0.0])
     with torch.no_grad():
         residuals.tables[1].fill_(1.0)
-    change = residuals(200, 0.2)
+    change = residuals.displacements(200, 0.2)["means"]
     weight = residuals.weights(0.2)[1]
-    assert torch.allclose(change.means[:100], torch.tensor(0.01 * weight))
-    assert torch.equal(change.means[100:], torch.zeros(100, 3))
+    assert torch.allclose(change[:100], torch.tensor(0.01 * weight))
+    assert torch.equal(change[100:], torch.zeros(100, 3))
 
 
 def test_residuals_follow_their_gaussian_through_a_new_ranking() -> None:
@@ -185,7 +208,7 @@ def test_residuals_follow_their_gaussian_through_a_new_ranking() -> None:
         residuals.tables[0].copy_(torch.arange(10.0)[:, None].expand(10, 14) + 1)
     order = torch.arange(100)
     order[[0, 3, 50, 60]] = torch.tensor([3, 50, 60, 0])
-    residuals.reorder(order)
+    Surgery(Scene(Gaussians.from_splats(ball()[:100]), parts={"r": residuals}, elastic=True)).permute(order)
     rows = residuals.tables[0][:, 0].tolist()
     assert rows == [4, 2, 3, 0, 5, 6, 7, 8, 9, 10]
 
@@ -235,25 +258,25 @@ def test_the_loss_weighs_subset_and_full_as_stated() -> None:
     model = elastic()
     photometric = lambda splats: torch.tensor(float(len(splats)))  # noqa: E731
     options = ElasticTraining(sampling="list", ratios=(0.1,), full_weight=0.25, prefixes=2, full_every=3)
-    loss, parts = elastic_loss(model, options, 0, photometric=photometric, temperature=1.0)
-    assert loss.item() == pytest.approx(0.75 * 10 + 0.25 * 100)
-    assert parts["selected"].item() == pytest.approx(0.1)
-    loss, parts = elastic_loss(model, options, 1, photometric=photometric, temperature=1.0)
-    assert loss.item() == pytest.approx(0.75 * 10)
+    loss, parts = descended(model, options, 0, photometric)
+    assert loss == pytest.approx(0.75 * 10 + 0.25 * 100)
+    assert parts["selected"] == pytest.approx(0.1)
+    loss, parts = descended(model, options, 1, photometric)
+    assert loss == pytest.approx(0.75 * 10)
     assert "full_loss" not in parts
 
 
 def test_the_field_is_regularised_by_what_is_asked_for() -> None:
     model = perturbed(elastic())
-    assert model.field is not None
     photometric = lambda splats: torch.zeros(())  # noqa: E731
     weights = {"plane_variation": 2.0, "ratio_smoothness": 3.0, "ratio_deviation": 5.0}
-    loss, parts = elastic_loss(model, ElasticTraining(**weights), 0, photometric=photometric, temperature=1.0)
-    terms = (model.field.total_variation(), model.field.ratio_smoothness(), model.field.ratio_deviation())
+    loss, parts = descended(model, ElasticTraining(**weights), 0, photometric)
+    field = model.parts["field"]
+    terms = (field.total_variation(), field.ratio_smoothness(), field.ratio_deviation())
     assert all(term > 0.01 for term in terms)
-    assert loss.item() == pytest.approx(sum(w * t.item() for w, t in zip((2, 3, 5), terms, strict=True)))
+    assert loss == pytest.approx(sum(w * t.item() for w, t in zip((2, 3, 5), terms, strict=True)))
     assert parts["field_ratio_smoothness"].item() == pytest.approx(terms[1].item())
-    loss, parts = elastic_loss(model, ElasticTraining(), 0, photometric=photometric, temperature=1.0)
+    loss, parts = descended(model, ElasticTraining(), 0, photometric)
     assert loss == 0
     assert not any(name.startswith("field") for name in parts)
 
@@ -261,12 +284,12 @@ def test_the_field_is_regularised_by_what_is_asked_for() -> None:
 def test_smoothness_carries_a_list_of_ratios_to_those_between() -> None:
     """Ratio planes that were taught at both ends become a ramp, which no image asked for."""
     model = elastic()
-    assert model.field is not None
     options = ElasticTraining(ratio_smoothness=1.0)
-    planes = list(model.field.ratio_planes)
+    field = model.parts["field"]
+    planes = list(field.ratio_planes)
     optimizer = torch.optim.Adam(planes, lr=0.02)
     for _ in range(400):
-        loss = 1e-3 * field_regularization(model.field, options, {})
+        loss = 1e-3 * field_regularization(field, options, {})
         loss = loss + sum(
             (plane[:, :, 0] - 2.0).square().sum() + plane[:, :, -1].square().sum() for plane in planes
         )
@@ -424,7 +447,7 @@ def test_a_first_stage_scene_is_not_elastic(small_capture: Path, tmp_path: Path)
     model = load(cli.run_folder / "checkpoints" / "last.ckpt")
     assert not model.elastic
     assert len(model.at(1.0)) == len(model)
-    with pytest.raises(InputError, match="first stage only"):
+    with pytest.raises(InputError, match=r"expected 1, found 0\.5: the scene is not an elastic model"):
         model.at(0.5)
 
 
@@ -435,5 +458,5 @@ def test_no_steps_without_a_scene_to_start_from(small_capture: Path, tmp_path: P
 
 def test_names_of_parameters_are_the_checkpoints(trained: FlexGSCLI) -> None:
     names = set(state(trained.run_folder))
-    assert {f"scene.gaussians.params.{name}" for name in PARAMETERS} <= names
+    assert {f"scene.gaussians.params.{name}" for name in ATTRIBUTES} <= names
     assert len({name for name in names if "params.means" in name}) == 1, "stored once"

@@ -79,7 +79,7 @@ def test_load_state_dict_takes_over_the_number_of_gaussians() -> None:
     other = Gaussians.empty(3)
     other.load_state_dict(trained.state_dict())
     assert len(other) == 37
-    assert torch.equal(other.params["shN"], trained.params["shN"])
+    assert torch.equal(other.params["sh"], trained.params["sh"])
     assert other.params["means"].requires_grad
 
 

@@ -5,10 +5,12 @@ import torch
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
+from flexgs_lightning.model.attributes import residual_columns
 from flexgs_lightning.model.gaussians import Gaussians
-from flexgs_lightning.model.normalization import SceneFrame
+from flexgs_lightning.model.residuals import RatioResiduals
+from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.selector import rank
+from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.rendering.importance import blending_importance, removal_importance
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import Splats
@@ -120,20 +122,20 @@ def test_ranking_does_not_depend_on_how_gaussians_are_stored() -> None:
     torch.testing.assert_close(two.importance, one.importance, rtol=1e-3, atol=1e-9)
 
 
-def elastic(splats: Splats) -> ElasticGaussians:
-    frame = SceneFrame(torch.zeros(3), 1.0)
-    return ElasticGaussians(Gaussians.from_splats(splats), frame, ElasticOptions(residual_anchors=(0.1, 0.3)))
+def elastic(splats: Splats) -> Scene:
+    residuals = RatioResiduals(len(splats), (0.1, 0.3), dict.fromkeys(residual_columns(), 1.0))
+    return Scene(Gaussians.from_splats(splats), parts={"residuals": residuals}, elastic=True)
 
 
 def test_a_refreshed_ranking_measures_what_prefixes_have_learned() -> None:
     model = elastic(scene(100))
     first = rank_gaussians(model, VIEWS, "removal", lowest_ratio=0.1, background=BLACK).order
-    model.reorder(first)
-    assert model.residuals is not None
+    Surgery(model).permute(first)
+    residuals = model.parts["residuals"]
     with torch.no_grad():  # in prefixes up to 10 %, the first Gaussian is all but transparent
         column = 3 + 4 + 3
-        model.residuals.tables[0][0, column] = -20.0
-        model.residuals.tables[1][0, column] = -20.0
+        residuals.tables[0][0, column] = -20.0
+        residuals.tables[1][0, column] = -20.0
     second = rank_gaussians(model, VIEWS, "removal", lowest_ratio=0.05, background=BLACK).order
     assert 0 not in second[:10].tolist()
 

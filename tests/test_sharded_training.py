@@ -228,7 +228,7 @@ def test_a_killed_process_stops_the_others_with_one_message(small_capture: Path,
 def test_a_shard_that_breaks_stops_all(small_capture: Path, tmp_path: Path) -> None:
     outcomes = run(2, arguments(small_capture, tmp_path, SHARDED), tmp_path / "logs", _break_a_number)
     assert [outcome.status for outcome in outcomes] == [1, 1]
-    assert "No checkpoint written at step 6: 'sh0' holds NaN or infinity." in outcomes[0].message
+    assert "No checkpoint written at step 6: 'sh' holds NaN or infinity." in outcomes[0].message
     assert not list(tmp_path.glob("small/**/last.ckpt"))
 
 
@@ -238,7 +238,7 @@ def _break_a_number(rank: int) -> None:
 
     def on_save_checkpoint(self: FlexGSModule, *args: object) -> None:
         if rank == 1:
-            self.gaussians.params["sh0"].data[3] = torch.nan
+            self.gaussians.params["sh"].data[3] = torch.nan
         save(self, *args)  # type: ignore[arg-type]
 
     FlexGSModule.on_save_checkpoint = on_save_checkpoint  # type: ignore[method-assign, assignment]

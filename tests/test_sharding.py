@@ -13,22 +13,23 @@ from training_processes import together
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.checkpoint import is_per_gaussian
-from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
+from flexgs_lightning.model.attributes import residual_columns
+from flexgs_lightning.model.elastic import ElasticOptions, elastic_scene
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
-from flexgs_lightning.model.residuals import reorder_rows
+from flexgs_lightning.model.rows import take
+from flexgs_lightning.model.scene import Scene as ElasticScene
 from flexgs_lightning.processes import ALONE, Shards
 from flexgs_lightning.rendering.importance import removal_importance
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.checks import check_savable
 from flexgs_lightning.training.densification import MCMC, AdaptiveDensityControl
-from flexgs_lightning.training.elastic import ElasticTraining, elastic_loss, elastic_optimizer, masked
 from flexgs_lightning.training.elastic_losses import importance_loss, sparsity_loss
+from flexgs_lightning.training.elastic_stage import ElasticTraining, Subset, descend, elastic_optimizer
 from flexgs_lightning.training.parallel import replicated, sum_gradients
 from flexgs_lightning.training.ranking import rank_gaussians
-from flexgs_lightning.training.sharding import deal_out, reorder_shards
+from flexgs_lightning.training.sharding import deal_out
 
 FIELDS = ("means", "quats", "scales", "opacities", "sh")
 BACKGROUND = torch.tensor([0.1, 0.2, 0.3])
@@ -155,14 +156,14 @@ def test_removal_is_measured_view_by_view(renderings: list[dict[str, Any]]) -> N
 # The second stage
 
 
-def elastic(shards: Shards, count: int, **options: Any) -> ElasticGaussians:
+def elastic(shards: Shards, count: int, **options: Any) -> ElasticScene:
     """The first Gaussians of the ball, or this process's of them."""
     torch.manual_seed(0)
     gaussians = Gaussians.from_splats(ball()[:count])
     own = Gaussians({name: shards.mine(rows) for name, rows in gaussians.params.items()})
-    units = dict.fromkeys(("means", "quats", "scales", "opacities", "sh0"), 0.01)
+    units = dict.fromkeys(residual_columns(), 0.01)
     frame = SceneFrame(torch.zeros(3), 4.0)
-    return ElasticGaussians(own, frame, ElasticOptions(**options), units, shards, count)
+    return elastic_scene(own, frame, ElasticOptions(**options), units, shards=shards, total=count)
 
 
 ORDERED: dict[str, Any] = {
@@ -184,8 +185,8 @@ def descended(shards: Shards, count: int, cameras: Cameras, first: int) -> dict[
         return (image - photos[first : first + len(cameras)]).abs().mean()
 
     options = ElasticTraining(sampling="list", ratios=(0.1, 0.4), prefixes=2)
-    loss, _ = elastic_loss(model, options, 0, photometric=photometric, temperature=1.0)
-    (loss / shards.count).backward()
+    backward = lambda loss: (loss / shards.count).backward()  # noqa: E731
+    descend(model, options, 0, photometric=photometric, backward=backward, temperature=1.0)
     sum_gradients(replicated(model, shards).values())
     optimizer = elastic_optimizer(model, options, 1.0)
     assert optimizer is not None
@@ -203,9 +204,8 @@ def masks(shards: Shards) -> dict[str, Tensor]:
     (sum(losses) / shards.count).backward()
     means = model.eval().at(0.3).means
     with torch.no_grad():
-        assert model.selector is not None
-        model.selector.mix_ratio.bias.copy_(torch.tensor([100.0, -100.0]))
-    fallback = masked(model.train(), 0.3, 1.0)[0].means
+        model.selection.network.mix_ratio.bias.copy_(torch.tensor([100.0, -100.0]))
+    fallback = Subset(model.train(), 0.3, 1.0).splats.means
     return {
         "losses": torch.stack(losses).detach(),
         "gradient": mask.grad,
@@ -232,15 +232,13 @@ ORDER = torch.randperm(11, generator=torch.Generator().manual_seed(1))
 def _second_stage(rank: int) -> dict[str, Any]:
     shards = Shards(rank, W)
     rows = torch.arange(33.0).reshape(11, 3)
-    moved, table = shards.mine(rows).clone(), shards.mine(rows[:5]).clone()
-    reorder_shards(moved, ORDER, shards)
-    reorder_shards(table, ORDER, shards)
+    moved, table = take(shards.mine(rows), ORDER, shards), take(shards.mine(rows[:5]), ORDER[:5], shards)
     uneven = Gaussians.from_splats(ball()[:5] if rank == 0 else ball()[5:7])
     broken = Gaussians.from_splats(ball()[:3])
     if rank == 1:
         broken.params["scales"].data[2, 0] = torch.nan
     with pytest.raises(InputError) as refusal:
-        check_savable(broken, shards, 7)
+        check_savable(ElasticScene(broken, shards=shards), 7)
     return {
         "gradients": {n: descended(shards, n, around(2)[rank], rank) for n in (10, 40)},
         "masks": masks(shards),
@@ -261,12 +259,13 @@ def second_stage(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any
 def test_an_elastic_iteration_descends_alike(count: int, second_stage: list[dict[str, Any]]) -> None:
     """Of 10 Gaussians, the prefix at 10 % is in one process alone: the other has an empty table."""
     expected = descended(ALONE, count, around(2), 0)
+    rows = elastic(ALONE, count, **ORDERED).row_names()
     for rank, results in enumerate(second_stage):
         for name, gradient in results["gradients"][count].items():
-            own = expected[name][rank::W] if is_per_gaussian(name) else expected[name]
+            own = expected[name][rank::W] if name in rows else expected[name]
             assert gradient.shape == own.shape, name
             assert (gradient - own).norm() <= 1e-5 * expected[name].norm(), name
-    assert sum(len(results["gradients"][10]["residuals.tables.0"]) for results in second_stage) == 1
+    assert sum(len(results["gradients"][10]["parts.residuals.tables.0"]) for results in second_stage) == 1
 
 
 def test_masks_are_judged_over_all_processes(second_stage: list[dict[str, Any]]) -> None:
@@ -289,8 +288,7 @@ def test_all_processes_rank_as_one_does(second_stage: list[dict[str, Any]]) -> N
 
 def test_rows_follow_their_gaussian_to_another_process(second_stage: list[dict[str, Any]]) -> None:
     for index, length in enumerate((11, 5)):  # all Gaussians; the table of a prefix
-        expected = torch.arange(33.0).reshape(11, 3)[:length].clone()
-        reorder_rows(expected, ORDER)
+        expected = take(torch.arange(33.0).reshape(11, 3)[:length], ORDER[:length])
         for rank, results in enumerate(second_stage):
             assert torch.equal(results["reordered"][index], expected[rank::W])
     for rank, results in enumerate(second_stage):
@@ -316,7 +314,7 @@ def densified(shards: Shards) -> dict[str, Any]:
     }
     for name, control in controls.items():
         scene = _shared_out(shards)
-        control.start(scene.gaussians, scene.optimizers, 1.0, 1000, shards)
+        control.start(scene.learned, list(scene.optimizers.values()), 1.0, 1000)
         gradient = torch.randn(2, 40, 2, generator=torch.Generator().manual_seed(8)) / 100
         means2d = torch.zeros_like(gradient[:, shards.rank :: shards.count], requires_grad=True)
         means2d.grad = gradient[:, shards.rank :: shards.count].clone()
@@ -329,7 +327,7 @@ def densified(shards: Shards) -> dict[str, Any]:
         results[name] = (report, scene.gaussians.splats().detach())
     scene, control = _shared_out(shards), MCMC(max_gaussians=39)
     with pytest.raises(InputError) as refusal:
-        control.start(scene.gaussians, scene.optimizers, 1.0, 1000, shards)
+        control.start(scene.learned, list(scene.optimizers.values()), 1.0, 1000)
     return results | {"refusal": str(refusal.value)}
 
 
@@ -343,6 +341,7 @@ def _shared_out(shards: Shards) -> Scene:
         parameter.grad = torch.zeros_like(parameter)
         scene.optimizers[name].step()
         parameter.grad = None
+    scene.learned = ElasticScene(scene.gaussians, shards=shards, total=40)
     return scene
 
 

@@ -12,15 +12,11 @@ import torch
 from torch import Tensor
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.attributes import displaced, residual_columns
 from flexgs_lightning.model.normalization import SceneFrame
-from flexgs_lightning.model.transform_field import (
-    HEAD_SIZES,
-    Displacements,
-    TransformField,
-    base_resolution_for,
-)
+from flexgs_lightning.model.transform_field import TransformField, base_resolution_for
 
-ALL_HEADS = tuple(HEAD_SIZES)
+ALL_HEADS = tuple(residual_columns())
 SMALL: dict[str, Any] = {"resolution": 6, "ratio_resolution": 5, "channels": 3, "width": 8, "head_width": 8}
 
 
@@ -41,11 +37,6 @@ def means() -> Tensor:
     return torch.randn(200, 3, generator=torch.Generator().manual_seed(1)) * 4
 
 
-def values(displacements: Displacements) -> dict[str, Tensor]:
-    found = {name: getattr(displacements, name) for name in HEAD_SIZES}
-    return {name: value for name, value in found.items() if value is not None}
-
-
 # --- identity and shapes -------------------------------------------------------------------------------
 
 
@@ -54,20 +45,20 @@ def values(displacements: Displacements) -> dict[str, Tensor]:
 def test_construction_is_the_identity(means: Tensor, ratio: float, head_width: int) -> None:
     field = make_field(perturbed=False, heads=ALL_HEADS, head_width=head_width)
     assert field.features(means, ratio).abs().min() > 0  # not for want of features
-    for name, value in values(field(means, ratio)).items():
+    for name, value in field.displacements(means, ratio).items():
         assert torch.equal(value, torch.zeros_like(value)), name
 
 
 def test_shapes_and_heads(means: Tensor) -> None:
-    paper = make_field()(means, 0.1)
-    shapes = {name: tuple(value.shape) for name, value in values(paper).items()}
+    paper = make_field().displacements(means, 0.1)
+    shapes = {name: tuple(value.shape) for name, value in paper.items()}
     assert shapes == {"means": (200, 3), "scales": (200, 3), "quats": (200, 4)}
-    all_heads = make_field(heads=ALL_HEADS)(means, 0.1)
-    shapes = {name: tuple(value.shape) for name, value in values(all_heads).items()}
-    assert shapes["opacities"] == (200,)
-    assert shapes["sh0"] == (200, 3)
-    assert set(values(make_field(heads=("opacities",))(means, 0.1))) == {"opacities"}
-    assert make_field()(means[:0], 0.1).quats.shape == (0, 4)
+    all_heads = make_field(heads=ALL_HEADS).displacements(means, 0.1)
+    shapes = {name: tuple(value.shape) for name, value in all_heads.items()}
+    assert shapes["opacities"] == (200, 1)
+    assert shapes["sh"] == (200, 3)
+    assert set(make_field(heads=("opacities",)).displacements(means, 0.1)) == {"opacities"}
+    assert make_field().displacements(means[:0], 0.1)["quats"].shape == (0, 4)
 
 
 def test_the_papers_sizes() -> None:
@@ -121,7 +112,7 @@ def test_gradients_against_finite_differences() -> None:
     planes = [*field.spatial_planes, *field.ratio_planes]
 
     def displace(*_: Tensor) -> tuple[Tensor, ...]:
-        return tuple(values(field(means, 0.07)).values())
+        return tuple(field.displacements(means, 0.07).values())
 
     assert torch.autograd.gradcheck(displace, (means, *planes), atol=1e-7)
 
@@ -144,7 +135,7 @@ def test_gradient_reaches_every_plane_and_the_whole_head(means: Tensor, head: st
     """From each head alone: all six planes of all levels, every ratio cell, fusion and head."""
     field = make_field(heads=ALL_HEADS, multipliers=(1, 2))
     for ratio in (0.01, 0.02, 0.05, 0.15, 0.5, 1.0):
-        getattr(field(means, ratio), head).square().sum().backward()
+        field.displacements(means, ratio)[head].square().sum().backward()
     for plane in field.spatial_planes:
         assert plane.grad is not None
         assert (plane.grad.abs().sum(dim=(2, 3)) > 0).all()
@@ -158,7 +149,7 @@ def test_gradient_reaches_every_plane_and_the_whole_head(means: Tensor, head: st
 
 def test_at_construction_only_the_last_layers_learn(means: Tensor) -> None:
     field = make_field(perturbed=False)
-    field(means, 0.1).means.sum().backward()
+    field.displacements(means, 0.1)["means"].sum().backward()
     assert field.heads["means"][-1].weight.grad.abs().sum() > 0
     assert field.fuse[0].weight.grad.abs().sum() == 0
 
@@ -166,49 +157,49 @@ def test_at_construction_only_the_last_layers_learn(means: Tensor) -> None:
 def test_each_gaussian_moves_by_itself(means: Tensor) -> None:
     field = make_field(heads=ALL_HEADS)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(2))
-    whole, permuted, few = field(means, 0.1), field(means[order], 0.1), field(means[:3], 0.1)
-    for name, value in values(whole).items():
-        torch.testing.assert_close(values(permuted)[name], value[order])
-        torch.testing.assert_close(values(few)[name], value[:3])
+    whole, permuted, few = (field.displacements(m, 0.1) for m in (means, means[order], means[:3]))
+    for name, value in whole.items():
+        torch.testing.assert_close(permuted[name], value[order])
+        torch.testing.assert_close(few[name], value[:3])
 
 
 def test_displacements_follow_the_worlds_units(means: Tensor) -> None:
     """A world 12 times larger and moved: positions move 12 times as far, all else is the same."""
     field = make_field(heads=ALL_HEADS)
-    before = values(field(means, 0.1))
+    before = field.displacements(means, 0.1)
     shift = torch.tensor([5.0, -7.0, 2.0])
     field.frame = SceneFrame(field.frame.center * 12 + shift, 12 * field.frame.scale.item())
-    after = values(field(means * 12 + shift, 0.1))
+    after = field.displacements(means * 12 + shift, 0.1)
     assert before["means"].abs().max() > 0
     for name, value in before.items():
         factor = 12 if name == "means" else 1
         torch.testing.assert_close(after[name], factor * value, atol=1e-3, rtol=1e-3)
 
 
-def test_added_to_displaces_raw_parameters() -> None:
+def test_raw_parameters_are_displaced() -> None:
     parameters = {
         "means": torch.randn(4, 3),
         "quats": torch.randn(4, 4) * 5,
         "scales": torch.randn(4, 3),
         "opacities": torch.randn(4),
-        "sh0": torch.randn(4, 1, 3),
-        "shN": torch.randn(4, 15, 3),
+        "sh": torch.randn(4, 16, 3),
     }
-    change = Displacements(means=torch.ones(4, 3), quats=torch.ones(4, 4), sh0=torch.ones(4, 3))
-    displaced = change.added_to(parameters)
-    torch.testing.assert_close(displaced["means"], parameters["means"] + 1)
-    torch.testing.assert_close(displaced["sh0"], parameters["sh0"] + 1)
+    changes = {"means": torch.ones(4, 3), "quats": torch.ones(4, 4), "sh": torch.ones(4, 3)}
+    moved = displaced(parameters, changes)
+    torch.testing.assert_close(moved["means"], parameters["means"] + 1)
+    torch.testing.assert_close(moved["sh"][:, 0], parameters["sh"][:, 0] + 1)
+    assert torch.equal(moved["sh"][:, 1:], parameters["sh"][:, 1:])
     units = parameters["quats"] / parameters["quats"].norm(dim=-1, keepdim=True)
-    torch.testing.assert_close(displaced["quats"], units + 1)
-    for name in ("scales", "opacities", "shN"):
-        assert displaced[name] is parameters[name]
+    torch.testing.assert_close(moved["quats"], units + 1)
+    for name in ("scales", "opacities"):
+        assert moved[name] is parameters[name]
 
 
 def test_runs_under_autocast(means: Tensor) -> None:
     field = make_field(heads=ALL_HEADS)
-    exact = values(field(means, 0.1))
+    exact = field.displacements(means, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = values(field(means, 0.1))
+        rough = field.displacements(means, 0.1)
     for name, value in exact.items():
         assert (rough[name].float() - value).norm() < 0.03 * value.norm()
 
@@ -280,8 +271,8 @@ def test_state_of_another_resolution_loads(means: Tensor) -> None:
     saved = make_field()
     fresh = make_field(perturbed=False, resolution=4, ratio_resolution=3)
     fresh.load_state_dict(saved.state_dict())
-    for name, value in values(saved(means, 0.05)).items():
-        assert torch.equal(values(fresh(means, 0.05))[name], value)
+    for name, value in saved.displacements(means, 0.05).items():
+        assert torch.equal(fresh.displacements(means, 0.05)[name], value)
     with pytest.raises(RuntimeError, match="size mismatch"):
         make_field(channels=4).load_state_dict(saved.state_dict())
 
@@ -311,13 +302,13 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("ratio", [0.0, 1.5, math.nan])
 def test_bad_ratios(means: Tensor, ratio: float) -> None:
     with pytest.raises(InputError, match="ratio: expected"):
-        make_field()(means, ratio)
+        make_field().displacements(means, ratio)
 
 
 @pytest.mark.gpu
 def test_cuda_agrees_with_the_cpu(means: Tensor) -> None:
     field = make_field(heads=ALL_HEADS)
-    expected = values(field(means, 0.07))
-    found = values(field.cuda()(means.cuda(), 0.07))
+    expected = field.displacements(means, 0.07)
+    found = field.cuda().displacements(means.cuda(), 0.07)
     for name, value in expected.items():
         torch.testing.assert_close(found[name].cpu(), value, atol=1e-3, rtol=1e-3)  # TF32 may be on

@@ -18,7 +18,6 @@ from viewer_scene import Prefixes, big_ball
 
 from flexgs_lightning.cli import main
 from flexgs_lightning.data.colmap import read_colmap
-from flexgs_lightning.deploy.opening import OneSize, Scene, grey
 from flexgs_lightning.deploy.ply import ply_bytes, write_ply
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.deploy.vantage import vantage_of_capture, vantage_of_splats
@@ -26,8 +25,9 @@ from flexgs_lightning.deploy.viewer.canvas import BrowserCamera, compose, framin
 from flexgs_lightning.deploy.viewer.session import Stage
 from flexgs_lightning.deploy.viewer.state import Detail, RatioScale, SplatsCache, megabytes
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.attributes import residual_columns
 from flexgs_lightning.model.checkpoint import Model
-from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
+from flexgs_lightning.model.elastic import ElasticOptions, elastic_scene
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
 
@@ -75,9 +75,9 @@ def test_empty_scene_is_refused() -> None:
 
 
 def test_a_trained_model_gives_exactly_the_count() -> None:
-    gaussians = Gaussians.from_splats(ball())
-    elastic = ElasticGaussians(gaussians, SceneFrame(torch.zeros(3), 1.0), ElasticOptions())
-    model = Model(elastic, 1, False, grey(0), {}, 10)
+    units = dict.fromkeys(residual_columns(), 1.0)
+    gaussians, frame = Gaussians.from_splats(ball()), SceneFrame(torch.zeros(3), 1.0)
+    model = Model(elastic_scene(gaussians, frame, ElasticOptions(), units), 1, False, torch.zeros(3), {}, 10)
     cache = SplatsCache(model, "cpu")
     assert [len(cache.at(count)) for count in (1, 4, 29, 133, 399, 400)] == [1, 4, 29, 133, 399, 400]
     assert cache.at(29).sh_degree == 1
@@ -121,7 +121,7 @@ def test_megabytes_are_those_of_the_exported_file(tmp_path: Path) -> None:
 
 
 def test_one_size_has_one_size() -> None:
-    scene = OneSize(ball())
+    scene = Model.of_splats(ball(), "ball")
     assert (len(scene), scene.elastic, len(scene.at(1.0))) == (400, False, 400)
     with pytest.raises(InputError, match=r"expected 1, found 0\.5: the scene is not an elastic model"):
         scene.at(0.5)
@@ -149,10 +149,8 @@ def test_a_slow_machine_draws_coarsely_and_never_too_slowly_for_long() -> None:
 
 @pytest.mark.gpu
 def test_stage_draws_the_same_on_the_gpu() -> None:
-    scene, camera = Scene("ball", Prefixes(big_ball()), grey(0.3), True, {}), around(1, 200, 150)
-    stages = [
-        Stage(scene, (), vantage_of_splats(ball()), SplatsCache(scene.model, d)) for d in ("cuda", "cpu")
-    ]
+    model, camera = Prefixes(big_ball()), around(1, 200, 150)
+    stages = [Stage(model, (), vantage_of_splats(ball()), SplatsCache(model, d)) for d in ("cuda", "cpu")]
     images = [stage.draw(500, camera) for stage in stages]
     assert images[0].device.type == "cpu"
     assert (images[0] - images[1]).abs().mean() < 1e-4

@@ -18,12 +18,12 @@ from viewer_scene import Prefixes, big_ball
 
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.data.colmap import read_colmap
-from flexgs_lightning.deploy.opening import OneSize, Scene, grey
 from flexgs_lightning.deploy.ply import ply_bytes
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.deploy.viewer.canvas import compose
 from flexgs_lightning.deploy.viewer.viewer import Viewer
 from flexgs_lightning.images import to_uint8
+from flexgs_lightning.model.checkpoint import Model
 
 CANVAS = "[...document.querySelectorAll('canvas')].find(c => c.width > 0)"
 THUMB = "document.querySelector('[role=slider]')"
@@ -85,7 +85,7 @@ class Tab:
 def browser(small_capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     if chromium() is None:
         pytest.skip("no chromium: install it (apt-get install chromium) to test the page")
-    scene, capture = Scene("ball", Prefixes(big_ball()), grey(0.2), False, {}), read_colmap(small_capture)
+    scene, capture = Prefixes(big_ball()), read_colmap(small_capture)
     viewer = Viewer(scene, capture, **LOCAL)
     folder = tmp_path_factory.mktemp("browser")
     try:
@@ -199,7 +199,7 @@ def test_screenshot_is_the_picture_at_full_resolution(tab: Tab) -> None:
 def test_one_size_explains_why_there_is_no_slider(tmp_path: Path) -> None:
     if chromium() is None:
         pytest.skip("no chromium: install it (apt-get install chromium) to test the page")
-    viewer = Viewer(Scene("plain", OneSize(ball()), grey(0), False, {}), None, **LOCAL)
+    viewer = Viewer(Model.of_splats(ball(), "plain"), None, **LOCAL)
     try:
         with browse(viewer.url, tmp_path) as page:
             eventually(lambda: page.text("#flexgs-gaussians") == "400 of 400", 60)

@@ -15,9 +15,15 @@ class Prefixes:
     splats: Splats
     asked: list[float] = field(default_factory=list)
     elastic = True
+    name = "ball"
+    antialiased = True
+    background: torch.Tensor = field(default_factory=lambda: torch.full((3,), 0.3))
 
     def __len__(self) -> int:
         return len(self.splats)
+
+    def to(self, device: object) -> "Prefixes":
+        return self
 
     def at(self, ratio: float) -> Splats:
         self.asked.append(ratio)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.capture import View
-from flexgs_lightning.deploy.opening import choose_device, grey, one_size, open_capture, open_scene
+from flexgs_lightning.deploy.opening import choose_device, grey, one_size, open_capture
 from flexgs_lightning.deploy.path_file import read_path
 from flexgs_lightning.deploy.render import RENDERS, render_views, require_free, require_kind
 from flexgs_lightning.deploy.trajectory import interpolate, orbit
@@ -63,10 +63,10 @@ def render(
     """
     require_kind(output)
     require_free(output, overwrite, RENDERS)
-    scene = open_scene(ckpt, ply)
-    splats = scene.model.at(ratio)
+    model = open_model(ckpt, ply)
+    splats = model.at(ratio)
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
-    data = scene.data | {name: value for name, value in wished.items() if value is not None}
+    data = model.data | {name: value for name, value in wished.items() if value is not None}
     cameras, views = _cameras(path, data, frames)
     if photos and views is None:
         raise InputError("--photos: there are photos only for --path test or train, without --frames.")
@@ -76,8 +76,8 @@ def render(
         output,
         names=None if views is None else [view.name for view in views],
         photos=[view.source for view in views] if photos and views is not None else None,
-        background=scene.background if background is None else grey(background == "white"),
-        antialiased=scene.antialiased if antialiased is None else antialiased,
+        background=model.background if background is None else grey(background == "white"),
+        antialiased=model.antialiased if antialiased is None else antialiased,
         video=video,
         fps=fps,
         quality=quality,

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-from gsplat.strategy.ops import remove
 from jaxtyping import Float
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -13,6 +12,7 @@ from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.data.ordering import HeldOutOrder
 from flexgs_lightning.data.streaming import ImageCache, ViewDataset, ViewLoader
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.training.losses import photometric_loss
 from flexgs_lightning.training.module import FlexGSModule
@@ -62,24 +62,16 @@ class IterativePruning(Callback):
     ) -> None:
         """Prune if it is time."""
         assert isinstance(pl_module, FlexGSModule)
-        step, count = pl_module.elastic_step, len(pl_module.gaussians)
+        step, count = pl_module.elastic_step, len(pl_module.scene)
         if self.keep is None or count <= self.keep or step is None or step % self.every:
             return
-        if pl_module.elastic is None:
+        if not pl_module.scene.elastic:
             pl_module.begin_elastic_stage()
-        assert pl_module.elastic is not None
-        if pl_module.elastic.residuals is not None or pl_module.elastic.selector is not None:
-            raise InputError(
-                "iterative_pruning: expected ordered selection and model.elastic.residual_anchors [], "
-                "because residuals and selectors belong to Gaussians that it would remove."
-            )
         scores = gradient_scores(pl_module, self._training_views(trainer))
         left = next_count(count, self.keep, self.fraction)
-        mask = torch.ones(count, dtype=torch.bool, device=scores.device)
-        mask[scores.topk(left).indices] = False
-        optimizers = {optimizer.param_groups[0]["name"]: optimizer for optimizer in trainer.optimizers}
-        params = pl_module.gaussians.params
-        remove(params, {name: optimizers[name] for name in params}, {}, mask)
+        kept = torch.zeros(count, dtype=torch.bool, device=scores.device)
+        kept[scores.topk(left).indices] = True
+        Surgery(pl_module.scene, trainer.optimizers).keep(kept)
 
     def _training_views(self, trainer: Trainer) -> ViewLoader:
         """All training views in order, with a cache of the data module's size and its own."""

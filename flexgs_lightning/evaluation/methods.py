@@ -196,8 +196,7 @@ class Elastic(Method):
         steps = study.schedule.steps
         settings = merged(study.settings, scaled(self.settings, steps))
         training = train(folder, study.checkpoint, settings, steps)
-        model = load(training.checkpoint)
-        model.scene.to(study.device)
+        model = load(training.checkpoint).to(study.device)
         return lambda ratio, cell: Outcome(model.at(ratio), lambda: model.at(ratio), training)
 
 

@@ -100,8 +100,7 @@ def dips(psnr: Mapping[float, float], tolerance: float) -> list[dict[str, float]
 
 
 def _measured(name: str, study: Study, ratios: Sequence[float], tolerance: float) -> dict[str, Any]:
-    model = study.model
-    model.scene.to(study.device)
+    model = study.model.to(study.device)
     results = []
     for ratio in tqdm(ratios, desc=name, unit="ratio"):
         splats = model.at(ratio)

@@ -6,12 +6,15 @@ import logging
 import math
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.attributes import ATTRIBUTES
 
 MEGABYTE = 1_000_000
 """Bytes in a megabyte (SI), everywhere in this package."""
 _ROUNDING = 1e-12
 """Relative slack: 0.29 * 100 is 28.999999999999996 in floating point, and (k / n) * n may lie below k."""
 
+NORMAL = 3
+"""Numbers of the normal, which readers of 3DGS PLY files expect and nothing uses."""
 PLY_HEADER_BYTES = 2048
 """Most that the header of an exported PLY file takes."""
 
@@ -19,8 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 def ply_bytes_per_gaussian(sh_degree: int) -> int:
-    """Bytes of a Gaussian in a 3DGS PLY: position, normal, SH, opacity, scale and rotation in float32."""
-    return 4 * (3 + 3 + 3 * (sh_degree + 1) ** 2 + 1 + 3 + 4)
+    """Bytes of a Gaussian in a 3DGS PLY: what is drawn of it and a normal, in float32."""
+    drawn = [attribute.shape_at(sh_degree) for attribute in ATTRIBUTES.values() if attribute.drawn]
+    return 4 * (sum(math.prod(shape) for shape in drawn) + NORMAL)
 
 
 def count_at(ratio: float, total: int) -> int:

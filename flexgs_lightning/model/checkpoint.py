@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +11,42 @@ import torch
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import PLY_HEADER_BYTES, ply_bytes_per_gaussian, ratio_for
-from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
-from flexgs_lightning.model.gaussians import PARAMETERS, Gaussians
-from flexgs_lightning.model.normalization import SceneFrame
-from flexgs_lightning.processes import ALONE, Shards
+from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.residuals import RatioResiduals
+from flexgs_lightning.model.scene import Scene
+from flexgs_lightning.model.transform_field import TransformField
 from flexgs_lightning.splats import Splats
 
 CHECKPOINT_KEY = "flexgs"
 """Entry of a Lightning checkpoint that marks it as this package's."""
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 SCENE = "scene."
 """Where the scene stands in a checkpoint's ``state_dict``."""
-_PER_GAUSSIAN = re.compile(r"(scene\.)?((gaussians\.)?params\.\w+|residuals\.tables\.\d+)")
+KINDS = (RatioResiduals, TransformField)
+"""Parts that a checkpoint may hold: each enters ``part.PARTS`` where its module is imported."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a checkpoint holds for use outside training.
+    """A scene for use outside training, and what its file says about how to draw it.
 
     Attributes:
-        scene: the Gaussians; from the second stage on with what makes them elastic, in rank order.
+        scene: the Gaussians; an elastic scene in rank order.
         sh_degree: degree of the spherical harmonics that training had reached.
         antialiased: whether it was trained with the antialiased rasterizer.
         background: colour behind the scene, [3] float32.
-        data: options of the data module that it was trained on (``root``, ``downscale``, …).
+        data: options of the data module that it was trained on (``root``, ``downscale``, …); may be empty.
         iteration: training steps done.
+        name: short name for people.
     """
 
-    scene: Gaussians | ElasticGaussians
+    scene: Scene
     sh_degree: int
     antialiased: bool
     background: torch.Tensor
     data: dict[str, Any]
     iteration: int
+    name: str = "scene"
 
     def __len__(self) -> int:
         return len(self.scene)
@@ -52,16 +54,28 @@ class Model:
     @property
     def gaussians(self) -> Gaussians:
         """The raw Gaussians."""
-        return self.scene if isinstance(self.scene, Gaussians) else self.scene.gaussians
+        return self.scene.gaussians
 
     @property
     def elastic(self) -> bool:
         """Whether it was trained to draw at any ratio."""
-        return isinstance(self.scene, ElasticGaussians)
+        return self.scene.elastic
+
+    @staticmethod
+    def of_splats(splats: Splats, name: str, antialiased: bool = False) -> Model:
+        """Splats of one size, from a file that says no more; drawn on black."""
+        scene = Scene(Gaussians.from_splats(splats)).eval()
+        return Model(scene, splats.sh_degree, antialiased, torch.zeros(3), {}, 0, name)
+
+    def to(self, device: torch.device | str) -> Model:
+        """The same on another device; the scene moves."""
+        self.scene.to(device)
+        return replace(self, background=self.background.to(device))
 
     def splats(self) -> Splats:
         """The full scene ready to draw, without gradients and without unused spherical harmonics."""
-        return self.gaussians.splats().detach().with_sh_degree(self.sh_degree)
+        with torch.no_grad():
+            return self.scene.at().with_sh_degree(self.sh_degree)
 
     @torch.no_grad()
     def at(
@@ -88,12 +102,10 @@ class Model:
             bytes_per_gaussian=ply_bytes_per_gaussian(self.sh_degree),
             overhead_bytes=PLY_HEADER_BYTES,
         )
-        if ratio == 1.0:
-            return self.splats()
-        if not isinstance(self.scene, ElasticGaussians):
+        if ratio < 1.0 and not self.elastic:
             raise InputError(
-                f"ratio {ratio:.4g}: this scene has been through the first stage only and draws at ratio 1; "
-                "an elastic one needs --model.elastic_training.steps."
+                f"ratio: expected 1, found {ratio:.4g}: the scene is not an elastic model; "
+                "--model.elastic_training.steps trains one."
             )
         return self.scene.at(ratio).with_sh_degree(self.sh_degree)
 
@@ -139,45 +151,28 @@ def load(path: str | Path) -> Model:
     checkpoint = read_checkpoint(path)
     facts = checkpoint[CHECKPOINT_KEY]
     return Model(
-        scene=_scene(path, checkpoint["state_dict"], facts["elastic"]),
+        scene=_scene(path, checkpoint["state_dict"], facts["scene"]),
         sh_degree=facts["sh_degree"],
         antialiased=facts["antialiased"],
         background=torch.tensor(facts["background"]),
         data=facts["data"],
         iteration=checkpoint["global_step"],
+        name=Path(facts["data"]["root"]).name if facts["data"].get("root") else Path(path).stem,
     )
 
 
-def is_per_gaussian(name: str) -> bool:
-    """Whether a parameter of a scene, or of a module with one, has a row for each Gaussian."""
-    return _PER_GAUSSIAN.fullmatch(name) is not None
+def scene_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A scene's own entries of a checkpoint's ``state_dict``."""
+    return {name.removeprefix(SCENE): value for name, value in state.items() if name.startswith(SCENE)}
 
 
-def empty_elastic(
-    state: Mapping[str, Any],
-    prefix: str,
-    options: Mapping[str, Any],
-    shards: Shards = ALONE,
-    total: int | None = None,
-) -> ElasticGaussians:
-    """An elastic model of the shape of a saved one, for ``load_state_dict``; see there for the arguments."""
-    start = f"{prefix}gaussians.params."
-    gaussians = Gaussians({name: state[start + name] for name in PARAMETERS})
-    frame = SceneFrame(torch.zeros(3), 1.0)
-    return ElasticGaussians(gaussians, frame, ElasticOptions.from_plain(options), shards=shards, total=total)
-
-
-def _scene(
-    path: str | Path, state: Mapping[str, Any], elastic: Mapping[str, Any] | None
-) -> Gaussians | ElasticGaussians:
+def _scene(path: str | Path, state: Mapping[str, Any], plain: Mapping[str, Any]) -> Scene:
     """The scene of a checkpoint; an elastic one in rank order, ready to be sliced."""
+    own = scene_state(state)
     try:
-        if elastic is None:
-            return Gaussians({name: state[f"{SCENE}params.{name}"] for name in PARAMETERS})
-        scene = empty_elastic(state, SCENE, elastic)
-        own = {name.removeprefix(SCENE): value for name, value in state.items() if name.startswith(SCENE)}
+        scene = Scene.from_state(own, plain)
         scene.load_state_dict(own)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, ValueError) as error:
         raise InputError(f"{path}: parameters of the scene are missing or do not fit ({error}).") from error
     scene.eval()
     scene.sort()

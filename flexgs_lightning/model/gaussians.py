@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from flexgs_lightning.splats import SH_C0, Splats
+from flexgs_lightning.model.attributes import ATTRIBUTES
+from flexgs_lightning.splats import MAX_SH_DEGREE, SH_C0, Splats
 
-PARAMETERS = ("means", "quats", "scales", "opacities", "sh0", "shN")
-"""Names of the parameters, those of gsplat's densification strategies."""
+Chosen = int | Int[Tensor, " M"]
+"""Some Gaussians of a scene: the first M as they are stored, or those at M places."""
 
 
 class Gaussians(nn.Module):
     """N Gaussians as unconstrained parameters.
 
-    ``params`` holds ``means`` [N, 3] in world units, ``quats`` [N, 4] (w, x, y, z, any length), ``scales``
-    [N, 3] as logarithms, ``opacities`` [N] as logits, ``sh0`` [N, 1, 3] and ``shN`` [N, K - 1, 3]. N may
-    change in training, and ``load_state_dict`` takes over the N of the state.
+    ``params`` holds every attribute of the table (``attributes.ATTRIBUTES``) by name: ``means`` [N, 3] in
+    world units, ``quats`` [N, 4] (w, x, y, z, any length), ``scales`` [N, 3] as logarithms, ``opacities`` [N]
+    as logits, ``sh`` [N, K, 3]. N may change in training (``model.surgery``), and ``load_state_dict`` takes
+    over the N of the state.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        """Take raw values by name; see ``from_splats`` and ``from_points`` for the usual ways in."""
+        """Take raw values by name; see ``from_splats`` and ``from_points`` for the usual ways in.
+
+        Attributes that are not drawn may be left out and start as the table says.
+
+        Raises:
+            KeyError: a drawn attribute is missing.
+            ValueError: an attribute that is not in the table.
+        """
         super().__init__()
-        self.params = nn.ParameterDict(
-            {
-                name: nn.Parameter(parameters[name].detach().clone().float().contiguous())
-                for name in PARAMETERS
-            }
-        )
+        unknown = set(parameters) - set(ATTRIBUTES)
+        if unknown:
+            raise ValueError(f"Gaussians: no such attributes: {', '.join(sorted(unknown))}.")
+        count, sh_degree = len(parameters["means"]), math.isqrt(parameters["sh"].shape[1]) - 1
+        self.params = nn.ParameterDict()
+        for name, attribute in ATTRIBUTES.items():
+            given = name in parameters or attribute.drawn
+            values = parameters[name] if given else attribute.fresh(count, sh_degree).to(parameters["means"])
+            self.params[name] = nn.Parameter(values.detach().clone().float().contiguous())
 
     def __len__(self) -> int:
         return self.params["means"].shape[0]
@@ -41,7 +54,26 @@ class Gaussians(nn.Module):
     @property
     def sh_degree(self) -> int:
         """Degree of the spherical harmonics held."""
-        return int((1 + self.params["shN"].shape[1]) ** 0.5) - 1
+        return math.isqrt(self.params["sh"].shape[1]) - 1
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.params["means"].device
+
+    def own(self) -> dict[str, nn.Parameter]:
+        """Parameters with a row for each Gaussian, by name."""
+        return {name: value for name, value in self.params.items() if ATTRIBUTES[name].per_gaussian}
+
+    def rows(self, chosen: Chosen) -> dict[str, Tensor]:
+        """Raw parameters of some Gaussians, by name; differentiable."""
+        if isinstance(chosen, int) and chosen == len(self):
+            return dict(self.params.items())
+        index = slice(0, chosen) if isinstance(chosen, int) else chosen
+        return {
+            name: value[index] if ATTRIBUTES[name].per_gaussian else value
+            for name, value in self.params.items()
+        }
 
     def splats(self) -> Splats:
         """Activate the parameters; differentiable."""
@@ -49,43 +81,26 @@ class Gaussians(nn.Module):
 
     def first_non_finite(self) -> str | None:
         """Name of the first parameter that holds NaN or infinity; None if all are finite."""
-        for name, value in self.params.items():
-            if not torch.isfinite(value).all():
-                return str(name)
-        return None
+        broken = (str(name) for name, value in self.params.items() if not torch.isfinite(value).all())
+        return next(broken, None)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Resize to the Gaussians of the state before the values are copied."""
-        for name, parameter in self.params.items():
-            saved = state_dict.get(f"{prefix}params.{name}")
-            if saved is not None and saved.shape != parameter.shape:
-                parameter.data = parameter.data.new_empty(saved.shape)
+        resize_to_state(self.params.items(), state_dict, f"{prefix}params.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @staticmethod
-    def empty(sh_degree: int) -> Gaussians:
+    def empty(sh_degree: int = MAX_SH_DEGREE) -> Gaussians:
         """No Gaussians yet: to be replaced, or filled by ``load_state_dict``."""
-        bases = (sh_degree + 1) ** 2
-        shapes = {"means": (0, 3), "quats": (0, 4), "scales": (0, 3), "opacities": (0,)}
-        shapes |= {"sh0": (0, 1, 3), "shN": (0, bases - 1, 3)}
-        return Gaussians({name: torch.zeros(shape) for name, shape in shapes.items()})
+        return Gaussians({name: attribute.fresh(0, sh_degree) for name, attribute in ATTRIBUTES.items()})
 
     @staticmethod
     def from_splats(splats: Splats) -> Gaussians:
         """The inverse of ``splats()``, up to rounding."""
-        info = torch.finfo(torch.float32)
-        return Gaussians(
-            {
-                "means": splats.means,
-                "quats": splats.quats,
-                "scales": splats.scales.clamp_min(info.tiny).log(),
-                "opacities": splats.opacities.clamp(info.eps, 1 - info.eps).logit(),
-                "sh0": splats.sh[:, :1],
-                "shN": splats.sh[:, 1:],
-            }
-        )
+        drawn = (attribute for attribute in ATTRIBUTES.values() if attribute.drawn)
+        return Gaussians({a.name: a.inverse(getattr(splats, a.name)) for a in drawn})
 
     @staticmethod
     def from_points(
@@ -129,13 +144,18 @@ class Gaussians(nn.Module):
 
 def activate(parameters: Mapping[str, Tensor]) -> Splats:
     """Raw parameters, named and shaped as in ``Gaussians.params``, to splats; differentiable."""
-    return Splats(
-        means=parameters["means"],
-        quats=parameters["quats"],
-        scales=parameters["scales"].exp(),
-        opacities=parameters["opacities"].sigmoid(),
-        sh=torch.cat([parameters["sh0"], parameters["shN"]], dim=1),
-    )
+    drawn = (attribute for attribute in ATTRIBUTES.values() if attribute.drawn)
+    return Splats(**{a.name: a.activation(parameters[a.name]) for a in drawn})
+
+
+def resize_to_state(
+    parameters: Iterable[tuple[str, Tensor]], state: Mapping[str, Tensor], prefix: str
+) -> None:
+    """Give parameters the shapes of those in a state, before ``load_state_dict`` copies the values."""
+    for name, parameter in parameters:
+        saved = state.get(prefix + name)
+        if saved is not None and saved.shape != parameter.shape:
+            parameter.data = parameter.data.new_empty(saved.shape)
 
 
 def neighbour_distances(positions: Float[Tensor, "P 3"], neighbours: int = 3) -> Float[Tensor, " P"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.attributes import displaced, residual_columns
 from flexgs_lightning.model.budget import count_at
-from flexgs_lightning.model.transform_field import Displacements
+from flexgs_lightning.model.gaussians import Chosen, resize_to_state
+from flexgs_lightning.model.part import Conditions, ParameterGroup, Part
 from flexgs_lightning.processes import ALONE, Shards
 
-COLUMNS = {"means": 3, "quats": 4, "scales": 3, "opacities": 1, "sh0": 3}
-"""Attributes that residuals displace, and how many numbers of a row each takes."""
-WIDTH = sum(COLUMNS.values())
 
-
-class RatioResiduals(nn.Module):
+class RatioResiduals(Part):
     """Per-Gaussian displacements, piecewise linear in log e between anchor ratios; zero for the full model.
 
     Gaussians are stored in the order of the ranking, so the Gaussian of rank r is only ever drawn at ratios
@@ -36,17 +34,19 @@ class RatioResiduals(nn.Module):
     columns.
     """
 
-    units: Float[Tensor, " 14"]
+    kind = "residuals"
+    units: Float[Tensor, " W"]
 
     def __init__(
-        self, gaussians: int, anchors: Sequence[float], units: dict[str, float], shards: Shards = ALONE
+        self, gaussians: int, anchors: Sequence[float], units: Mapping[str, float], shards: Shards = ALONE
     ) -> None:
         """Start at zero.
 
         Args:
             gaussians: N.
             anchors: ascending ratios in (0, 1).
-            units: size of a step of each attribute in ``COLUMNS``, in the units of the raw parameters.
+            units: size of a step of each attribute that can be displaced (``residual_columns``), in the units
+                of the raw parameters.
             shards: who holds the Gaussians; each process has the rows of its own.
 
         Raises:
@@ -56,26 +56,32 @@ class RatioResiduals(nn.Module):
         if not anchors or sorted(set(anchors)) != list(anchors) or not 0 < anchors[0] <= anchors[-1] < 1:
             raise InputError(f"residual anchors: expected ascending ratios in (0, 1), found {list(anchors)}.")
         self.anchors = tuple(anchors)
+        self.columns = residual_columns()
+        width = sum(self.columns.values())
         self.tables = nn.ParameterList(
-            torch.zeros(shards.local(count_at(max(anchor, 1 / gaussians), gaussians)), WIDTH)
-            for anchor in anchors
+            torch.zeros(shards.local(self._size(anchor, gaussians)), width) for anchor in anchors
         )
-        columns = [torch.full((width,), units[name]) for name, width in COLUMNS.items()]
+        columns = [torch.full((size,), units[name]) for name, size in self.columns.items()]
         self.register_buffer("units", torch.cat(columns))
 
-    def forward(self, chosen: int | Int[Tensor, " M"], ratio: float) -> Displacements:
-        """Displacements at ``ratio`` of the first M Gaussians, or of those at M indices."""
+    def forward(
+        self, parameters: dict[str, Tensor], chosen: Chosen, conditions: Conditions
+    ) -> dict[str, Tensor]:
+        """Raw parameters as they are in a prefix of that ratio."""
+        changes = self.displacements(chosen, conditions.ratio)
+        return displaced(parameters, changes) if changes else parameters
+
+    def displacements(self, chosen: Chosen, ratio: float) -> dict[str, Float[Tensor, "M C"]]:
+        """What is added to each attribute of some Gaussians at a ratio; nothing at ratio 1."""
         terms = [
             _rows(table, chosen) * weight
             for weight, table in zip(self.weights(ratio), self.tables, strict=True)
             if weight > 0
         ]
         if not terms:
-            return Displacements()
+            return {}
         total = torch.stack(terms).sum(dim=0) * self.units
-        parts = dict(zip(COLUMNS, total.split(list(COLUMNS.values()), dim=1), strict=True))
-        parts["opacities"] = parts["opacities"].squeeze(-1)
-        return Displacements(**parts)
+        return dict(zip(self.columns, total.split(list(self.columns.values()), dim=1), strict=True))
 
     def weights(self, ratio: float) -> list[float]:
         """Weight of each anchor's table at a ratio."""
@@ -85,45 +91,44 @@ class RatioResiduals(nn.Module):
             for anchor, after in zip(self.anchors, above, strict=True)
         ]
 
-    @torch.no_grad()
-    def reorder(self, order: Int[Tensor, " N"], permute: Permutation | None = None) -> None:
-        """Follow a new ranking: row i becomes that of the Gaussian that was at ``order[i]``.
+    def groups(self) -> list[ParameterGroup]:
+        """The tables."""
+        return [ParameterGroup(self.kind, list(self.tables), "rows")]
 
-        Gaussians that enter an anchor's prefix start at zero there; those that leave it lose their row.
-        """
-        for table in self.tables:
-            (permute or reorder_rows)(table.data, order)
+    def sources_for(self, row: nn.Parameter, sources: Int[Tensor, " N"]) -> Int[Tensor, " n"]:
+        """A table has rows for its prefix: who enters it starts at zero, who leaves loses its row."""
+        anchor = next(a for a, table in zip(self.anchors, self.tables, strict=True) if table is row)
+        return sources[: self._size(anchor, len(sources))]
+
+    def as_plain(self) -> dict[str, Any]:
+        """The anchors."""
+        return {"anchors": list(self.anchors)}
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any], gaussians: int, shards: Shards) -> RatioResiduals:
+        """Tables of zeros; units come with the state."""
+        return cls(gaussians, values["anchors"], dict.fromkeys(residual_columns(), 1.0), shards)
+
+    @staticmethod
+    def _size(anchor: float, gaussians: int) -> int:
+        """Rows of an anchor's table."""
+        return count_at(max(anchor, 1 / gaussians), gaussians)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Resize the tables to those of the state before the values are copied (children load later)."""
-        for index, table in enumerate(self.tables):
-            saved = state_dict.get(f"{prefix}tables.{index}")
-            if saved is not None:
-                table.data = table.data.new_empty(saved.shape)
+        tables = ((str(index), table) for index, table in enumerate(self.tables))
+        resize_to_state(tables, state_dict, f"{prefix}tables.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _rows(table: Float[Tensor, "T W"], chosen: int | Int[Tensor, " M"]) -> Float[Tensor, "M W"]:
+def _rows(table: Float[Tensor, "T W"], chosen: Chosen) -> Float[Tensor, "M W"]:
     """The first M rows, or those at M indices; zero beyond the table."""
     if isinstance(chosen, int):
         rows = table[:chosen]
         return functional.pad(rows, (0, 0, 0, chosen - len(rows)))
     inside = (chosen < len(table)).unsqueeze(-1)
     if len(table) == 0:  # all of the prefix is with other processes
-        return table.new_zeros(len(chosen), WIDTH)
+        return table.new_zeros(len(chosen), table.shape[1])
     return table[chosen.clamp(max=len(table) - 1)] * inside
-
-
-Permutation = Callable[[Float[Tensor, "M ..."], Int[Tensor, " N"]], None]
-"""What does as ``reorder_rows``; rows may have to come from other processes."""
-
-
-def reorder_rows(rows: Float[Tensor, "M ..."], order: Int[Tensor, " N"]) -> None:
-    """Permute a prefix's rows in place by a ranking of all N Gaussians; rows from beyond it are zero."""
-    sources = order[: len(rows)]
-    inside = sources < len(rows)
-    moved = torch.zeros_like(rows)
-    moved[inside] = rows[sources[inside]]
-    rows.copy_(moved)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import bisect
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,53 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.attributes import displaced, floats_per_gaussian, residual_columns
+from flexgs_lightning.model.gaussians import Chosen, resize_to_state
 from flexgs_lightning.model.normalization import RatioAxis, SceneFrame, ratio_to_axis
+from flexgs_lightning.model.part import Conditions, ParameterGroup, Part
+from flexgs_lightning.processes import Shards
 
-Head = Literal["means", "scales", "quats", "opacities", "sh0"]
-HEAD_SIZES: dict[str, int] = {"means": 3, "scales": 3, "quats": 4, "opacities": 1, "sh0": 3}
-PAPER_HEADS: tuple[Head, ...] = ("means", "scales", "quats")
+PAPER_HEADS = ("means", "scales", "quats")
 PAPER_RESOLUTION = 64
 SMALLEST_RESOLUTION = 8
-FLOATS_PER_GAUSSIAN = 59
-"""3 means, 4 quats, 3 scales, 1 opacity, 48 SH coefficients: what a plain 3DGS model stores."""
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Displacements:
-    """What the field adds to raw parameters of N Gaussians; None for attributes that it leaves alone.
-
-    Attributes:
-        means: [N, 3] world units.
-        scales: [N, 3] added to log-scales, so that scales stay positive.
-        quats: [N, 4] added to unit quaternions (w, x, y, z), before they are normalised again.
-        opacities: [N] added to logits.
-        sh0: [N, 3] added to the constant spherical-harmonics coefficient of RGB.
-    """
-
-    means: Float[Tensor, "N 3"] | None = None
-    scales: Float[Tensor, "N 3"] | None = None
-    quats: Float[Tensor, "N 4"] | None = None
-    opacities: Float[Tensor, " N"] | None = None
-    sh0: Float[Tensor, "N 3"] | None = None
-
-    def added_to(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Displaced copies of raw parameters, named and shaped as in ``Gaussians.params``.
-
-        Raw quaternions have any length, which would weigh the displacement at random, so they are normalised
-        first. Parameters that the field leaves alone are passed through.
-        """
-        displaced = dict(parameters)
-        for name in get_args(Head):
-            change = getattr(self, name)
-            if change is None:
-                continue
-            base = functional.normalize(parameters[name], dim=-1) if name == "quats" else parameters[name]
-            displaced[name] = base + change.view(base.shape)
-        return displaced
-
-
-class TransformField(nn.Module):
+class TransformField(Part):
     """Displacements of Gaussians from their position and the ratio (FlexGS, Liu et al. 2025, Eqs. 12-13).
 
     Six planes a level (xy, xz, yz and xe, ye, ze), read bilinearly and multiplied; levels concatenated, fused
@@ -75,6 +40,8 @@ class TransformField(nn.Module):
     ``load_state_dict`` takes over the planes' resolutions from the state.
     """
 
+    kind = "field"
+
     def __init__(
         self,
         frame: SceneFrame,
@@ -85,7 +52,7 @@ class TransformField(nn.Module):
         channels: int = 16,
         width: int = 64,
         head_width: int = 64,
-        heads: Sequence[Head] = PAPER_HEADS,
+        heads: Sequence[str] = PAPER_HEADS,
         lowest_ratio: float = 0.01,
         ratio_axis: RatioAxis = "log",
         zero_init: bool = True,
@@ -114,6 +81,16 @@ class TransformField(nn.Module):
         ratio_to_axis(1.0, lowest_ratio, ratio_axis)  # refuses bad options now, not at the first step
         self.frame = frame
         self.lowest_ratio, self.ratio_axis = lowest_ratio, ratio_axis
+        self._plain = {
+            "ratio_resolution": ratio_resolution,
+            "multipliers": list(multipliers),
+            "channels": channels,
+            "width": width,
+            "head_width": head_width,
+            "heads": list(heads),
+            "lowest_ratio": lowest_ratio,
+            "ratio_axis": ratio_axis,
+        }
         sizes = [resolution * multiplier for multiplier in multipliers]
         self.spatial_planes = nn.ParameterList(
             torch.empty(3, channels, size, size).uniform_(0.1, 0.5) for size in sizes
@@ -122,13 +99,23 @@ class TransformField(nn.Module):
             torch.ones(3, channels, ratio_resolution, size) for size in sizes
         )
         self.fuse = nn.Sequential(nn.Linear(channels * len(sizes), width), nn.ReLU())
-        self.heads = nn.ModuleDict({name: _head(width, head_width, HEAD_SIZES[name]) for name in heads})
+        self.heads = nn.ModuleDict(
+            {name: _head(width, head_width, residual_columns()[name]) for name in heads}
+        )
         if zero_init:
             for head in self.heads.values():
                 _zero_last_layer(head)
 
-    def forward(self, means: Float[Tensor, "N 3"], ratio: float) -> Displacements:
-        """Displacements of Gaussians at world positions ``means``, drawn at ``ratio``.
+    def forward(
+        self, parameters: dict[str, Tensor], chosen: Chosen, conditions: Conditions
+    ) -> dict[str, Tensor]:
+        """Raw parameters as they are at a ratio; the full model stays as it is."""
+        if conditions.ratio == 1.0:
+            return parameters
+        return displaced(parameters, self.displacements(parameters["means"], conditions.ratio))
+
+    def displacements(self, means: Float[Tensor, "N 3"], ratio: float) -> dict[str, Float[Tensor, "N C"]]:
+        """What is added to each attribute of Gaussians at world positions ``means``, drawn at ``ratio``.
 
         Each Gaussian is treated by itself. Differentiable in ``means`` too.
 
@@ -139,9 +126,25 @@ class TransformField(nn.Module):
         outputs = {name: head(fused) for name, head in self.heads.items()}
         if "means" in outputs:
             outputs["means"] = outputs["means"] * self.frame.scale
-        if "opacities" in outputs:
-            outputs["opacities"] = outputs["opacities"].squeeze(-1)
-        return Displacements(**outputs)
+        return outputs
+
+    def groups(self) -> list[ParameterGroup]:
+        """The planes, and the layers."""
+        planes = [*self.spatial_planes, *self.ratio_planes]
+        layers = [*self.fuse.parameters(), *self.heads.parameters()]
+        return [
+            ParameterGroup("field_planes", planes, "planes"),
+            ParameterGroup("field_layers", layers, "layers"),
+        ]
+
+    def as_plain(self) -> dict[str, Any]:
+        """What the state does not tell."""
+        return dict(self._plain)
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any], gaussians: int, shards: Shards) -> TransformField:
+        """The smallest field of that kind; planes and frame come with the state."""
+        return cls(SceneFrame(torch.zeros(3), 1.0), resolution=SMALLEST_RESOLUTION, **values)
 
     def features(self, means: Float[Tensor, "N 3"], ratio: float) -> Float[Tensor, "N F"]:
         """[N, levels * channels] products of the six planes of each level, levels side by side."""
@@ -179,15 +182,13 @@ class TransformField(nn.Module):
     ) -> None:
         """Resize the planes to those of the state before the values are copied (children load later)."""
         for name in ("spatial_planes", "ratio_planes"):
-            for level, plane in enumerate(getattr(self, name)):
-                saved = state_dict.get(f"{prefix}{name}.{level}")
-                if saved is not None and saved.shape[:2] == plane.shape[:2]:
-                    plane.data = plane.data.new_empty(saved.shape)
+            planes = ((str(level), plane) for level, plane in enumerate(getattr(self, name)))
+            resize_to_state(planes, state_dict, f"{prefix}{name}.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def base_resolution_for(
-    gaussians: int, share: float, *, floats_per_gaussian: int = FLOATS_PER_GAUSSIAN, **options: Any
+    gaussians: int, share: float, *, per_gaussian: int | None = None, **options: Any
 ) -> int:
     """The largest ``resolution`` whose field holds at most ``share`` of the Gaussians' own floats.
 
@@ -196,8 +197,8 @@ def base_resolution_for(
 
     Args:
         gaussians: N.
-        share: parameters of the field, networks included, over N * ``floats_per_gaussian``; positive.
-        floats_per_gaussian: what a plain model stores for each.
+        share: parameters of the field, networks included, over those of the Gaussians; positive.
+        per_gaussian: numbers that a plain model stores for each Gaussian; those of the table by default.
         **options: the other options of ``TransformField``.
 
     Raises:
@@ -205,7 +206,7 @@ def base_resolution_for(
     """
     if not share > 0:
         raise InputError(f"share: expected a positive number, found {share}.")
-    allowed = share * gaussians * floats_per_gaussian
+    allowed = share * gaussians * (per_gaussian or floats_per_gaussian())
     choices = range(SMALLEST_RESOLUTION, PAPER_RESOLUTION + 1)
     fitting = bisect.bisect_right(choices, allowed, key=lambda size: _field_floats(size, options))
     if fitting == 0:
@@ -279,8 +280,8 @@ def _check_options(
         raise InputError(f"head_width: expected a width, or 0 for linear heads, found {head_width}.")
     if not multipliers or min(multipliers) < 1:
         raise InputError(f"multipliers: expected positive factors, found {list(multipliers)}.")
-    unknown = [name for name in heads if name not in HEAD_SIZES]
-    if unknown or not heads or len(set(heads)) != len(heads):
+    known = residual_columns()
+    if not heads or len(set(heads)) != len(heads) or not set(heads) <= set(known):
         raise InputError(
-            f"heads: expected different names of {', '.join(HEAD_SIZES)}, found {', '.join(heads) or 'none'}."
+            f"heads: expected different names of {', '.join(known)}, found {', '.join(heads) or 'none'}."
         )

@@ -4,39 +4,69 @@ import torch
 from torch import Tensor
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.elastic import ElasticGaussians
-from flexgs_lightning.model.gaussians import Gaussians
-from flexgs_lightning.processes import Shards, gather
+from flexgs_lightning.model.scene import Scene
+from flexgs_lightning.processes import gather
 
 FINITE_CHECK_INTERVAL = 100
 """Iterations from one search of all parameters for NaN and infinity to the next."""
 
 
-def check_savable(scene: Gaussians | ElasticGaussians, shards: Shards, step: int) -> None:
+def check_savable(scene: Scene, step: int) -> None:
     """Refuse to save a broken scene over a good one; all processes refuse if one of several shards is."""
     name = scene.first_non_finite()
-    if shards.several:
+    if scene.shards.several:
         name = next(filter(None, gather(name)), None)
     if name is not None:
         raise InputError(f"No checkpoint written at step {step}: '{name}' holds NaN or infinity.")
 
 
-def check_finite(scene: Gaussians | ElasticGaussians, loss: Tensor, step: int) -> None:
-    """Stop before a broken step spreads: parameters are searched when the loss breaks, and regularly.
+class FiniteWatch:
+    """Stops before broken numbers spread: the loss of each iteration is looked at, and parameters regularly.
 
-    The rasterizer culls Gaussians with NaN silently, so the loss alone does not show them.
+    The rasterizer culls Gaussians with NaN silently, so the loss alone does not show them. A device is not
+    waited for: what an iteration finds is read when the next one begins.
     """
-    broken_loss = not torch.isfinite(loss)
-    if not broken_loss and step % FINITE_CHECK_INTERVAL:
-        return
-    name = scene.first_non_finite()
-    if not broken_loss and name is None:
-        return
-    where = f"attribute '{name}' holds NaN or infinity" if name else "all attributes are finite"
-    raise InputError(
-        f"Training stopped at step {step}: loss {loss.item():.4g}, {where}. The last good checkpoint is "
-        "kept; lower the learning rate of that attribute, or look for broken photos."
-    )
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._found: Tensor | None = None
+        self._arrived: torch.cuda.Event | None = None
+
+    def look(self, scene: Scene, loss: Tensor, step: int) -> None:
+        """Note an iteration's loss, detached, after reading what the one before noted.
+
+        Raises:
+            InputError: the iteration before had a loss, or began with parameters, of NaN or infinity.
+        """
+        self.read(scene)
+        values = [loss]
+        if step % FINITE_CHECK_INTERVAL == 0:  # 0 * x is NaN for x of NaN or infinity
+            values += [(parameter.detach() * 0).sum() for parameter in scene.parameters()]
+        found = torch.stack(values).to("cpu", non_blocking=True)
+        if loss.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        self._step, self._found = step, found
+
+    def read(self, scene: Scene) -> None:
+        """Read what the last iteration noted.
+
+        Raises:
+            InputError: see ``look``.
+        """
+        found, self._found = self._found, None
+        if found is None:
+            return
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        if found.isfinite().all():
+            return
+        name = scene.first_non_finite()
+        where = f"attribute '{name}' holds NaN or infinity" if name else "all attributes are finite"
+        raise InputError(
+            f"Training stopped at step {self._step}: loss {found[0].item():.4g}, {where}. The last good "
+            "checkpoint is kept; lower the learning rate of that attribute, or look for broken photos."
+        )
 
 
 def check_options(

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from flexgs_lightning.data.capture import Capture
-from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
+from flexgs_lightning.model.elastic import ElasticOptions, elastic_scene
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
+from flexgs_lightning.model.part import Part
+from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.processes import ALONE, Shards
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.sharding import deal_out
@@ -28,10 +30,15 @@ class Initialization:
     random_gaussians: int = 100_000
 
 
-def initial_gaussians(
-    capture: Capture, options: Initialization, sh_degree: int, start: Splats | None, shards: Shards = ALONE
-) -> Gaussians:
-    """Gaussians to begin training with; random ones come from torch's global generator.
+def initial_scene(
+    capture: Capture,
+    options: Initialization,
+    sh_degree: int,
+    start: Splats | None,
+    parts: Mapping[str, Part],
+    shards: Shards = ALONE,
+) -> Scene:
+    """What training begins with; random Gaussians come from torch's global generator.
 
     If several processes hold the Gaussians, each must ask for the same, and gets its share.
 
@@ -40,12 +47,15 @@ def initial_gaussians(
         options: for a new scene.
         sh_degree: degree of the spherical harmonics; that of ``start`` if it is higher.
         start: a trained scene to go on from, instead of a new one.
+        parts: what changes the Gaussians before they are drawn.
         shards: who holds the Gaussians.
     """
     gaussians = _all_gaussians(capture, options, sh_degree, start)
     if not shards.several:
-        return gaussians
-    return Gaussians({name: shards.mine(rows) for name, rows in gaussians.params.items()})
+        return Scene(gaussians, parts=parts)
+    rows = {name: shards.mine(values) for name, values in gaussians.own().items()}
+    own = Gaussians({**gaussians.params, **rows})
+    return Scene(own, parts=parts, shards=shards, total=len(gaussians))
 
 
 def _all_gaussians(
@@ -67,22 +77,18 @@ def _all_gaussians(
     )
 
 
-def initial_elastic(
-    gaussians: Gaussians,
-    capture: Capture,
-    options: ElasticOptions,
-    units: Mapping[str, float],
-    shards: Shards = ALONE,
-) -> ElasticGaussians:
+def make_elastic(
+    scene: Scene, capture: Capture, options: ElasticOptions, units: Mapping[str, float]
+) -> Scene:
     """What the second stage begins with; networks' weights come from torch's global generator.
 
     Args:
-        gaussians: what the first stage ended with, or this process's share of it.
+        scene: what the first stage ended with, or this process's share of it.
         capture: its cameras say where the scene lies.
         options: what makes the scene elastic.
         units: see ``RatioResiduals``.
-        shards: who holds the Gaussians.
     """
-    total = shards.total(len(gaussians), gaussians.params["means"].device)
     frame = SceneFrame.from_cameras(torch.cat([view.camera.positions for view in capture.views]))
-    return ElasticGaussians(deal_out(gaussians, shards), frame, options, units, shards, total)
+    gaussians = deal_out(scene.gaussians, scene.shards)
+    parts = {name: part for name, part in scene.parts.items() if isinstance(part, Part)}
+    return elastic_scene(gaussians, frame, options, units, parts=parts, shards=scene.shards, total=len(scene))

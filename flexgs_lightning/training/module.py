@@ -14,25 +14,24 @@ from flexgs_lightning.data.ordering import HeldOutOrder
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.metrics.protocol import ImageMetrics
 from flexgs_lightning.metrics.psnr import psnr
-from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, CHECKPOINT_VERSION, SCENE, empty_elastic
-from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
+from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, CHECKPOINT_VERSION, SCENE, scene_state
+from flexgs_lightning.model.elastic import ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.part import Part
+from flexgs_lightning.model.scene import Scene
+from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.processes import Shards
 from flexgs_lightning.rendering.rasterizer import Rendering, rasterize
 from flexgs_lightning.splats import Splats
-from flexgs_lightning.training.checks import check_finite, check_options, check_savable
+from flexgs_lightning.training.checks import FiniteWatch, check_options, check_savable
 from flexgs_lightning.training.densification import AdaptiveDensityControl, Densification
-from flexgs_lightning.training.elastic import (
-    ElasticTraining,
-    elastic_loss,
-    elastic_optimizer,
-    residual_units,
-)
-from flexgs_lightning.training.initialization import Initialization, initial_elastic, initial_gaussians
+from flexgs_lightning.training.elastic_stage import ElasticTraining, Parts, descend, elastic_optimizer
+from flexgs_lightning.training.initialization import Initialization, initial_scene, make_elastic
 from flexgs_lightning.training.losses import photometric_loss
 from flexgs_lightning.training.optimization import (
     LearningRates,
     gaussian_optimizers,
+    residual_units,
     scale_to_batch,
     seed_generators,
     set_rates,
@@ -46,7 +45,7 @@ from flexgs_lightning.training.parallel import (
     sum_gradients,
 )
 from flexgs_lightning.training.ranking import rank_gaussians
-from flexgs_lightning.training.sharding import gaussian_count, shards_of, store_in_order
+from flexgs_lightning.training.sharding import shards_of
 
 BACKGROUNDS = {"black": 0.0, "white": 1.0, "random": 0.0}
 
@@ -111,22 +110,22 @@ class FlexGSModule(lightning.LightningModule):
         self.elastic_options = elastic
         self.elastic_training = elastic_training
         self.temperature = 1.0
-        self.scene: Gaussians | ElasticGaussians = Gaussians.empty(sh_degree)
+        self.scene = Scene(Gaussians.empty(sh_degree))
         self.start: Splats | None = None
         self.extent = 1.0
         self._densification_state: dict[str, Any] | None = None
         self._started_trained = False
         self._loaded_iteration = 0
+        self._finite = FiniteWatch()
 
     @property
     def gaussians(self) -> Gaussians:
-        """The Gaussians, in either stage; this process's own if several hold them."""
-        return self.scene if isinstance(self.scene, Gaussians) else self.scene.gaussians
+        """The Gaussians; this process's own if several hold them."""
+        return self.scene.gaussians
 
-    @property
-    def elastic(self) -> ElasticGaussians | None:
-        """The elastic model from the second stage on."""
-        return self.scene if isinstance(self.scene, ElasticGaussians) else None
+    def first_parts(self) -> dict[str, Part]:
+        """Parts of a new scene, from the first stage on; for subclasses."""
+        return {}
 
     @property
     def shards(self) -> Shards:
@@ -165,22 +164,18 @@ class FlexGSModule(lightning.LightningModule):
                 raise InputError("model.reconstruction_steps: 0 needs --start_from, a checkpoint or PLY.")
             seed_generators(self.seed)
             self._started_trained = self.start is not None
-            self.scene = initial_gaussians(
-                self.capture, self.initialization, self.sh_degree, self.start, self.shards
+            self.scene = initial_scene(
+                self.capture, self.initialization, self.sh_degree, self.start, self.first_parts(), self.shards
             )
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """One Adam for each attribute, and in the second stage one for what makes the scene elastic."""
-        decay = 1.0 if self.elastic is None else self.elastic_training.rate_decay
+        """One Adam for each attribute, and one for what else the scene learns."""
+        decay = self.elastic_training.rate_decay if self.scene.elastic else 1.0
         optimizers = gaussian_optimizers(self.gaussians, self.learning_rates, self.extent, decay)
-        everything = list(optimizers.values())
-        if self.elastic is not None:
-            added = elastic_optimizer(self.elastic, self.elastic_training, self.extent)
-            everything += [] if added is None else [added]
-        elif self.reconstruction_steps > 0:
-            self.densification.start(
-                self.gaussians, optimizers, self.extent, self.reconstruction_steps, self.shards
-            )
+        added = elastic_optimizer(self.scene, self.elastic_training, self.extent)
+        everything = [*optimizers.values(), *([] if added is None else [added])]
+        if not self.scene.elastic and self.reconstruction_steps > 0:
+            self.densification.start(self.scene, everything, self.extent, self.reconstruction_steps)
         views = self.trainer.datamodule.batch_size * self.trainer.world_size  # type: ignore[attr-defined]
         scale_to_batch(everything, self.learning_rates.batch_rule, views)
         return everything
@@ -199,7 +194,7 @@ class FlexGSModule(lightning.LightningModule):
         if self.elastic_step is None:
             self._reconstruct(batch)
         else:
-            if self.elastic is None:
+            if not self.scene.elastic:
                 self.begin_elastic_stage()
             self._train_elastic(batch, self.elastic_step)
 
@@ -213,20 +208,20 @@ class FlexGSModule(lightning.LightningModule):
         loss = photometric_loss(rendering.image, photos, self.ssim_weight)
         penalty = self.densification.regularization()
         total = loss if penalty is None else loss + penalty
-        check_finite(self.scene, total, step)
+        self._finite.look(self.scene, total.detach(), step)
 
         self.densification.before_backward(step, rendering)
-        self._descend(total)
+        self._backward(total)
+        self._step()
         report = self.densification.after_step(step, rendering)
         if report is not None:
             self.log_dict({f"densification/{name}": float(count) for name, count in report.counts().items()})
         if self.is_time_to_log:
-            parts = {} if penalty is None else {"regularization": penalty}
-            self._log_progress(loss, parts, rendering.image, photos)
+            parts: Parts = {} if penalty is None else {"regularization": penalty.detach()}
+            self._log_progress(loss.detach(), parts, rendering.image, photos)
 
     def _train_elastic(self, batch: ViewBatch, step: int) -> None:
-        """Render a subset and the full model, compare both, descend."""
-        assert self.elastic is not None
+        """Render the full model and subsets, compare each, descend."""
         set_rates(self._optimizers(), step, self.elastic_training.steps)
         background = self._training_background()
         photos = batch.targets(background)
@@ -234,14 +229,20 @@ class FlexGSModule(lightning.LightningModule):
 
         def photometric(splats: Splats) -> Tensor:
             nonlocal image
-            image = self.draw(splats, batch, background).image
-            return photometric_loss(image, photos, self.ssim_weight)
+            drawn = self.draw(splats, batch, background).image
+            image = drawn.detach()  # without its graph, which ends with its own backward pass
+            return photometric_loss(drawn, photos, self.ssim_weight)
 
-        loss, parts = elastic_loss(
-            self.elastic, self.elastic_training, step, photometric=photometric, temperature=self.temperature
+        loss, parts = descend(
+            self.scene,
+            self.elastic_training,
+            step,
+            photometric=photometric,
+            backward=self._backward,
+            temperature=self.temperature,
         )
-        check_finite(self.scene, loss, self.iteration)
-        self._descend(loss)
+        self._finite.look(self.scene, loss, self.iteration)
+        self._step()
         if self.is_time_to_log:
             self._log_progress(loss, parts, image, photos)
 
@@ -249,10 +250,12 @@ class FlexGSModule(lightning.LightningModule):
 
     def begin_elastic_stage(self) -> Tensor:
         """Make the scene elastic, with fresh optimizers, and rank it; as ``refresh_importance``."""
+        if self.reconstruction_steps > 0:
+            self.densification.end()
+        self.trainer.strategy.optimizers = []  # the moments go before new ones come
         seed_generators(self.seed)  # networks start alike, also where a run is resumed just here
         units = residual_units(self.learning_rates, self.extent)
-        scene = initial_elastic(self.gaussians, self.capture, self.elastic_options, units, self.shards)
-        self.scene = scene.to(self.device)
+        self.scene = make_elastic(self.scene, self.capture, self.elastic_options, units).to(self.device)
         share_from_first(replicated(self.scene, self.shards).values())
         self.trainer.strategy.optimizers = self.configure_optimizers()
         return self.refresh_importance()
@@ -262,25 +265,22 @@ class FlexGSModule(lightning.LightningModule):
 
         With "ordered" selection they are stored in that order, together with their optimizers' moments.
         """
-        assert self.elastic is not None
         options = self.elastic_training
         order, importance = rank_gaussians(
-            self.elastic,
+            self.scene,
             [view.camera for view in self.capture.train_views],
             options.importance,
             lowest_ratio=options.lowest_ratio,
             background=self.evaluation_background,
             antialiased=self.antialiased,
         )
-        if self.elastic.selector is not None:
-            self.elastic.importance_order.copy_(order)
-        else:
-            store_in_order(self.elastic, self._optimizers(), order)
+        if self.scene.selection.takes_over(order):
+            Surgery(self.scene, self._optimizers()).permute(order)
         return importance
 
     def render(self, batch: ViewBatch, background: Tensor, sh_degree: int | None = None) -> Rendering:
         """Draw the scene through the batch's cameras."""
-        return self.draw(self.gaussians.splats(), batch, background, sh_degree)
+        return self.draw(self.scene.at(), batch, background, sh_degree)
 
     def draw(
         self, splats: Splats, batch: ViewBatch, background: Tensor, sh_degree: int | None = None
@@ -298,7 +298,7 @@ class FlexGSModule(lightning.LightningModule):
     @property
     def active_sh_degree(self) -> int:
         """Degree in use: raised step by step in a new scene, all of it in a trained one."""
-        if self.elastic is not None or self._started_trained:
+        if self.scene.elastic or self._started_trained:
             return self.gaussians.sh_degree
         return min(self.iteration // self.sh_degree_interval, self.sh_degree)
 
@@ -321,16 +321,20 @@ class FlexGSModule(lightning.LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and self.iteration % every == 0
 
-    def _descend(self, loss: Tensor) -> None:
-        """Backward from this process's share of the loss, add up the processes' gradients, step."""
-        self.manual_backward(loss / self.trainer.world_size)
+    def _backward(self, loss: Tensor) -> None:
+        """Backward from this process's share of a loss."""
+        self.manual_backward(loss if self.trainer.world_size == 1 else loss / self.trainer.world_size)
+
+    def _step(self) -> None:
+        """Add up the processes' gradients, step."""
         sum_gradients(replicated(self.scene, self.shards).values())
         step_all(cast(list[LightningOptimizer], self.optimizers()))
 
-    def _log_progress(self, loss: Tensor, parts: dict[str, Tensor], image: Tensor, photos: Tensor) -> None:
+    def _log_progress(self, loss: Tensor, parts: Parts, image: Tensor, photos: Tensor) -> None:
         quality = psnr(image.detach(), photos).clamp_max(100.0).mean()
-        values = mean_over_processes({"loss": loss, "psnr": quality, **parts})
-        values["gaussians"] = torch.tensor(float(gaussian_count(self.scene, self.shards)), device=self.device)
+        known = {name: torch.as_tensor(value, device=self.device) for name, value in parts.items()}
+        values = mean_over_processes({"loss": loss, "psnr": quality, **known})
+        values["gaussians"] = torch.tensor(float(len(self.scene)), device=self.device)
         shown = ("loss", "psnr", "gaussians")
         self.log_dict({name: values[name] for name in shown}, prog_bar=True, logger=False)
         self.log_dict({f"train/{name}": value for name, value in values.items()})
@@ -376,7 +380,7 @@ class FlexGSModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know of; refuse to save a broken scene over a good one."""
-        check_savable(self.scene, self.shards, self.iteration)
+        check_savable(self.scene, self.iteration)
         checkpoint[CHECKPOINT_KEY] = {
             "version": CHECKPOINT_VERSION,
             "sh_degree": self.active_sh_degree,
@@ -385,8 +389,9 @@ class FlexGSModule(lightning.LightningModule):
             "background": self.evaluation_background.tolist(),
             "data": self.trainer.datamodule.options(),  # type: ignore[attr-defined]
             "seed": self.seed,
-            "densification": self.densification.state_dict() if self.elastic is None else None,
-            "elastic": None if self.elastic is None else self.elastic.options.as_plain(),
+            "densification": None if self.scene.elastic else self.densification.state_dict(),
+            "scene": self.scene.as_plain(),
+            "rows": [SCENE + name for name in self.scene.row_names()],
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -394,9 +399,7 @@ class FlexGSModule(lightning.LightningModule):
         facts = checkpoint[CHECKPOINT_KEY]
         self.seed = facts["seed"]
         self._started_trained = facts["started_trained"]
-        if facts["elastic"] is not None:
-            self.scene = empty_elastic(
-                checkpoint["state_dict"], SCENE, facts["elastic"], self.shards, facts.get("total")
-            )
+        state = scene_state(checkpoint["state_dict"])
+        self.scene = Scene.from_state(state, facts["scene"], self.shards, facts.get("total"))
         self._loaded_iteration = checkpoint["global_step"]
         self._densification_state = facts["densification"]

@@ -2,24 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
 
+from flexgs_lightning.model.attributes import ATTRIBUTES, Attribute, residual_columns
 from flexgs_lightning.model.gaussians import Gaussians
-from flexgs_lightning.model.residuals import Permutation, reorder_rows
 from flexgs_lightning.processes import Shards
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What Adam knows of each number, by its name in a state."""
+MEANS, SH = ATTRIBUTES["means"], ATTRIBUTES["sh"]
 
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Adam's learning rate for each attribute (the published values of 3DGS).
+    """Adam's learning rate for each attribute (the published values of 3DGS, ``model.attributes``).
 
     Args:
         means: positions at the start, times the scene extent.
@@ -34,14 +31,45 @@ class LearningRates:
             square root of the number of views (``scale_to_batch``).
     """
 
-    means: float = 1.6e-4
-    means_final: float = 1.6e-6
-    quats: float = 1e-3
-    scales: float = 5e-3
-    opacities: float = 5e-2
-    sh0: float = 2.5e-3
-    shN: float = 2.5e-3 / 20  # noqa: N815
+    means: float = MEANS.rate
+    means_final: float = MEANS.final_rate or MEANS.rate
+    quats: float = ATTRIBUTES["quats"].rate
+    scales: float = ATTRIBUTES["scales"].rate
+    opacities: float = ATTRIBUTES["opacities"].rate
+    sh0: float = SH.rate
+    shN: float = SH.rest_rate or SH.rate  # noqa: N815
     batch_rule: Literal["constant", "sqrt"] = "constant"
+
+    def of(self, attribute: Attribute) -> tuple[float, float | None, float | None]:
+        """Rates of an attribute: at the start, at the end and of the rest; those of the table unless set."""
+        if attribute is MEANS:
+            return self.means, self.means_final, None
+        if attribute is SH:
+            return self.sh0, None, self.shN
+        rate = getattr(self, attribute.name, attribute.rate)
+        return rate, attribute.final_rate, attribute.rest_rate
+
+
+class TwoRateAdam(torch.optim.Adam):
+    """Adam whose rate is that of each Gaussian's first row; the others take the group's ``rest`` of it.
+
+    One optimizer for one tensor: splitting the tensor would cost a copy of all spherical harmonics each time
+    they are drawn. A step is taken at the smaller rate and prolonged for the first rows, which is exact to
+    the rounding of the step.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step; ``closure`` is not used."""
+        first = [(p, p[:, :1].clone(), g["rest"]) for g in self.param_groups for p in g["params"]]
+        rates = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"] *= group["rest"]
+        super().step()
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for parameter, before, rest in first:
+            parameter[:, :1] = before.lerp(parameter[:, :1], 1 / rest)
 
 
 def gaussian_optimizers(
@@ -49,19 +77,27 @@ def gaussian_optimizers(
 ) -> dict[str, torch.optim.Optimizer]:
     """One Adam for each attribute, as densification expects: its state must be resizable by name.
 
-    Groups know the schedule of their rate (``set_rates``): positions that of ``rates``, the others fall
-    exponentially to ``decay`` of their start.
+    Groups know the schedule of their rate (``set_rates``): an attribute with a final rate has its own, the
+    others fall exponentially to ``decay`` of their start.
     """
-    schedules = {name: falling(getattr(rates, name), decay) for name in gaussians.params}
-    schedules["means"] = falling(rates.means * extent, rates.means_final / rates.means)
-    return {
-        name: torch.optim.Adam(
-            [{"params": [parameter], "name": name, "per_gaussian": True} | schedules[name]],
-            eps=1e-15,
-            fused=True,
-        )
-        for name, parameter in gaussians.params.items()
-    }
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    for name, parameter in gaussians.params.items():
+        attribute = ATTRIBUTES[name]
+        rate, final, rest = rates.of(attribute)
+        factor = extent if attribute.times_extent else 1.0
+        group = {"params": [parameter], "name": name, "per_gaussian": attribute.per_gaussian}
+        group |= falling(rate * factor, decay if final is None else final / rate)
+        if rest is not None:
+            optimizers[name] = TwoRateAdam([{**group, "rest": rest / rate}], eps=1e-15, fused=True)
+        else:
+            optimizers[name] = torch.optim.Adam([group], eps=1e-15, fused=True)
+    return optimizers
+
+
+def residual_units(rates: LearningRates, extent: float) -> dict[str, float]:
+    """One Adam step of each attribute that can be displaced, as ``RatioResiduals`` wants it."""
+    attributes = [ATTRIBUTES[name] for name in residual_columns()]
+    return {a.name: rates.of(a)[0] * (extent if a.times_extent else 1.0) for a in attributes}
 
 
 def falling(rate: float, share: float) -> dict[str, float]:
@@ -115,23 +151,6 @@ def exponential_decay(start: float, end: float, step: int, total: int) -> float:
     """
     progress = min(max(step / max(total, 1), 0.0), 1.0)
     return float(start ** (1.0 - progress) * end**progress)
-
-
-def reorder_moments(
-    optimizers: Iterable[torch.optim.Optimizer], order: Int[Tensor, " N"], permute: Permutation = reorder_rows
-) -> None:
-    """Let Adam's moments follow a new order of the Gaussians.
-
-    Parameters with N rows are permuted; those with fewer hold the first of the ranking (``RatioResiduals``),
-    where rows that come from beyond start at zero. Parameters of networks have no group that says so.
-    """
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            if group.get("per_gaussian", False):
-                for parameter in group["params"]:
-                    for name in MOMENTS:
-                        if name in optimizer.state[parameter]:
-                            permute(optimizer.state[parameter][name], order)
 
 
 def own_seed(shards: Shards) -> int:

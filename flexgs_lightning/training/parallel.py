@@ -22,7 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.checkpoint import is_per_gaussian
+from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.processes import (
     ALONE,
     ProcessLostError,
@@ -120,7 +120,9 @@ def checksum(tensor: Tensor) -> Int[Tensor, ""]:
 def replicated(module: nn.Module, shards: Shards) -> dict[str, Tensor]:
     """Parameters and buffers that every process holds alike, by name."""
     tensors = itertools.chain(module.named_parameters(), module.named_buffers())
-    return {name: tensor for name, tensor in tensors if not (shards.several and is_per_gaussian(name))}
+    scenes = [child for child in module.modules() if isinstance(child, Scene)] if shards.several else []
+    own = {id(row) for scene in scenes for row in scene.rows()}
+    return {name: tensor for name, tensor in tensors if id(tensor) not in own}
 
 
 class ReplicaStrategy(DDPStrategy):

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.elastic import ElasticGaussians
+from flexgs_lightning.model.part import Conditions
+from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.selector import rank
 from flexgs_lightning.processes import ALONE, Shards, process_rank, sum_over_processes, world_size
 from flexgs_lightning.rendering.importance import (
@@ -46,7 +47,7 @@ class Ranking(NamedTuple):
 
 
 def rank_gaussians(
-    model: ElasticGaussians,
+    model: Scene,
     cameras: Sequence[Cameras],
     importance: Importance,
     *,
@@ -69,7 +70,7 @@ def rank_gaussians(
     """
     if importance == "removal":
         ranking = rank_by_removal(
-            model.drawn,
+            lambda chosen, ratio: model.drawn(chosen, Conditions(ratio)),
             len(model),
             cameras,
             lowest_ratio,

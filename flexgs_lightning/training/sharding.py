@@ -14,27 +14,24 @@ every Gaussian where it was.
 
 # No `from __future__ import annotations` here: jsonargparse reads the strategy's types.
 import copy
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 from lightning import Trainer
 from lightning.pytorch.strategies import Strategy, StrategyRegistry
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, SCENE, is_per_gaussian, read_checkpoint
-from flexgs_lightning.model.elastic import ElasticGaussians
+from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, SCENE, read_checkpoint
 from flexgs_lightning.model.gaussians import Gaussians
-from flexgs_lightning.model.residuals import reorder_rows
+from flexgs_lightning.model.surgery import MOMENTS
 from flexgs_lightning.processes import ALONE, Shards, exchange, gather
-from flexgs_lightning.training.optimization import MOMENTS, reorder_moments
-from flexgs_lightning.training.parallel import ReplicaStrategy
+from flexgs_lightning.training.parallel import ReplicaStrategy, replicated
 
 
 class ShardStrategy(ReplicaStrategy):
@@ -48,8 +45,8 @@ class ShardStrategy(ReplicaStrategy):
     def setup(self, trainer: Trainer) -> None:
         """Keep the Gaussians out of the copies of the first process's values that Lightning hands out."""
         assert self.model is not None
-        names = [name for name, _ in self.model.named_parameters() if is_per_gaussian(name)]
-        ignored = names if self.shards.several else []
+        everything = dict(self.model.named_parameters())
+        ignored = sorted(everything.keys() - replicated(self.model, self.shards).keys())
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, ignored)
         super().setup(trainer)
 
@@ -78,59 +75,28 @@ def shards_of(strategy: Strategy) -> Shards:
     return strategy.shards if isinstance(strategy, ReplicaStrategy) else ALONE
 
 
-def gaussian_count(scene: Gaussians | ElasticGaussians, shards: Shards) -> int:
-    """Gaussians of a scene over all processes, for all of them to ask."""
-    if isinstance(scene, ElasticGaussians):
-        return len(scene)
-    return shards.total(len(scene), scene.params["means"].device)
-
-
 def deal_out(gaussians: Gaussians, shards: Shards) -> Gaussians:
     """Move Gaussians between processes from the first stage's order to the second's."""
     if not shards.several:
         return gaussians
     start = sum(gather(len(gaussians))[: shards.rank])
-    places = torch.arange(start, start + len(gaussians), device=gaussians.params["means"].device)
+    places = torch.arange(start, start + len(gaussians), device=gaussians.device)
     owners = places % shards.count
     order = owners.argsort(stable=True)
     sent = owners.bincount(minlength=shards.count).tolist()
-    return Gaussians(
-        {name: exchange(rows.detach()[order], sent)[0] for name, rows in gaussians.params.items()}
-    )
-
-
-def store_in_order(
-    model: ElasticGaussians, optimizers: Iterable[torch.optim.Optimizer], order: Int[Tensor, " N"]
-) -> None:
-    """Store Gaussians, what belongs to them, and Adam's moments in a new order."""
-    permute = partial(reorder_shards, shards=model.shards) if model.shards.several else reorder_rows
-    model.reorder(order, permute)
-    reorder_moments(optimizers, order, permute)
-
-
-def reorder_shards(rows: Shaped[Tensor, "m ..."], order: Int[Tensor, " N"], shards: Shards) -> None:
-    """As ``reorder_rows``, where process r of W holds rows r, r + W, r + 2W, …"""
-    sources = order[: shards.total(len(rows), rows.device)]
-    inside = sources < len(sources)
-    outgoing = []
-    for process in range(shards.count):
-        theirs = Shards(process, shards.count).mine(sources)
-        theirs = theirs[Shards(process, shards.count).mine(inside)]
-        outgoing.append(shards.own(theirs))
-    came, counts = exchange(rows[torch.cat(outgoing)], [len(chosen) for chosen in outgoing])
-    rows.zero_()
-    for process, part in enumerate(came.split(counts)):
-        rows[shards.mine(inside & shards.holds(sources, process))] = part
+    rows = {name: exchange(values.detach()[order], sent)[0] for name, values in gaussians.own().items()}
+    return Gaussians({**gaussians.params, **rows})
 
 
 def whole_checkpoint(checkpoint: dict[str, Any], shards: Shards) -> dict[str, Any]:
     """A checkpoint of all Gaussians from those of all processes; in the first one only, on its CPU."""
     checkpoint = _copy(checkpoint)
     facts = checkpoint[CHECKPOINT_KEY]
-    if facts["elastic"] is None:
-        facts["shares"] = gather(len(checkpoint["state_dict"][f"{SCENE}params.means"]))
+    ranked = facts["scene"]["elastic"]
+    if not ranked:
+        facts["shares"] = gather(len(checkpoint["state_dict"][f"{SCENE}gaussians.params.means"]))
     for container, key in _per_gaussian(checkpoint):
-        container[key] = _collect(container[key], facts["elastic"] is not None, shards)
+        container[key] = _collect(container[key], ranked, shards)
     return checkpoint
 
 
@@ -152,7 +118,7 @@ def own_share(checkpoint: dict[str, Any], shards: Shards) -> dict[str, Any]:
 def _per_gaussian(checkpoint: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """Every tensor of a checkpoint with a row for each Gaussian: where it is, and its name there."""
     state = checkpoint["state_dict"]
-    yield from ((state, name) for name in state if is_per_gaussian(name))
+    yield from ((state, name) for name in checkpoint[CHECKPOINT_KEY]["rows"])
     for optimizer in checkpoint["optimizer_states"]:
         for group in optimizer["param_groups"]:
             for number in group["params"] if group.get("per_gaussian") else ():

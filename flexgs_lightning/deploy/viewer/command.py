@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from flexgs_lightning.deploy.opening import choose_device, open_capture, open_scene
+from flexgs_lightning.deploy.opening import choose_device, open_capture, open_model
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +32,9 @@ def view(
         port: Port to listen at; 0 takes any free one.
         device: Where to draw; "auto" takes CUDA where there is a device.
     """
-    scene = open_scene(ckpt, ply)
+    model = open_model(ckpt, ply)
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
-    data = scene.data | {name: value for name, value in wished.items() if value is not None}
+    data = model.data | {name: value for name, value in wished.items() if value is not None}
     capture = None
     if data_root is not None or ("root" in data and Path(data["root"]).is_dir()):
         capture = open_capture(data)
@@ -43,4 +43,4 @@ def view(
 
     from flexgs_lightning.deploy.viewer.viewer import Viewer  # viser is slow to import, and only needed here
 
-    Viewer(scene, capture, device=choose_device(device), host=host, port=port).wait()
+    Viewer(model, capture, device=choose_device(device), host=host, port=port).wait()

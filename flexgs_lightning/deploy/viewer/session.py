@@ -20,7 +20,6 @@ from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.capture import View
-from flexgs_lightning.deploy.opening import Scene
 from flexgs_lightning.deploy.render import draw, read_photo
 from flexgs_lightning.deploy.vantage import Vantage
 from flexgs_lightning.deploy.viewer.canvas import BrowserCamera, compose, framing_fov, reduced
@@ -29,6 +28,7 @@ from flexgs_lightning.deploy.viewer.state import Detail, RatioScale, SplatsCache
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.images import to_uint8
 from flexgs_lightning.metrics.psnr import psnr
+from flexgs_lightning.model.checkpoint import Model
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +46,14 @@ class Stage:
     """What all tabs share.
 
     Attributes:
-        scene: what is drawn.
+        model: what is drawn.
         views: test views, possibly none.
         vantage: where to look from at first.
         cache: the splats at the sizes in use.
         drawing: held while drawing, so that tabs take turns on the processor.
     """
 
-    scene: Scene
+    model: Model
     views: tuple[View, ...]
     vantage: Vantage
     cache: SplatsCache
@@ -63,7 +63,7 @@ class Stage:
         """The image of one camera, on the CPU."""
         splats = self.cache.at(count)
         with self.drawing:
-            return draw(splats, camera, self.scene.background, self.scene.antialiased).cpu()
+            return draw(splats, camera, self.model.background, self.model.antialiased).cpu()
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,15 @@ class Session(threading.Thread):
         self._inbox: queue.SimpleQueue[_Action | None] = queue.SimpleQueue()
         self._stopped = False
         self._detail = Detail()
-        self._scale = RatioScale(len(stage.scene.model))
-        self._count = len(stage.scene.model)
+        self._scale = RatioScale(len(stage.model))
+        self._count = len(stage.model)
         self._visit: _Visit | None = None
         self._with_photo = True
         self._camera = _camera_of(client)
         self._panel = Panel(
             client.gui,
             self._scale,
-            stage.scene.model.elastic,
+            stage.model.elastic,
             [view.name for view in stage.views],
             on_ratio=lambda ratio: self._do(lambda: self._choose(ratio)),
             on_view=lambda index: self._do(lambda: self._go_to(index)),
@@ -167,7 +167,7 @@ class Session(threading.Thread):
         if index is None:
             return
         view, vantage, camera = self._stage.views[index], self._stage.vantage, self._client.camera
-        photo = read_photo(view.source, self._stage.scene.background)
+        photo = read_photo(view.source, self._stage.model.background)
         with self._client.atomic():
             camera.up_direction = vantage.up.numpy()
             camera.position = view.camera.positions[0].numpy()
@@ -184,7 +184,7 @@ class Session(threading.Thread):
         file = io.BytesIO()
         Image.fromarray(to_uint8(self._stage.draw(self._count, camera))).save(file, format="PNG")
         place = f"_{PurePosixPath(self._visit.view.name).stem}" if self._visit else ""
-        name = f"{self._stage.scene.name}{place}_{self._count}_gaussians.png"
+        name = f"{self._stage.model.name}{place}_{self._count}_gaussians.png"
         self._client.send_file_download(name, file.getvalue(), save_immediately=True)
 
     # Drawing.

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from flexgs_lightning.deploy.opening import ElasticModel
 from flexgs_lightning.deploy.ply import ply_bytes
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import MEGABYTE, count_at
+from flexgs_lightning.model.checkpoint import Model
 from flexgs_lightning.splats import Splats
 
 SMALLEST_RATIO = 1e-3
@@ -59,8 +59,8 @@ class SplatsCache:
     It holds at most ``entries`` sizes and twice as many Gaussians as the model, but always the last one.
     """
 
-    def __init__(self, model: ElasticModel, device: torch.device | str, entries: int = 8) -> None:
-        self._model, self._device, self._entries = model, device, entries
+    def __init__(self, model: Model, device: torch.device | str, entries: int = 8) -> None:
+        self._model, self._entries = model.to(device), entries
         self._held: OrderedDict[int, Splats] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -68,7 +68,7 @@ class SplatsCache:
         """The model at exactly ``count`` Gaussians."""
         with self._lock:
             if count not in self._held:
-                self._held[count] = self._model.at(count / len(self._model)).to(self._device)
+                self._held[count] = self._model.at(count / len(self._model))
                 self._evict()
             self._held.move_to_end(count)
             return self._held[count]

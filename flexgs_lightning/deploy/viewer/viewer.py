@@ -19,7 +19,6 @@ import torch
 import viser
 
 from flexgs_lightning.data.capture import Capture
-from flexgs_lightning.deploy.opening import Scene
 from flexgs_lightning.deploy.vantage import Vantage, vantage_of_capture, vantage_of_splats
 from flexgs_lightning.deploy.viewer.canvas import framing_fov, reduced
 from flexgs_lightning.deploy.viewer.session import Session, Stage
@@ -36,7 +35,7 @@ class Viewer:
     """A running viewer: ``wait`` for Ctrl-C, or ``stop`` it.
 
     Args:
-        scene: what to draw.
+        model: what to draw.
         capture: the capture whose test views can be visited; None if it is not at hand.
         device: where to draw.
         host: address to listen at; "0.0.0.0" also lets other machines in.
@@ -48,7 +47,7 @@ class Viewer:
 
     def __init__(
         self,
-        scene: Scene,
+        model: Model,
         capture: Capture | None,
         *,
         device: torch.device | str,
@@ -56,18 +55,18 @@ class Viewer:
         port: int,
     ) -> None:
         logging.getLogger("websockets").setLevel(logging.WARNING)  # it reports every tab
-        RatioScale(len(scene.model))  # refuses an empty scene
+        RatioScale(len(model))  # refuses an empty scene
         _require_free_port(host, port)
-        cache = SplatsCache(scene.model, device)
-        vantage = vantage_of_capture(capture) if capture else vantage_of_splats(cache.at(len(scene.model)))
+        cache = SplatsCache(model, device)
+        vantage = vantage_of_capture(capture) if capture else vantage_of_splats(cache.at(len(model)))
         views = capture.test_views if capture else ()
-        self._stage = Stage(scene, views, vantage, cache)
+        self._stage = Stage(model, views, vantage, cache)
         # The first frame compiles kernels, or tells that they cannot be: before anyone waits for it.
-        self._stage.draw(len(scene.model), reduced(vantage.camera, 8))
+        self._stage.draw(len(model), reduced(vantage.camera, 8))
         self._sessions: dict[int, Session] = {}
         with _quiet():
             self._server = viser.ViserServer(host, port, verbose=False)
-        self._dress(scene.name)
+        self._dress(model.name)
         _place(self._server.initial_camera, vantage)
         self._server.on_client_connect(self._open)
         self._server.on_client_disconnect(self._close)
@@ -85,9 +84,9 @@ class Viewer:
 
     def wait(self) -> None:
         """Say where it is, and stop at Ctrl-C."""
-        scene = self._stage.scene
+        model = self._stage.model
         try:
-            log.info(f"{scene.name}: {len(scene.model):,} Gaussians at {self.url} (Ctrl-C ends the viewer)")
+            log.info(f"{model.name}: {len(model):,} Gaussians at {self.url} (Ctrl-C ends the viewer)")
             threading.Event().wait()
         except KeyboardInterrupt:
             log.info("viewer: stopped")

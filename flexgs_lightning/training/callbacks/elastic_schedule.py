@@ -6,6 +6,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.selection import GsNet
 from flexgs_lightning.training.module import FlexGSModule
 from flexgs_lightning.training.optimization import exponential_decay
 
@@ -69,5 +70,5 @@ class TemperatureDecay(Callback):
         if step is not None:
             total = pl_module.elastic_training.steps
             pl_module.temperature = exponential_decay(self.start, self.end, step, total)
-            if pl_module.elastic is not None and pl_module.elastic.selector is not None:
+            if isinstance(pl_module.scene.selection, GsNet):
                 pl_module.log("train/temperature", pl_module.temperature)

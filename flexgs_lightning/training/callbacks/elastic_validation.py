@@ -65,11 +65,11 @@ class ElasticValidation(Callback):
 
     def _measure(self, module: LightningModule, outputs: dict[str, Tensor] | None, batch: ViewBatch) -> None:
         assert isinstance(module, FlexGSModule)
-        if module.elastic is None or (outputs is None and not module.shards.several):
+        if not module.scene.elastic or (outputs is None and not module.shards.several):
             return
         for ratio in self._drawable(module):
             if ratio not in self._splats:
-                self._splats[ratio] = module.elastic.at(ratio).detach()
+                self._splats[ratio] = module.scene.at(ratio).detach()
             render = module.draw(self._splats[ratio], batch, module.evaluation_background).image
             if outputs is None:  # drawn for the other processes' sake
                 continue
@@ -81,7 +81,7 @@ class ElasticValidation(Callback):
         """Every process has all ratios, also one without a held-out view: the others would wait for it."""
         assert isinstance(module, FlexGSModule)
         self.results = {}
-        total = 0 if module.elastic is None else len(module.elastic)
+        total = len(module.scene)
         for ratio in self._drawable(module):
             metrics = self._metrics_at(ratio, module)
             means = {name: value.item() for name, value in metrics.compute().items()}
@@ -126,9 +126,9 @@ class ElasticValidation(Callback):
 
     def _drawable(self, module: FlexGSModule) -> list[float]:
         """Ratios that hold at least one Gaussian of this scene."""
-        if module.elastic is None:
+        if not module.scene.elastic:
             return []
-        return [ratio for ratio in self.ratios if ratio * len(module.elastic) >= 1]
+        return [ratio for ratio in self.ratios if ratio * len(module.scene) >= 1]
 
     def _metrics_at(self, ratio: float, module: FlexGSModule) -> ImageMetrics:
         if ratio not in self._metrics:

@@ -14,11 +14,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from flexgs_lightning.files import atomic_path
-from flexgs_lightning.model.checkpoint import is_per_gaussian
 from flexgs_lightning.processes import gather
 from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
 from flexgs_lightning.training.module import FlexGSModule
-from flexgs_lightning.training.sharding import gaussian_count
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("flexgs-lightning", "torch", "lightning", "gsplat", "numba")
@@ -96,7 +94,7 @@ class TestReport(Callback):
         return {
             "mean": {key: statistics.fmean(image[key] for image in self._images) for key in keys},
             "ratios": {f"{ratio:g}": result for ratio, result in ratios.items()},
-            "gaussians": gaussian_count(module.scene, module.shards),
+            "gaussians": len(module.scene),
             "megabytes": 4 * parameters / 1e6,
             "milliseconds": statistics.median(image["milliseconds"] for image in self._images),
             "iteration": module.iterations_trained,
@@ -110,9 +108,9 @@ class TestReport(Callback):
 
 def _parameter_count(module: FlexGSModule) -> int:
     """Learned numbers of the scene, those of all shards together."""
-    counts = {name: parameter.numel() for name, parameter in module.scene.named_parameters()}
-    own = sum(count for name, count in counts.items() if is_per_gaussian(name))
-    return sum(counts.values()) - own + module.shards.total(own, module.device)
+    everything = sum(parameter.numel() for parameter in module.scene.parameters())
+    own = sum(row.numel() for row in module.scene.rows())
+    return everything - own + module.shards.total(own, module.device)
 
 
 def measuring_protocol(module: FlexGSModule) -> dict[str, str | None]:

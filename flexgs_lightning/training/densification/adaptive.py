@@ -1,9 +1,11 @@
 """Adaptive density control: clone, split, prune, reset (Kerbl et al. 2023)."""
 
 import torch
-from gsplat.strategy.ops import duplicate, reset_opa, split
-from jaxtyping import Bool, Float
+from gsplat.strategy.ops import reset_opa
+from gsplat.utils import normalized_quat_to_rotmat
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from flexgs_lightning.processes import sum_over_processes, world_size
 from flexgs_lightning.rendering.rasterizer import Rendering
@@ -12,6 +14,9 @@ from flexgs_lightning.training.densification.checks import check_number, check_o
 
 RESET_OPACITY = 0.01
 """Opacities are lowered to this (Kerbl et al. 2023), or to twice the pruning threshold if that is more."""
+
+SPLIT = 1.6
+"""The halves of a Gaussian are smaller by this factor (Kerbl et al. 2023)."""
 
 
 class AdaptiveDensityControl(Densification):
@@ -126,11 +131,23 @@ class AdaptiveDensityControl(Densification):
         cloning, splitting = growing & ~large, growing & large
         cloned, divided = int(cloning.sum()), int(splitting.sum())
         if cloned:
-            duplicate(self._params, self._optimizers, self._statistics, cloning)
+            self._surgery.append({name: rows[cloning] for name, rows in self._scene.gaussians.own().items()})
         if divided:  # clones were appended and are not split
-            splitting = torch.cat([splitting, splitting.new_zeros(cloned)])
-            split(self._params, self._optimizers, self._statistics, splitting)
+            halves = self._halves(splitting.nonzero().squeeze(1))
+            self._surgery.append(halves)
+            self._surgery.keep(~torch.cat([splitting, splitting.new_zeros(cloned + 2 * divided)]))
         return cloned, divided
+
+    def _halves(self, chosen: Int[Tensor, " M"]) -> dict[str, Tensor]:
+        """Two Gaussians for each of M, [2 M, ...]: drawn from its own distribution, and smaller."""
+        rows = {name: values[chosen] for name, values in self._scene.gaussians.own().items()}
+        scales, rotations = rows["scales"].exp(), normalized_quat_to_rotmat(normalize(rows["quats"], dim=-1))
+        noise = torch.randn(2, len(chosen), 3, device=self._device)
+        offsets = torch.einsum("nij,nj,bnj->bni", rotations, scales, noise)
+        halves = {name: values.repeat(2, *(1,) * (values.ndim - 1)) for name, values in rows.items()}
+        halves["means"] = (rows["means"] + offsets).reshape(-1, 3)
+        halves["scales"] = (scales / SPLIT).log().repeat(2, 1)
+        return halves
 
     def _within_cap(self, growing: Bool[Tensor, " N"], gradient: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:
         """Keep the candidates of highest gradient that fit below the cap; each adds one Gaussian."""

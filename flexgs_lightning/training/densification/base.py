@@ -4,17 +4,18 @@
 import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
-from gsplat.strategy.ops import remove
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.gaussians import Gaussians
-from flexgs_lightning.processes import ALONE, Shards, sum_over_processes
+from flexgs_lightning.model.scene import Scene
+from flexgs_lightning.model.surgery import Surgery
+from flexgs_lightning.processes import Shards, sum_over_processes
 from flexgs_lightning.rendering.rasterizer import Rendering
 from flexgs_lightning.training.densification.checks import (
     MIN_GAUSSIANS,
@@ -69,12 +70,11 @@ class Densification(ABC):
     Random numbers come from the global generator of the parameters' device: a bit-exact continuation needs
     that generator in the same state, beside :meth:`state_dict`.
 
-    Parameters and optimizers are the Gaussians' own: parameters are replaced in ``gaussians.params`` and
-    in ``optimizers`` together, rows of Adam's moments follow their Gaussian and start at zero for new
-    ones, and Adam's step count stays.
+    Parameters and optimizers are the scene's own and change together (``model.surgery``): Adam's moments
+    follow their Gaussian and start at zero for new ones, and Adam's step count stays.
 
-    Where several processes hold the Gaussians (``start``), each changes its own; limits, reports and what
-    leaves too few count all.
+    Where several processes hold the Gaussians, each changes its own; limits, reports and what leaves too few
+    count all.
     """
 
     kind: ClassVar[str]
@@ -95,33 +95,36 @@ class Densification(ABC):
 
     def start(
         self,
-        gaussians: Gaussians,
-        optimizers: dict[str, torch.optim.Optimizer],
+        scene: Scene,
+        optimizers: Sequence[torch.optim.Optimizer],
         scene_extent: float,
         total_steps: int,
-        shards: Shards = ALONE,
     ) -> None:
         """Bind to what is trained, before the first step.
 
         Args:
-            gaussians: holds ``params``: means [N, 3], quats [N, 4], scales [N, 3] (log), opacities [N]
-                (logit) and any others with N rows.
-            optimizers: one for each trainable parameter, by its name, with one group of one parameter.
+            scene: whose Gaussians change.
+            optimizers: of all that the scene learns; each attribute of the Gaussians has one to itself, whose
+                one group is named after it.
             scene_extent: radius of the cameras' ball in world units (``cameras.scene_extent``).
             total_steps: iterations of the stage; ``stop_step: null`` means ``default_stop`` of these.
-            shards: who holds the Gaussians.
 
         Raises:
             ValueError: parameters and optimizers do not fit together.
             InputError: fewer than :data:`MIN_GAUSSIANS`, or more than ``max_gaussians``.
         """
-        check_optimizers(gaussians.params, optimizers)
-        self._gaussians, self._optimizers = gaussians, optimizers
-        self._scene_extent, self._total_steps, self._shards = scene_extent, total_steps, shards
+        self._scene, self._everything = scene, list(optimizers)
+        self._optimizers = check_optimizers(scene.gaussians.params, optimizers)
+        self._scene_extent, self._total_steps = scene_extent, total_steps
         stop = round(self.default_stop * total_steps) if self.stop_step is None else self.stop_step
         self._stop = min(stop, total_steps)
         self._check_count()
         self._statistics = self._initial_statistics()
+
+    def end(self) -> None:
+        """Let go of the scene and its optimizers, whose moments take twice the memory of the parameters."""
+        del self._scene, self._optimizers, self._everything
+        self._statistics = {}
 
     def before_backward(self, step: int, rendering: Rendering) -> None:  # noqa: B027 (a hook)
         """Ask for what :meth:`after_step` reads; call between rendering and ``backward``."""
@@ -161,6 +164,7 @@ class Densification(ABC):
             sum_over_processes(counts)
             for name, count in zip(names, counts.tolist(), strict=True):
                 setattr(report, name, count)
+            self._scene.elsewhere = report.count - self._count
 
     def regularization(self) -> Tensor | None:
         """A differentiable scalar to add to the loss; None for nothing."""
@@ -216,7 +220,16 @@ class Densification(ABC):
 
     @property
     def _params(self) -> nn.ParameterDict:
-        return self._gaussians.params
+        return self._scene.gaussians.params
+
+    @property
+    def _shards(self) -> Shards:
+        """Who holds the Gaussians."""
+        return self._scene.shards
+
+    @property
+    def _surgery(self) -> Surgery:
+        return Surgery(self._scene, self._everything, self._statistics)
 
     @property
     def _device(self) -> torch.device:
@@ -247,7 +260,7 @@ class Densification(ABC):
     def _remove_non_finite(self, completed: int) -> int:
         """Remove Gaussians that the rasterizer would silently skip for ever."""
         broken = {}
-        for name, param in self._params.items():
+        for name, param in self._scene.gaussians.own().items():
             rows = param.reshape(self._count, math.prod(param.shape[1:]))
             broken[name] = ~rows.isfinite().all(dim=1)
         mask = torch.stack(list(broken.values())).any(dim=0)
@@ -264,7 +277,7 @@ class Densification(ABC):
         pruned = int(mask.sum())
         self._check_enough_left(pruned, completed, reason)
         if pruned:
-            remove(self._params, self._optimizers, self._statistics, mask)
+            self._surgery.keep(~mask)
         return pruned
 
     def _check_enough_left(self, lost: int, completed: int, reason: str) -> None:

@@ -1,6 +1,7 @@
 """What density control refuses: impossible options, optimizers that do not fit, ruinous prunes."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -27,22 +28,26 @@ def check_number(name: str, value: float, low: float = 0.0, high: float = math.i
     check_option(name, value, math.isfinite(value) and low <= value < high, bounds)
 
 
-def check_optimizers(params: nn.ParameterDict, optimizers: dict[str, torch.optim.Optimizer]) -> None:
-    """Raise ValueError unless each trainable parameter has exactly one optimizer to itself."""
+def check_optimizers(
+    params: nn.ParameterDict, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, torch.optim.Optimizer]:
+    """The optimizer of each trainable parameter, by its name.
+
+    Raises:
+        ValueError: a parameter has no optimizer to itself.
+    """
     missing = [name for name in REQUIRED_PARAMETERS if name not in params]
     if missing:
         raise ValueError(f"densification: expected parameters {REQUIRED_PARAMETERS}, missing {missing}.")
-    trainable = {name for name, param in params.items() if param.requires_grad}
-    if trainable != set(optimizers):
-        raise ValueError(
-            f"densification: expected optimizers for {sorted(trainable)}, found {sorted(optimizers)}."
-        )
-    for name, optimizer in optimizers.items():
-        groups = [group["params"] for group in optimizer.param_groups]
-        if len(groups) != 1 or len(groups[0]) != 1 or groups[0][0] is not params[name]:
-            raise ValueError(
-                f"densification: optimizer '{name}' must hold params['{name}'] and nothing else."
-            )
+    own = {}
+    for name, param in params.items():
+        if not param.requires_grad:
+            continue
+        holders = [o for o in optimizers if any(p is param for g in o.param_groups for p in g["params"])]
+        if len(holders) != 1 or [len(group["params"]) for group in holders[0].param_groups] != [1]:
+            raise ValueError(f"densification: expected one optimizer for params['{name}'] and nothing else.")
+        own[name] = holders[0]
+    return own
 
 
 def check_enough_left(count: int, lost: int, completed: int, reason: str) -> None:

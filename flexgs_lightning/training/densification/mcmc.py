@@ -3,7 +3,6 @@
 import math
 
 import torch
-from gsplat.strategy.ops import _update_param_with_optimizer
 from gsplat.utils import normalized_quat_to_rotmat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -102,7 +101,7 @@ class MCMC(Densification):
         chances = self._params["opacities"].sigmoid().masked_fill(is_dead, 0.0)
         parents = sample(chances, len(dead))
         self._share(parents)
-        for name, param in self._params.items():
+        for name, param in self._scene.gaussians.own().items():
             param[dead] = param[parents]
             self._forget_moments(name, dead)
         return len(dead)
@@ -117,14 +116,7 @@ class MCMC(Densification):
             return 0
         parents = sample(chances, added)
         self._share(parents)
-
-        def append(name: str, param: Tensor) -> nn.Parameter:
-            return nn.Parameter(torch.cat([param, param[parents]]), requires_grad=param.requires_grad)
-
-        def append_zeros(key: str, moments: Tensor) -> Tensor:
-            return torch.cat([moments, moments.new_zeros(added, *moments.shape[1:])])
-
-        _update_param_with_optimizer(append, append_zeros, self._params, self._optimizers)
+        self._surgery.append({name: rows[parents] for name, rows in self._scene.gaussians.own().items()})
         return added
 
     def _part_of(self, wanted: int, chances: Float[Tensor, " N"]) -> int:
@@ -143,7 +135,7 @@ class MCMC(Densification):
         new_opacities, factors = relocation(opacities[shared].sigmoid(), copies[shared] + 1)
         opacities[shared] = new_opacities.logit().clamp_min(logit(self.min_opacity)).to(opacities)
         scales[shared] += factors.log().to(scales)[:, None]
-        for name in self._params:
+        for name in self._scene.gaussians.own():
             self._forget_moments(name, shared)
 
     def _forget_moments(self, name: str, rows: Int[Tensor, " M"]) -> None:

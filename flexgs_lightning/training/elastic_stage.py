@@ -2,21 +2,26 @@
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.elastic import ElasticGaussians
-from flexgs_lightning.model.selector import rank
+from flexgs_lightning.model.attributes import ATTRIBUTES
+from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.part import FULL, Conditions
+from flexgs_lightning.model.scene import Scene
+from flexgs_lightning.model.selection import GsNet
 from flexgs_lightning.model.transform_field import TransformField
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.elastic_losses import importance_loss, sparsity_loss
-from flexgs_lightning.training.optimization import LearningRates, falling, own_seed
+from flexgs_lightning.training.optimization import falling, own_seed
 from flexgs_lightning.training.ranking import Importance
+
+Parts = dict[str, Tensor | float]
+"""What a loss is made of, by name, for the log."""
 
 
 @dataclass(frozen=True)
@@ -113,54 +118,125 @@ class ElasticTraining:
         return self.full_weight > 0 and step % self.full_every == 0
 
 
-def elastic_loss(
-    model: ElasticGaussians,
+def descend(
+    scene: Scene,
     options: ElasticTraining,
     step: int,
     *,
     photometric: Callable[[Splats], Tensor],
+    backward: Callable[[Tensor], None],
     temperature: float,
-) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Loss of one iteration (Eq. 16) and its parts, for the log.
+) -> tuple[Tensor, Parts]:
+    """Draw the full model and some subsets, each followed at once by its backward pass (Eq. 16).
+
+    Gradients add up where they belong; what a render needs for its gradient is gone before the next one.
 
     Args:
-        model: what is trained.
+        scene: what is trained.
         options: how.
         step: iterations of this stage so far.
         photometric: draws splats through the iteration's cameras and compares them with the photos.
+        backward: adds a loss's gradient to those of the parameters.
         temperature: of the Gumbel-softmax (gsnet).
+
+    Returns:
+        The iteration's loss, detached, and its parts.
     """
-    shards = model.shards
-    parts: dict[str, Tensor] = {}
+    total, parts = scene.gaussians.params["means"].new_zeros(()), Parts()
+
+    def add(loss: Tensor) -> None:
+        nonlocal total
+        total = total + loss.detach()
+        if loss.requires_grad:
+            backward(loss)
+
     ratios = options.draw_ratios(step)
-    total = model.gaussians.params["means"].new_zeros(())
-    prefixes = model.at_each(ratios) if model.selector is None else []
-    for i, ratio in enumerate(ratios):
-        if prefixes:
-            splats = prefixes[i]
-        else:
-            splats, mask = masked(model, ratio, temperature)
-            parts["importance_loss"] = importance_loss(mask, model.importance_order, ratio, shards)
-            parts["sparsity_loss"] = sparsity_loss(mask, ratio, shards)
-            total = total + (
-                options.importance_weight * parts["importance_loss"]
-                + options.sparsity_weight * parts["sparsity_loss"]
-            ) / len(ratios)
-        parts["subset_loss"] = photometric(splats)
-        total = total + (1 - options.full_weight) / len(ratios) * parts["subset_loss"]
-        parts["selected"] = total.new_tensor(len(splats) * shards.count / len(model))
-        parts["ratio"] = total.new_tensor(ratio)
-    if model.field is not None:
-        total = total + field_regularization(model.field, options, parts)
     if options.draws_full(step):
-        parts["full_loss"] = photometric(model.gaussians.splats())
-        total = total + options.full_weight * parts["full_loss"]
+        loss = photometric(scene.at(FULL))
+        parts["full_loss"] = loss.detach()
+        add(options.full_weight * loss)
+    for ratio in ratios:
+        subset = Subset(scene, ratio, temperature)
+        loss = photometric(subset.splats)
+        parts["subset_loss"] = loss.detach()
+        weighted = (1 - options.full_weight) / len(ratios) * loss
+        if subset.mask is not None:
+            weighted = weighted + selection_loss(scene, subset.mask, ratio, options, parts) / len(ratios)
+        add(weighted)
+        subset.give_back()
+        parts["selected"] = len(subset.splats) * scene.shards.count / len(scene)
+        parts["ratio"] = ratio
+    for part in scene.each_part():
+        if isinstance(part, TransformField):
+            add(total.new_zeros(()) + field_regularization(part, options, parts))
     return total, parts
 
 
-def field_regularization(
-    field: TransformField, options: ElasticTraining, parts: dict[str, Tensor]
-) -> Tensor | float:
+class Subset:
+    """The Gaussians of a ratio, drawn for training.
+
+    Attributes:
+        splats: those that are drawn.
+        mask: [n] of all Gaussians here, where the selection samples (Eqs. 5-7), with its gradient. It
+            multiplies opacities, which lets the image's gradient reach the selector. A Gaussian whose mask
+            is 0 is below the rasterizer's opacity threshold and gets no gradient from the image, so leaving
+            it out gives the same image and the same gradients at a fraction of the cost.
+    """
+
+    def __init__(self, scene: Scene, ratio: float, temperature: float) -> None:
+        self.mask: Tensor | None = None
+        self._rows: dict[str, Tensor] = {}
+        self._gaussians = scene.gaussians
+        conditions, shards = Conditions(ratio), scene.shards
+        seed = own_seed(shards) if shards.several else None
+        sampled = scene.selection.sampled(ratio, scene.gaussians, shards, temperature, seed)
+        if sampled is not None:
+            splats = scene.drawn(sampled.chosen, conditions)
+            self.mask = sampled.mask
+            self.splats = replace(splats, opacities=splats.opacities * sampled.mask[sampled.chosen])
+            return
+        chosen = scene.first(ratio)
+        if isinstance(chosen, int) and chosen < len(scene.gaussians):
+            self._rows = _own_leaves(scene.gaussians, chosen)
+        self.splats = scene.drawn(chosen, conditions, rows=self._rows or None)
+
+    def give_back(self) -> None:
+        """Add the gradients of a prefix to those of its rows, when the backward pass is done.
+
+        Slicing the parameters in the graph would fill up each gradient with zeros to all N Gaussians, which
+        costs more than to draw a small prefix.
+        """
+        for name, leaf in self._rows.items():
+            parameter = self._gaussians.params[name]
+            if leaf is parameter or leaf.grad is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad[: len(leaf)] += leaf.grad
+
+
+def _own_leaves(gaussians: Gaussians, count: int) -> dict[str, Tensor]:
+    """The first rows of each parameter, with gradients of their own; what the scene has once stays itself."""
+    return {
+        name: values.detach()[:count].requires_grad_(values.requires_grad)
+        if ATTRIBUTES[name].per_gaussian
+        else values
+        for name, values in gaussians.params.items()
+    }
+
+
+def selection_loss(
+    scene: Scene, mask: Tensor, ratio: float, options: ElasticTraining, parts: Parts
+) -> Tensor:
+    """What a sampled mask should be like (Eqs. 11 and 15); adds both terms to ``parts``."""
+    assert isinstance(scene.selection, GsNet)
+    importance = importance_loss(mask, scene.selection.importance_order, ratio, scene.shards)
+    sparsity = sparsity_loss(mask, ratio, scene.shards)
+    parts["importance_loss"], parts["sparsity_loss"] = importance.detach(), sparsity.detach()
+    return options.importance_weight * importance + options.sparsity_weight * sparsity
+
+
+def field_regularization(field: TransformField, options: ElasticTraining, parts: Parts) -> Tensor | float:
     """Weighted sum of the field's regularisers that are in use; adds them to ``parts``."""
     weights = {
         field.total_variation: options.plane_variation,
@@ -171,59 +247,24 @@ def field_regularization(
     for term, weight in weights.items():
         if weight > 0:
             value = term()
-            parts[f"field_{term.__name__}"] = value
+            parts[f"field_{term.__name__}"] = value.detach()
             total = total + weight * value
     return total
 
 
-def masked(model: ElasticGaussians, ratio: float, temperature: float) -> tuple[Splats, Float[Tensor, " N"]]:
-    """A sampled subset (Eqs. 5-7): the splats whose mask is 1, and the mask [N] with its gradient.
-
-    The mask multiplies opacities, which lets the image's gradient reach the selector. A Gaussian whose mask
-    is 0 is below the rasterizer's opacity threshold and gets no gradient from the image, so leaving it out
-    gives the same image and the same gradients at a fraction of the cost.
-
-    A mask that selects nothing falls back to the one Gaussian that is most likely to be kept. If several
-    processes hold the Gaussians, each samples its own, and nothing is nothing in all of them.
-    """
-    assert model.selector is not None
-    params = model.gaussians.params
-    logits = model.selector.logits(params["means"], params["scales"], params["quats"], ratio)
-    generator = None
-    if model.shards.several:
-        generator = torch.Generator(logits.device).manual_seed(own_seed(model.shards))
-    mask = model.selector.sample(logits, temperature, generator).mask
-    chosen = mask.detach().nonzero().squeeze(-1)
-    if model.shards.total(len(chosen), mask.device) == 0:
-        preferred = rank(model.shards.joined(logits[:, 1] - logits[:, 0]))[:1]
-        chosen = model.shards.own(preferred)
-        mask = mask + torch.zeros_like(mask).index_fill(0, chosen, 1.0)
-    splats = model.drawn(chosen, ratio)
-    return Splats(splats.means, splats.quats, splats.scales, splats.opacities * mask[chosen], splats.sh), mask
-
-
-def elastic_optimizer(
-    model: ElasticGaussians, options: ElasticTraining, extent: float
-) -> torch.optim.Optimizer | None:
-    """Adam for everything but the Gaussians themselves; None if there is nothing."""
-    groups: list[dict[str, Any]] = []
+def elastic_optimizer(scene: Scene, options: ElasticTraining, extent: float) -> torch.optim.Optimizer | None:
+    """Adam for the selection and the parts of a scene; None if nothing of them is learned."""
     factor = extent if options.rates_times_extent else 1.0
-    grid_rate, network_rate = options.grid_rate * factor, options.network_rate * factor
-    if model.residuals is not None:
-        tables = {"params": model.residuals.parameters(), "name": "residuals", "per_gaussian": True}
-        groups.append(tables | falling(options.residual_rate, options.rate_decay))
-    if model.field is not None:
-        planes = [*model.field.spatial_planes, *model.field.ratio_planes]
-        layers = [*model.field.fuse.parameters(), *model.field.heads.parameters()]
-        groups.append({"params": planes, "name": "field_planes"} | falling(grid_rate, 0.1))
-        groups.append({"params": layers, "name": "field_layers"} | falling(network_rate, 0.1))
-    if model.selector is not None:
-        layers = list(model.selector.parameters())
-        groups.append({"params": layers, "name": "selector"} | falling(network_rate, 0.1))
+    rates = {
+        "rows": falling(options.residual_rate, options.rate_decay),
+        "planes": falling(options.grid_rate * factor, 0.1),
+        "layers": falling(options.network_rate * factor, 0.1),
+    }
+    groups: list[dict[str, Any]] = [
+        {"params": group.parameters, "name": group.name, "per_gaussian": group.kind == "rows"}
+        | rates[group.kind]
+        for part in (scene.selection, *scene.each_part())
+        for group in part.groups()
+        if group.parameters
+    ]
     return torch.optim.Adam(groups, eps=1e-15, fused=True) if groups else None
-
-
-def residual_units(rates: LearningRates, extent: float) -> dict[str, float]:
-    """One Adam step of each attribute, as ``RatioResiduals`` wants it."""
-    names = ("quats", "scales", "opacities", "sh0")
-    return {"means": rates.means * extent, **{name: getattr(rates, name) for name in names}}

@@ -1,0 +1,140 @@
+"""The table of what a Gaussian consists of. Everything that lists attributes follows from it.
+
+Parameters, activation, optimizers, residuals' columns, the transform field's heads, surgery, sharding and
+byte counts read ``ATTRIBUTES``; ``register`` adds to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from flexgs_lightning.splats import MAX_SH_DEGREE
+
+SH_BASES = -1
+"""In a shape: as many as the degree of the spherical harmonics has basis functions."""
+
+Map = Callable[[Tensor], Tensor]
+
+
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
+def _log(scales: Tensor) -> Tensor:
+    return scales.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def _logit(opacities: Tensor) -> Tensor:
+    eps = torch.finfo(torch.float32).eps
+    return opacities.clamp(eps, 1 - eps).logit()
+
+
+def _unit(quats: Tensor) -> Tensor:
+    """Raw quaternions have any length, which would weigh a displacement at random."""
+    return functional.normalize(quats, dim=-1)
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One learned attribute.
+
+    Attributes:
+        name: the field's standard term; key of ``Gaussians.params`` and, if it is drawn, field of ``Splats``.
+        shape: of one Gaussian's raw values; ``SH_BASES`` stands for (degree + 1)^2.
+        rate: Adam's learning rate by default.
+        activation: raw values to those of ``Splats``; differentiable.
+        inverse: of ``activation``, up to rounding.
+        final_rate: rate at a stage's end, exponential in between; None for the stage's own rule.
+        rest_rate: rate of all but the first row of ``shape``; None where one rate serves all.
+        times_extent: whether rates are multiplied by the scene's extent.
+        residual: how many numbers of a Gaussian, its first ones, small prefixes may displace; 0 for none.
+        displaced_from: what a displacement is added to, as a function of the raw values.
+        drawn: whether ``Splats`` has it; others serve the parts of a scene.
+        per_gaussian: whether each Gaussian has its own; otherwise the scene has one.
+        initial: raw value of each number where a new scene has no better one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rate: float
+    activation: Map = _same
+    inverse: Map = _same
+    final_rate: float | None = None
+    rest_rate: float | None = None
+    times_extent: bool = False
+    residual: int = 0
+    displaced_from: Map = _same
+    drawn: bool = False
+    per_gaussian: bool = True
+    initial: float = 0.0
+
+    def shape_at(self, sh_degree: int) -> tuple[int, ...]:
+        """``shape`` in a scene of this degree."""
+        return tuple((sh_degree + 1) ** 2 if size == SH_BASES else size for size in self.shape)
+
+    def fresh(self, count: int, sh_degree: int) -> Tensor:
+        """Initial raw values, [count, *shape] or, where the scene has one, [*shape]."""
+        rows = (count,) if self.per_gaussian else ()
+        return torch.full((*rows, *self.shape_at(sh_degree)), self.initial)
+
+
+ATTRIBUTES: dict[str, Attribute] = {
+    attribute.name: attribute
+    for attribute in (
+        Attribute(
+            "means", (3,), 1.6e-4, final_rate=1.6e-6, times_extent=True, residual=3, drawn=True,
+        ),
+        Attribute("quats", (4,), 1e-3, residual=4, displaced_from=_unit, drawn=True),
+        Attribute("scales", (3,), 5e-3, torch.exp, _log, residual=3, drawn=True),
+        Attribute("opacities", (), 5e-2, torch.sigmoid, _logit, residual=1, drawn=True),
+        Attribute("sh", (SH_BASES, 3), 2.5e-3, rest_rate=2.5e-3 / 20, residual=3, drawn=True),
+    )
+}  # fmt: skip
+"""Every attribute by name, with the published rates of 3DGS."""
+
+
+def register(attribute: Attribute) -> None:
+    """Let every Gaussian of scenes made from now on have another attribute.
+
+    Raises:
+        ValueError: there is one of that name.
+    """
+    if attribute.name in ATTRIBUTES:
+        raise ValueError(f"attributes: there is a '{attribute.name}' already.")
+    ATTRIBUTES[attribute.name] = attribute
+
+
+def residual_columns() -> dict[str, int]:
+    """How many numbers of each attribute can be displaced, by name."""
+    return {name: attribute.residual for name, attribute in ATTRIBUTES.items() if attribute.residual}
+
+
+def floats_per_gaussian(sh_degree: int = MAX_SH_DEGREE) -> int:
+    """Numbers of one Gaussian."""
+    own = (attribute for attribute in ATTRIBUTES.values() if attribute.per_gaussian)
+    return sum(math.prod(attribute.shape_at(sh_degree)) for attribute in own)
+
+
+def displaced(parameters: dict[str, Tensor], changes: dict[str, Float[Tensor, "M C"]]) -> dict[str, Tensor]:
+    """Raw parameters with changes [M, C] added to the first C numbers of each row; the rest passes.
+
+    Args:
+        parameters: named and shaped as in ``Gaussians.params``, of M Gaussians.
+        changes: by the attribute's name; log-scales and logits are displaced as such.
+    """
+    result = dict(parameters)
+    for name, change in changes.items():
+        base = ATTRIBUTES[name].displaced_from(parameters[name])
+        flat, width = base.flatten(1) if base.ndim > 1 else base.unsqueeze(1), change.shape[1]
+        moved = flat[:, :width] + change
+        if width < flat.shape[1]:
+            moved = torch.cat([moved, flat[:, width:]], dim=1)
+        result[name] = moved.view(base.shape)
+    return result
