@@ -90,7 +90,7 @@ def test_ranking_by_removal_keeps_more_of_the_image_than_blending_weights_do() -
 
     ranking = rank_by_removal(lambda chosen, ratio: splats[chosen], 400, VIEWS, 0.02, background=BLACK)
     assert torch.equal(ranking.order.sort().values, torch.arange(400))
-    by_weight = rank(blending_importance(splats, VIEWS).weights)
+    by_weight = rank(blending_importance(splats, VIEWS))
     for count in (20, 40, 100):
         assert error(ranking.order, count) < 0.9 * error(by_weight, count), count
 

@@ -18,7 +18,8 @@ from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, CHECKPOINT_VERSION
 from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.processes import Shards
-from flexgs_lightning.rendering.rasterizer import Rendering, rasterize
+from flexgs_lightning.rendering.sharded import renderer_of
+from flexgs_lightning.rendering.types import Renderer, Rendering
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.checks import check_finite, check_options, check_savable
 from flexgs_lightning.training.densification import AdaptiveDensityControl, Densification
@@ -132,6 +133,11 @@ class FlexGSModule(lightning.LightningModule):
     def shards(self) -> Shards:
         """Who holds the Gaussians."""
         return shards_of(self.trainer.strategy)
+
+    @property
+    def renderer(self) -> Renderer:
+        """What draws the Gaussians, together with the other processes if several hold them."""
+        return renderer_of(self.shards)
 
     @property
     def elastic_step(self) -> int | None:
@@ -286,13 +292,12 @@ class FlexGSModule(lightning.LightningModule):
         self, splats: Splats, batch: ViewBatch, background: Tensor, sh_degree: int | None = None
     ) -> Rendering:
         """Draw some of the scene; if several processes hold it, all must, each its own and its own batch."""
-        return rasterize(
+        return self.renderer(
             splats,
             batch.cameras,
             background=background,
             sh_degree=sh_degree,
             antialiased=self.antialiased,
-            shards=self.shards,
         )
 
     @property

@@ -21,6 +21,7 @@ from flexgs_lightning.rendering.importance import (
     global_importance,
     removal_importance,
 )
+from flexgs_lightning.rendering.sharded import renderer_of
 from flexgs_lightning.splats import Splats
 
 Importance = Literal["removal", "blending", "global", "global_power"]
@@ -153,7 +154,7 @@ def _removal(
             generator=torch.Generator(splats.device).manual_seed(i),  # each view's own, whoever draws it
             background=background,
             antialiased=antialiased,
-            shards=shards,
+            renderer=renderer_of(shards),
         )
     if not shards.several:
         sum_over_processes(total)
@@ -166,7 +167,7 @@ def _rank_by_weight(
 ) -> Ranking:
     """Rank by blending weights times a volume factor (Eqs. 8-10)."""
     views = tqdm([view for _, view in _own_views(cameras, shards)], **_bar())
-    weights = blending_importance(splats, views, antialiased=antialiased, shards=shards).weights
+    weights = blending_importance(splats, views, antialiased=antialiased, renderer=renderer_of(shards))
     if not shards.several:
         sum_over_processes(weights)
     importance = global_importance(shards.joined(weights), shards.joined(splats.scales), volume)

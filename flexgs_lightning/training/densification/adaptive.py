@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flexgs_lightning.processes import sum_over_processes, world_size
-from flexgs_lightning.rendering.rasterizer import Rendering
+from flexgs_lightning.rendering.types import Rendering
 from flexgs_lightning.training.densification.base import Densification, DensificationReport
 from flexgs_lightning.training.densification.checks import check_number, check_option
 
