@@ -123,18 +123,16 @@ def walk(means2d, conics, opacities, width, height, tile_size, isect_offsets, fl
             transmittance = torch.where(contributes, after, transmittance)
 
 
-def draw(
-    means2d, conics, colors, opacities, *size, isect_offsets, flatten_ids, backgrounds=None, absgrad=False
-):
+def draw(means2d, conics, colors, opacities, *tiles, backgrounds=None, absgrad=False):
     """gsplat.rasterize_to_pixels."""
-    width, height, _ = size
+    width, height, *_ = tiles
     given = means2d
     if absgrad and means2d.requires_grad:
         means2d = means2d[:, :, None].expand(-1, -1, width * height, -1).clone()
         means2d.register_hook(lambda gradient: setattr(given, "absgrad", gradient.abs().sum(dim=2)))
     image = torch.zeros(len(means2d), height * width, colors.shape[-1])
     alpha = torch.zeros(len(means2d), height * width, 1)
-    for i, pixels, g, _, weight in walk(means2d, conics, opacities, *size, isect_offsets, flatten_ids):
+    for i, pixels, g, _, weight in walk(means2d, conics, opacities, *tiles):
         index = (torch.full_like(pixels, i), pixels)
         image = image.index_put(index, weight[:, None] * colors[i, g], accumulate=True)
         alpha = alpha.index_put(index, weight[:, None], accumulate=True)

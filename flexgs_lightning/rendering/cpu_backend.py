@@ -48,8 +48,12 @@ def blend(
     return Picture(image, alpha, depth, weights, hits, absgrad)
 
 
-def _array(tensor: Tensor | None) -> np.ndarray | None:
-    return None if tensor is None else tensor.detach().contiguous().numpy()
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()
+
+
+def _arrays(*tensors: Tensor | None) -> list[np.ndarray | None]:
+    return [None if tensor is None else _array(tensor) for tensor in tensors]
 
 
 class _Projection(torch.autograd.Function):
@@ -126,7 +130,7 @@ class _Blending(torch.autograd.Function):
         slots = np.empty((len(lists.splats), 2), np.float32) if counted else None
         tiles = (lists.offsets, lists.splats, lists.entries, lists.columns, lists.tiles)
         flat = [_array(tensor.flatten(0, 1)) for tensor in (means2d, features, extents)]
-        drawn = map(_array, (background, image, alpha, depth, transmittance, stop))
+        drawn = _arrays(background, image, alpha, depth, transmittance, stop)
         run(raster.draw, count * lists.tiles, *tiles, *flat, *drawn, slots)
         ctx.save_for_backward(means2d, features, extents, background, alpha, depth, transmittance, stop)
         ctx.tiles, ctx.entry_offsets = tiles, lists.entry_offsets
@@ -155,7 +159,7 @@ class _Blending(torch.autograd.Function):
             stop.shape[0] * ctx.tiles[4],
             *ctx.tiles,
             *flat,
-            *map(_array, (background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth)),
+            *_arrays(background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth),
             slots,
             absolute,
         )

@@ -7,6 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import gsplat
 import torch
@@ -80,87 +81,84 @@ def blend(
     projection: Projection, width: int, height: int, background: Float[Tensor, "C D"], outputs: Outputs
 ) -> Picture:
     """The second step of drawing."""
-    means2d, features, extents, _ = projection
-    cameras, count = means2d.shape[:2]
-    if cameras == 0 or count == 0:
+    features = projection.features
+    if 0 in features.shape[:2]:
         return _nothing(projection, width, height, background, outputs)
     require_kernels()
     depths, channels = features[..., DEPTH], features[..., CHANNELS]
-    across, down = -(-width // TILE_SIZE), -(-height // TILE_SIZE)
-    _, ids, flatten_ids = gsplat.isect_tiles(
-        means2d, extents.int(), depths, TILE_SIZE, across, down, n_images=cameras
-    )
-    lists = {
-        "isect_offsets": gsplat.isect_offset_encode(ids, cameras, across, down),
-        "flatten_ids": flatten_ids,
-    }
-    ellipses = (means2d.contiguous(), features[..., SHAPE].contiguous(), features[..., OPACITY].contiguous())
+    ellipses = _sorted(projection, width, height)
     if outputs.depth:
         channels = torch.cat([channels, depths.unsqueeze(-1)], dim=-1)
         background = torch.nn.functional.pad(background, (0, 1))  # none of depth
-    drawn, alpha = _draw(*ellipses, channels, width, height, lists, background, outputs.absgrad)
+    drawn, alpha = _draw(ellipses, channels, background, outputs.absgrad)
     depth = None
     if outputs.depth:
         drawn, depth = drawn[..., :-1], drawn[..., -1:] / alpha.clamp(min=1e-10)
-    weights = _weights(*ellipses, width, height, lists) if outputs.weights else None
-    hits = _hits(*ellipses, width, height, **lists) if outputs.hits else None
-    absgrad = (lambda: ellipses[0].absgrad) if outputs.absgrad else None
-    return Picture(drawn, alpha, depth, weights, hits, absgrad)
+    weights = _weights(ellipses) if outputs.weights else None
+    hits = _hits(ellipses) if outputs.hits else None
+    return Picture(drawn, alpha, depth, weights, hits, ellipses.absgrad if outputs.absgrad else None)
+
+
+class _Ellipses(NamedTuple):
+    """Screen-space Gaussians in gsplat's terms, with the lists of those that touch each tile, by depth."""
+
+    means2d: Float[Tensor, "C N 2"]
+    conics: Float[Tensor, "C N 3"]
+    opacities: Float[Tensor, "C N"]
+    width: int
+    height: int
+    tile_size: int
+    isect_offsets: Int[Tensor, "C Y X"]
+    flatten_ids: Int[Tensor, " M"]
+
+    def absgrad(self) -> Float[Tensor, "C N 2"]:
+        """What gsplat's backward pass leaves there."""
+        found: Tensor = self.means2d.absgrad  # type: ignore[attr-defined]
+        return found
+
+
+def _sorted(projection: Projection, width: int, height: int) -> _Ellipses:
+    """Find and sort all intersections; gsplat stops the host to learn how many there are."""
+    means2d, features, extents, _ = projection
+    cameras = len(means2d)
+    across, down = -(-width // TILE_SIZE), -(-height // TILE_SIZE)
+    _, ids, flatten_ids = gsplat.isect_tiles(
+        means2d, extents.int(), features[..., DEPTH], TILE_SIZE, across, down, n_images=cameras
+    )
+    offsets = gsplat.isect_offset_encode(ids, cameras, across, down)
+    shape, opacities = features[..., SHAPE].contiguous(), features[..., OPACITY].contiguous()
+    return _Ellipses(means2d.contiguous(), shape, opacities, width, height, TILE_SIZE, offsets, flatten_ids)
 
 
 def _draw(
-    means2d: Float[Tensor, "C N 2"],
-    conics: Float[Tensor, "C N 3"],
-    opacities: Float[Tensor, "C N"],
+    ellipses: _Ellipses,
     channels: Float[Tensor, "C N D"],
-    width: int,
-    height: int,
-    lists: dict[str, Tensor],
     background: Float[Tensor, "C D"] | None = None,
     absgrad: bool = False,
 ) -> tuple[Float[Tensor, "C H W D"], Float[Tensor, "C H W 1"]]:
-    """gsplat's own blending, which pads the channels to a number that it has kernels for."""
+    """gsplat's blending, which pads the channels to a number that it has kernels for."""
+    means2d, conics, opacities, *rest = ellipses
     drawn: tuple[Tensor, Tensor] = gsplat.rasterize_to_pixels(
-        means2d,
-        conics,
-        channels.contiguous(),
-        opacities,
-        width,
-        height,
-        TILE_SIZE,
-        backgrounds=background,
-        absgrad=absgrad,
-        **lists,
+        means2d, conics, channels.contiguous(), opacities, *rest, backgrounds=background, absgrad=absgrad
     )
     return drawn
 
 
-def _weights(
-    means2d: Tensor, conics: Tensor, opacities: Tensor, width: int, height: int, lists: dict[str, Tensor]
-) -> Float[Tensor, "C N"]:
+def _weights(ellipses: _Ellipses) -> Float[Tensor, "C N"]:
     """[C, N] sum over pixels of alpha_i T_i: the gradient of the summed image by a scalar colour.
 
     A backward pass of its own over clones, so that it also works in ``no_grad`` and ``inference_mode``.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        ellipses = [tensor.detach().clone() for tensor in (means2d, conics, opacities)]
-        lists = {name: tensor.clone() for name, tensor in lists.items()}
-        colors = torch.ones_like(ellipses[2])[..., None].requires_grad_()
-        image, _ = _draw(*ellipses, colors, width, height, lists)
+        still = _Ellipses(*(v.detach().clone() if isinstance(v, Tensor) else v for v in ellipses))
+        colors = torch.ones_like(still.opacities).unsqueeze(-1).requires_grad_()
+        image, _ = _draw(still, colors)
         (gradient,) = torch.autograd.grad(image.sum(), colors)
-        return gradient[..., 0]
+        return gradient.squeeze(-1)
 
 
 @torch.no_grad()
-def _hits(
-    means2d: Tensor,
-    conics: Tensor,
-    opacities: Tensor,
-    width: int,
-    height: int,
-    isect_offsets: Int[Tensor, "C Y X"],
-    flatten_ids: Int[Tensor, " M"],
-) -> Int[Tensor, "C N"]:
+def _hits(ellipses: _Ellipses) -> Int[Tensor, "C N"]:
     """[C, N] number of pixels to which each Gaussian contributes, by the rasterizer's own stop rule.
 
     gsplat can list every (Gaussian, pixel) contribution, which for millions of Gaussians would not fit
@@ -168,14 +166,14 @@ def _hits(
     Each tile is still walked from its front, with the very arithmetic of the rendered image. Reading where
     the tiles begin stops the host.
     """
-    cameras, count = means2d.shape[:2]
-    transmittances = means2d.new_ones(cameras, height, width)
-    ellipses, size = (means2d, conics, opacities), (width, height, TILE_SIZE)
+    means2d, *rest, offsets, flatten_ids = ellipses
+    cameras, count = ellipses.opacities.shape
+    transmittances = means2d.new_ones(cameras, ellipses.height, ellipses.width)
     hits = torch.zeros(cameras * count, dtype=torch.int64, device=means2d.device)
-    for start, end in _chunks(isect_offsets, len(flatten_ids)):
-        tiles = (isect_offsets.clamp(start, end), flatten_ids[:end])
+    for start, end in _chunks(offsets, len(flatten_ids)):
+        tiles = (offsets.clamp(start, end), flatten_ids[:end])
         gaussians, _, images = gsplat.rasterize_to_indices_in_range(
-            0, 2**31 - 1, transmittances, *ellipses, *size, *tiles
+            0, 2**31 - 1, transmittances, means2d, *rest, *tiles
         )
         hits += torch.bincount(images * count + gaussians, minlength=hits.numel())
     return hits.to(torch.int32).reshape(cameras, count)
