@@ -28,6 +28,7 @@ from flexgs_lightning.files import atomic_path
 from flexgs_lightning.rendering.gsplat_backend import require_kernels
 from flexgs_lightning.rendering.importance import removal_importance
 from flexgs_lightning.rendering.rasterizer import rasterize
+from flexgs_lightning.rendering.types import Outputs
 from flexgs_lightning.splats import Splats
 
 WIDTH, HEIGHT = 1600, 1060
@@ -97,7 +98,7 @@ def measure_rasterizer(count: int) -> dict[str, Any]:
 
     def importance() -> None:
         with torch.no_grad():
-            rasterize(splats, cameras, with_importance=True)
+            rasterize(splats, cameras, outputs=Outputs(weights=True, hits=True))
 
     def forward_and_backward() -> None:
         rasterize(splats, cameras).image.sum().backward()

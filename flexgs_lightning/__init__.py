@@ -10,13 +10,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from flexgs_lightning.model.checkpoint import Model, load
-    from flexgs_lightning.rendering.rasterizer import Rendering, rasterize
+    from flexgs_lightning.rendering.rasterizer import rasterize
+    from flexgs_lightning.rendering.types import Outputs, Rendering
 
-__all__ = ["Model", "Rendering", "load", "rasterize"]
+__all__ = ["Model", "Outputs", "Rendering", "load", "rasterize"]
 _HOMES = {
     "Model": "flexgs_lightning.model.checkpoint",
     "load": "flexgs_lightning.model.checkpoint",
-    "Rendering": "flexgs_lightning.rendering.rasterizer",
+    "Outputs": "flexgs_lightning.rendering.types",
+    "Rendering": "flexgs_lightning.rendering.types",
     "rasterize": "flexgs_lightning.rendering.rasterizer",
 }
 

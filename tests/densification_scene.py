@@ -7,7 +7,7 @@ import torch
 
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.scene import Scene as LearnedScene
-from flexgs_lightning.rendering.rasterizer import Rendering
+from flexgs_lightning.rendering.types import Picture, Projection, Rendering
 from flexgs_lightning.training.densification import Densification, DensificationReport
 from flexgs_lightning.training.optimization import LearningRates, gaussian_optimizers
 
@@ -108,7 +108,8 @@ class Scene:
 def fake_rendering(means2d: torch.Tensor, radii: torch.Tensor) -> Rendering:
     cameras = means2d.shape[0]
     pixel = torch.zeros(cameras, 1, 1, 1)
-    return Rendering(pixel.expand(-1, -1, -1, 3), pixel, pixel, means2d, radii, None, None, WIDTH, HEIGHT)
+    projection = Projection(means2d, torch.zeros(*means2d.shape[:2], 8), radii.float(), radii)
+    return Rendering(Picture(pixel.expand(-1, -1, -1, 3), pixel), projection, WIDTH, HEIGHT)
 
 
 def rendering_with_gradient(gradient: np.ndarray, visible: np.ndarray) -> Rendering:

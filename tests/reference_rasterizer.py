@@ -24,7 +24,8 @@ ALPHA_MIN, ALPHA_MAX, T_MIN, MAX_SIGMAS = 1 / 255, 0.999, 1e-4, 3.33
 class Reference:
     """Like ``Rendering``, in float64.
 
-    ``means2d`` holds one tensor per camera, on the graph, so that their ``grad`` can be read.
+    ``means2d`` holds one tensor per camera, on the graph, so that their ``grad`` can be read, and
+    ``centres`` the same once more for each pixel [N, H W, 2].
     ``doubtful`` [C, H, W] marks pixels where a threshold (1/255, 0.999, 1e-4) is met so closely that
     float32 may decide otherwise: comparisons leave them out.
     """
@@ -37,6 +38,11 @@ class Reference:
     weights: Tensor
     hits: Tensor
     doubtful: Tensor
+    centres: tuple[Tensor, ...]
+
+    def absgrad(self) -> Tensor:
+        """[C, N, 2] sum over pixels of the absolute gradient by a centre."""
+        return torch.stack([centres.grad.abs().sum(dim=1) for centres in self.centres])
 
 
 def rasterize(
@@ -56,7 +62,10 @@ def rasterize(
     ]
     fields = dict(zip(Reference.__dataclass_fields__, zip(*views, strict=True), strict=True))
     return Reference(
-        **{name: parts if name == "means2d" else torch.stack(parts) for name, parts in fields.items()}
+        **{
+            name: parts if name in ("means2d", "centres") else torch.stack(parts)
+            for name, parts in fields.items()
+        }
     )
 
 
@@ -90,13 +99,16 @@ def _one_camera(
 
     colours = _colours(splats, -view[:3, :3].T @ view[:3, 3], degree)
     order = torch.argsort(torch.where(visible, in_camera[:, 2], torch.inf), stable=True)[: visible.sum()]
+    centres = means2d[:, None].expand(-1, width * height, -1).clone()
+    if centres.requires_grad:
+        centres.retain_grad()
     image, alpha, depth, weights, doubtful = _composite(
-        means2d[order], covariance[order], opacities[order], colours[order], in_camera[order, 2],
+        centres[order], covariance[order], opacities[order], colours[order], in_camera[order, 2],
         background, width, height,
     )  # fmt: skip
     total, hits = torch.zeros(len(means), dtype=torch.float64), torch.zeros(len(means), dtype=torch.int64)
     total[order], hits[order] = weights.detach().sum(1), (weights > 0).sum(1)
-    return image, alpha, depth, means2d, radii, total, hits, doubtful
+    return image, alpha, depth, means2d, radii, total, hits, doubtful, centres
 
 
 def _screen_covariance(
@@ -121,13 +133,13 @@ def _screen_covariance(
 
 
 def _composite(
-    means2d: Tensor, covariance: Tensor, opacities: Tensor, colours: Tensor, z: Tensor,
+    centres: Tensor, covariance: Tensor, opacities: Tensor, colours: Tensor, z: Tensor,
     background: Tensor, width: int, height: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Front-to-back blending of sorted Gaussians over all pixels at once."""
+    """Front-to-back blending of sorted Gaussians (``centres`` [K, H W, 2]) over all pixels at once."""
     ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     pixels = torch.stack([xs, ys], -1).reshape(-1, 2) + 0.5
-    d = pixels.double() - means2d[:, None]
+    d = pixels.double() - centres
     sigma = 0.5 * (d @ torch.linalg.inv(covariance) * d).sum(-1)
     free = opacities[:, None] * torch.exp(-sigma)
     alpha = torch.where(free <= ALPHA_MAX, free, ALPHA_MAX)

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.rendering.rasterizer import Rendering, rasterize
+from flexgs_lightning.rendering.rasterizer import rasterize
+from flexgs_lightning.rendering.types import Outputs, Rendering
 from flexgs_lightning.splats import Splats
 
 NAMES = [field.name for field in fields(Splats)]
+EVERYTHING = Outputs(depth=True, weights=True, hits=True, absgrad=True)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +83,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 def check(splats: Splats, cameras: Cameras, background: Tensor | None = None, **options: object) -> Rendering:
     """Compare every output and every gradient with the reference; return the rendering."""
     ours, theirs = leaves(splats), leaves(splats, torch.float64)
-    found = rasterize(ours, cameras, background=background, with_importance=True, **options)
+    found = rasterize(ours, cameras, background=background, outputs=EVERYTHING, **options)
     expected = reference.rasterize(theirs, cameras, background, **options)
     clear = ~expected.doubtful[..., None]
     assert clear.double().mean() > 0.98
@@ -112,6 +114,7 @@ def check(splats: Splats, cameras: Cameras, background: Tensor | None = None, **
     means2d_grad = torch.stack([means2d.grad for means2d in expected.means2d])
     assert found.means2d.grad.shape == (len(cameras), len(splats), 2)
     assert relative(found.means2d.grad, means2d_grad * ~culled[..., None]) < 1e-5
+    assert relative(found.absgrad(), expected.absgrad()) < 1e-5
     return found
 
 
@@ -216,9 +219,9 @@ class TestReference:
 class TestProperties:
     def test_batch_equals_single_cameras(self) -> None:
         splats, cameras = make_splats(), make_cameras(3)
-        batch = rasterize(splats, cameras, with_importance=True)
+        batch = rasterize(splats, cameras, outputs=EVERYTHING)
         for c in range(3):
-            single = rasterize(splats, cameras[c], with_importance=True)
+            single = rasterize(splats, cameras[c], outputs=EVERYTHING)
             for name in ("image", "alpha", "depth", "means2d", "radii", "weights", "hits"):
                 assert torch.equal(getattr(batch, name)[c], getattr(single, name)[0]), name
 
@@ -241,16 +244,19 @@ class TestProperties:
             for name, tensor in draw_with_gradients(splats, cameras).items():
                 assert torch.equal(tensor, expected[name]), name
 
-    def test_importance_does_not_change_the_image(self) -> None:
+    def test_what_else_is_asked_for_does_not_change_the_image(self) -> None:
         splats, cameras = make_splats(), make_cameras()
-        plain, counted = rasterize(splats, cameras), rasterize(splats, cameras, with_importance=True)
-        assert plain.weights is None
-        assert plain.hits is None
-        torch.testing.assert_close(plain.image, counted.image, rtol=0, atol=1e-6)
+        plain, counted = rasterize(splats, cameras), rasterize(splats, cameras, outputs=EVERYTHING)
+        for name in ("depth", "weights", "hits"):
+            with pytest.raises(ValueError, match=rf"Rendering.{name}: not computed"):
+                getattr(plain, name)
+        with pytest.raises(ValueError, match=r"Rendering.absgrad: not computed"):
+            plain.absgrad()
+        assert torch.equal(plain.image, counted.image)
+        assert torch.equal(plain.alpha, counted.alpha)
 
     def test_weights_sum_to_alpha(self) -> None:
-        drawn = rasterize(make_splats(), make_cameras(), with_importance=True)
-        assert drawn.weights is not None
+        drawn = rasterize(make_splats(), make_cameras(), outputs=EVERYTHING)
         torch.testing.assert_close(drawn.weights.sum(), drawn.alpha.sum(), rtol=1e-5, atol=0)
 
     def test_unused_outputs_cost_no_gradient(self) -> None:
@@ -292,7 +298,7 @@ class TestProperties:
 
 def draw_with_gradients(splats: Splats, cameras: Cameras) -> dict[str, Tensor]:
     ours = leaves(splats)
-    drawn = rasterize(ours, cameras, with_importance=True)
+    drawn = rasterize(ours, cameras, outputs=EVERYTHING)
     random = torch.Generator().manual_seed(3)
     loss = (drawn.image * torch.randn(drawn.image.shape, generator=random)).sum() + drawn.depth.mean()
     loss.backward()
@@ -314,10 +320,9 @@ class TestNothingToDraw:
     )
     def test_gives_background_and_zero_gradients(self, change: Callable[[Splats], Splats]) -> None:
         splats, background = leaves(change(make_splats())), torch.tensor([0.2, 0.4, 0.6])
-        drawn = rasterize(splats, make_cameras(2), background=background, with_importance=True)
+        drawn = rasterize(splats, make_cameras(2), background=background, outputs=EVERYTHING)
         assert torch.equal(drawn.image, background.expand(2, 23, 37, 3))
         for nothing in (drawn.alpha, drawn.depth, drawn.means2d, drawn.radii, drawn.weights, drawn.hits):
-            assert nothing is not None
             assert nothing.abs().sum() == 0
         assert drawn.means2d.shape == (2, len(splats), 2)
         (drawn.image.sum() + drawn.depth.sum()).backward()

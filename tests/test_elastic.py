@@ -386,7 +386,7 @@ def test_elastic_training_makes_small_prefixes_better_than_pruning(trained: Flex
         return float((-10 * torch.stack(errors).log10()).mean())
 
     first_stage = load(trained.run_folder / "checkpoints" / "step_300.ckpt").splats()
-    order = rank(blending_importance(first_stage, [view.camera for view in views]).weights)
+    order = rank(blending_importance(first_stage, [view.camera for view in views]))
     pruned = psnr(first_stage[order[: len(model) // 10]])
     assert psnr(model.at(0.1)) > pruned + 1.5
     assert psnr(model.at(1.0)) > psnr(model.at(0.1)) > psnr(model.at(0.02))

@@ -32,7 +32,8 @@ from flexgs_lightning.evaluation.training import merged
 from flexgs_lightning.evaluation.unseen import dips
 from flexgs_lightning.model.elastic import ElasticOptions
 from flexgs_lightning.rendering.rasterizer import rasterize
-from flexgs_lightning.training.elastic import ElasticTraining
+from flexgs_lightning.rendering.types import Outputs
+from flexgs_lightning.training.elastic_stage import ElasticTraining
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TWO_CHANGES = {"without_both_losses", "gsnet", "field"}
@@ -50,8 +51,7 @@ def scores(score: Any, seed: int = 0) -> torch.Tensor:
 
 def test_lightgaussians_score_is_hits_times_opacity_times_a_root_of_the_volume() -> None:
     splats, cameras = ball(), around(3)
-    rendering = rasterize(splats, cameras, with_importance=True)
-    assert rendering.hits is not None
+    rendering = rasterize(splats, cameras, outputs=Outputs(hits=True))
     volume = splats.scales.double().prod(dim=-1)
     v90 = volume.sort().values[round(0.9 * len(volume)) - 1]
     expected = rendering.hits.sum(dim=0) * splats.opacities.double() * (volume / v90) ** 0.1

@@ -7,8 +7,10 @@ transmittance 1e-4, a radius rounded up). Tolerances are on means and norms, wit
 """
 
 import logging
+import warnings
 from pathlib import Path
 
+import gsplat
 import numpy as np
 import pytest
 import torch
@@ -18,12 +20,14 @@ from torch import Tensor
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.rendering import gsplat_backend
 from flexgs_lightning.rendering.importance import removal_importance
-from flexgs_lightning.rendering.rasterizer import Rendering, rasterize
+from flexgs_lightning.rendering.rasterizer import rasterize
+from flexgs_lightning.rendering.types import EPS2D, FAR_PLANE, NEAR_PLANE, Outputs, Rendering
 from flexgs_lightning.splats import SH_C0, Splats
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]  # gsplat's kernels compile at first use
 log = logging.getLogger(__name__)
 FIELDS = ("means", "quats", "scales", "opacities", "sh")
+EVERYTHING = Outputs(depth=True, weights=True, hits=True, absgrad=True)
 BACKGROUND = torch.tensor([[0.1, 0.2, 0.3], [0.9, 0.8, 0.7], [0.0, 1.0, 0.5]])
 
 
@@ -51,19 +55,20 @@ def garden(shared_data: Path) -> tuple[Splats, Cameras]:
 def render(splats: Splats, cameras: Cameras, device: str, **options) -> tuple[Rendering, dict[str, Tensor]]:
     """Draw on a device and pull a random loss back; outputs and gradients on the CPU."""
     leaves = {name: getattr(splats, name).to(device).detach().requires_grad_() for name in FIELDS}
-    rendering = rasterize(Splats(**leaves), cameras.to(device), with_importance=True, **options)
+    rendering = rasterize(Splats(**leaves), cameras.to(device), outputs=EVERYTHING, **options)
     rendering.means2d.retain_grad()
     generator = torch.Generator().manual_seed(1)
     weights = (torch.randn(len(cameras), cameras.height, cameras.width, 5, generator=generator)).to(device)
     depth = rendering.depth * rendering.alpha.detach()  # else nearly empty pixels rule the gradient
     (torch.cat([rendering.image, rendering.alpha, depth], dim=-1) * weights).sum().backward()
     gradients = {name: leaf.grad.cpu() for name, leaf in leaves.items()}
-    gradients["means2d"] = rendering.means2d.grad.transpose(0, 1).flatten(1).cpu()  # a row per Gaussian
-    outputs = {
-        name: value.detach().cpu() if isinstance(value, Tensor) else value
-        for name, value in vars(rendering).items()
-    }
-    return Rendering(**outputs), gradients
+    for name, gradient in {"means2d": rendering.means2d.grad, "absgrad": rendering.absgrad()}.items():
+        gradients[name] = gradient.transpose(0, 1).flatten(1).cpu()  # a row per Gaussian
+    picture, projection = (
+        type(values)(*(value.detach().cpu() if isinstance(value, Tensor) else value for value in values))
+        for values in (rendering.picture, rendering.projection)
+    )
+    return Rendering(picture, projection, rendering.width, rendering.height), gradients
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -119,42 +124,74 @@ def test_agrees_with_the_cpu(garden, degree: int, antialiased: bool, count: int)
 
 
 @pytest.mark.parametrize("antialiased", [False, True])
-def test_projection_and_blending_apart_are_what_gsplat_does_at_once(garden, antialiased: bool) -> None:
-    """What processes that share out the Gaussians do, but for the exchange in between."""
+def test_draws_what_gsplat_does_at_once(garden, antialiased: bool) -> None:
+    """``gsplat.rasterization``, which does everything in one call, is the model of both steps."""
     cameras, background = garden[1].to("cuda"), BACKGROUND.cuda()
     leaves = [
         Splats(**{name: getattr(garden[0], name).cuda().detach().requires_grad_() for name in FIELDS})
         for _ in range(2)
     ]
-    options = {"background": background, "antialiased": antialiased, "with_importance": True}
-    expected = rasterize(leaves[0], cameras, **options)
-    projection = gsplat_backend.project(leaves[1], cameras, 3, antialiased)
-    found = gsplat_backend.blend(projection, cameras.width, cameras.height, background, True)
-    for name in ("image", "alpha", "depth"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.importance[..., 0], expected.weights, rtol=1e-4, atol=1e-4)
-    assert torch.equal(found.importance[..., 1].int(), expected.hits)
-    assert torch.equal(projection.radii, expected.radii)
-    noise = torch.randn(expected.image.shape, generator=torch.Generator().manual_seed(1)).cuda()
-    for image in (expected.image, found.image):
+    found = rasterize(leaves[0], cameras, background=background, antialiased=antialiased, outputs=EVERYTHING)
+    drawn, alpha, state = gsplat.rasterization(
+        *(getattr(leaves[1], name) for name in FIELDS),
+        cameras.viewmats,
+        cameras.Ks,
+        cameras.width,
+        cameras.height,
+        near_plane=NEAR_PLANE,
+        far_plane=FAR_PLANE,
+        eps2d=EPS2D,
+        sh_degree=3,
+        packed=False,
+        backgrounds=background,
+        render_mode="RGB+ED",
+        rasterize_mode="antialiased" if antialiased else "classic",
+        absgrad=True,
+    )
+    for value, expected in (
+        (found.image, drawn[..., :3]),
+        (found.alpha, alpha),
+        (found.depth, drawn[..., 3:]),
+    ):
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.radii, state["radii"])
+    noise = torch.randn(found.image.shape, generator=torch.Generator().manual_seed(1)).cuda()
+    for image in (found.image, drawn[..., :3]):
         (image * noise).sum().backward()
     for name in FIELDS:
-        assert relative(getattr(leaves[1], name).grad, getattr(leaves[0], name).grad) < 1e-3, name
+        assert relative(getattr(leaves[0], name).grad, getattr(leaves[1], name).grad) < 1e-3, name
+    assert relative(found.absgrad(), state["means2d"].absgrad) < 1e-3
+
+
+def test_drawing_stops_the_host_once(garden) -> None:
+    """gsplat asks how many intersections there are; nothing else waits for the device, there or back."""
+    splats = Splats(**{name: getattr(garden[0], name).cuda().requires_grad_() for name in FIELDS})
+    cameras, background = garden[1].to("cuda"), BACKGROUND.cuda()
+    options = {"background": background, "antialiased": True, "outputs": Outputs(depth=True, absgrad=True)}
+    rasterize(splats, cameras, **options).image.sum().backward()  # what is done once, is done
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as stops:
+            warnings.simplefilter("always")
+            rasterize(splats, cameras, **options).image.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([stop for stop in stops if "synchronizing" in str(stop.message)]) <= 1, stops
 
 
 def test_hits_do_not_depend_on_how_tiles_are_grouped(garden, monkeypatch: pytest.MonkeyPatch) -> None:
     splats, cameras = garden[0].to("cuda"), garden[1].to("cuda")
     with torch.no_grad():
-        expected = rasterize(splats, cameras, with_importance=True).hits
+        expected = rasterize(splats, cameras, outputs=EVERYTHING).hits
         for chunk in (1 << 12, 1 << 30):
             monkeypatch.setattr(gsplat_backend, "INTERSECTIONS_PER_CHUNK", chunk)
-            assert torch.equal(rasterize(splats, cameras, with_importance=True).hits, expected)
+            assert torch.equal(rasterize(splats, cameras, outputs=EVERYTHING).hits, expected)
 
 
 def test_weights_add_up_to_alpha_and_work_in_inference_mode(garden) -> None:
     splats, cameras = garden[0].to("cuda"), garden[1].to("cuda")
     with torch.inference_mode():
-        rendering = rasterize(splats, cameras, with_importance=True)
+        rendering = rasterize(splats, cameras, outputs=EVERYTHING)
     total = rendering.alpha.double().sum(dim=(1, 2, 3))
     torch.testing.assert_close(rendering.weights.double().sum(dim=1), total, rtol=1e-4, atol=0)
     assert (rendering.weights <= rendering.hits * 0.9995 + 1e-3).all()

@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import gsplat
 import pytest
@@ -20,11 +21,12 @@ from training_processes import together
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.processes import Shards
 from flexgs_lightning.rendering import gsplat_backend, rasterizer, sharded
+from flexgs_lightning.rendering.types import Outputs, Rendering
 from flexgs_lightning.splats import Splats
 
 FIELDS = ("means", "quats", "scales", "opacities", "sh")
+EVERYTHING = Outputs(depth=True, weights=True, hits=True, absgrad=True)
 
 
 def scene(count: int = 60, seed: int = 0) -> Splats:
@@ -93,7 +95,10 @@ def offsets(isect_ids, images, tile_width, tile_height):
 
 
 def walk(means2d, conics, opacities, width, height, tile_size, isect_offsets, flatten_ids):
-    """The rasterizer's loop: (image, pixels [P], Gaussian, contributing [P], alpha_i T_i [P]) in turn."""
+    """The rasterizer's loop: (image, pixels [P], Gaussian, contributing [P], alpha_i T_i [P]) in turn.
+
+    ``means2d`` is [C, N, 2], or [C, N, H W, 2]: once for each pixel.
+    """
     starts = torch.cat([isect_offsets.flatten(), torch.tensor([len(flatten_ids)])]).tolist()
     count, (_, tiles_y, tiles_x) = means2d.shape[1], isect_offsets.shape
     for tile in range(isect_offsets.numel()):
@@ -105,7 +110,8 @@ def walk(means2d, conics, opacities, width, height, tile_size, isect_offsets, fl
         transmittance, running = torch.ones(len(pixels)), torch.ones(len(pixels), dtype=torch.bool)
         for flat in flatten_ids[starts[tile] : starts[tile + 1]].tolist():
             g = flat % count
-            dx, dy = (means2d[image, g] - centres).unbind(-1)
+            centre = means2d[image, g]
+            dx, dy = ((centre if centre.ndim == 1 else centre[pixels]) - centres).unbind(-1)
             a, b, c = conics[image, g]
             sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
             alpha = (opacities[image, g] * torch.exp(-sigma)).clamp(max=0.999)
@@ -117,12 +123,16 @@ def walk(means2d, conics, opacities, width, height, tile_size, isect_offsets, fl
             transmittance = torch.where(contributes, after, transmittance)
 
 
-def draw(means2d, conics, colors, opacities, *size, isect_offsets, flatten_ids, backgrounds=None, **_):
+def draw(means2d, conics, colors, opacities, *tiles, backgrounds=None, absgrad=False):
     """gsplat.rasterize_to_pixels."""
-    width, height, _ = size
+    width, height, *_ = tiles
+    given = means2d
+    if absgrad and means2d.requires_grad:
+        means2d = means2d[:, :, None].expand(-1, -1, width * height, -1).clone()
+        means2d.register_hook(lambda gradient: setattr(given, "absgrad", gradient.abs().sum(dim=2)))
     image = torch.zeros(len(means2d), height * width, colors.shape[-1])
     alpha = torch.zeros(len(means2d), height * width, 1)
-    for i, pixels, g, _, weight in walk(means2d, conics, opacities, *size, isect_offsets, flatten_ids):
+    for i, pixels, g, _, weight in walk(means2d, conics, opacities, *tiles):
         index = (torch.full_like(pixels, i), pixels)
         image = image.index_put(index, weight[:, None] * colors[i, g], accumulate=True)
         alpha = alpha.index_put(index, weight[:, None], accumulate=True)
@@ -149,11 +159,6 @@ def list_indices(start, end, transmittances, means2d, conics, opacities, *rest):
 def install(replace: Callable[[types.ModuleType, str, object], None]) -> None:
     """Put the stand-ins in the places of gsplat's functions."""
 
-    def positional(means2d, conics, colors, opacities, width, height, tile_size, *rest, **options):
-        if rest:
-            options |= dict(zip(("isect_offsets", "flatten_ids"), rest, strict=True))
-        return draw(means2d, conics, colors, opacities, width, height, tile_size, **options)
-
     def harmonics(degree, dirs, coefficients, masks):
         return _torch_impl._spherical_harmonics(degree, dirs, coefficients[..., : (degree + 1) ** 2, :])
 
@@ -163,10 +168,9 @@ def install(replace: Callable[[types.ModuleType, str, object], None]) -> None:
         "spherical_harmonics": harmonics,
         "isect_tiles": intersect,
         "isect_offset_encode": offsets,
-        "rasterize_to_pixels": positional,
+        "rasterize_to_pixels": draw,
     }
     for name, function in stand_ins.items():
-        replace(gsplat.rendering, name, function)
         replace(gsplat, name, function)
     replace(gsplat, "rasterize_to_indices_in_range", list_indices)
     replace(gsplat_backend, "require_kernels", lambda: None)
@@ -175,6 +179,12 @@ def install(replace: Callable[[types.ModuleType, str, object], None]) -> None:
 @pytest.fixture
 def dense_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch.setattr)
+
+
+def rasterize(splats: Splats, cameras: Cameras, **options) -> Rendering:
+    """``rasterizer.rasterize`` as it draws CUDA tensors."""
+    with mock.patch.object(rasterizer, "backend_of", return_value=gsplat_backend):
+        return rasterizer.rasterize(splats, cameras, **options)
 
 
 def gradients(render, splats: Splats) -> dict[str, Tensor]:
@@ -187,7 +197,8 @@ def gradients(render, splats: Splats) -> dict[str, Tensor]:
         for output in (render.image, render.alpha, render.depth)
     )
     loss.backward()
-    return {name: getattr(splats, name).grad.clone() for name in FIELDS} | {"means2d": render.means2d.grad}
+    found = {name: getattr(splats, name).grad.clone() for name in FIELDS}
+    return found | {"means2d": render.means2d.grad, "absgrad": render.absgrad()}
 
 
 @pytest.mark.usefixtures("dense_kernels")
@@ -196,15 +207,13 @@ def test_agrees_with_the_cpu_backend(degree: int, antialiased: bool, monkeypatch
     monkeypatch.setattr(gsplat_backend, "INTERSECTIONS_PER_CHUNK", 16)
     splats, cameras = scene(), two_cameras()
     background = torch.tensor([[0.2, 0.5, 0.9], [0.7, 0.1, 0.3]])
-    ours = gsplat_backend.rasterize(splats, cameras, background, degree, antialiased, True)
-    cpu = rasterizer.rasterize(
-        splats,
-        cameras,
-        background=background,
-        sh_degree=degree,
-        antialiased=antialiased,
-        with_importance=True,
-    )
+    options = {
+        "background": background,
+        "sh_degree": degree,
+        "antialiased": antialiased,
+        "outputs": EVERYTHING,
+    }
+    ours, cpu = rasterize(splats, cameras, **options), rasterizer.rasterize(splats, cameras, **options)
     for name in ("image", "alpha", "depth", "means2d", "weights"):
         torch.testing.assert_close(getattr(ours, name), getattr(cpu, name), rtol=1e-4, atol=1e-4)
     assert torch.equal(ours.hits, cpu.hits)
@@ -221,45 +230,54 @@ def test_agrees_with_the_cpu_backend(degree: int, antialiased: bool, monkeypatch
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_importance_without_gradients(mode) -> None:
     splats, cameras = scene(20).detach(), two_cameras()
-    expected = rasterizer.rasterize(splats, cameras, with_importance=True)
+    expected = rasterizer.rasterize(splats, cameras, outputs=EVERYTHING)
     with mode():
-        ours = gsplat_backend.rasterize(splats, cameras, torch.zeros(2, 3), 3, False, True)
+        ours = rasterize(splats, cameras, outputs=EVERYTHING)
     torch.testing.assert_close(ours.weights, expected.weights, rtol=1e-4, atol=1e-4)
     assert torch.equal(ours.hits, expected.hits)
     assert not ours.image.requires_grad
 
 
 @pytest.mark.usefixtures("dense_kernels")
-def test_importance_is_only_computed_when_asked_for() -> None:
-    rendering = gsplat_backend.rasterize(scene(5), two_cameras(), torch.zeros(2, 3), 0, False, False)
-    assert rendering.weights is None
-    assert rendering.hits is None
+def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+
+    def counted(means2d, conics, colors, *rest, absgrad=False, **options):
+        passes.append((colors.shape[-1], absgrad))
+        return draw(means2d, conics, colors, *rest, **options)
+
+    monkeypatch.setattr(gsplat, "rasterize_to_pixels", counted)
+    monkeypatch.setattr(gsplat, "rasterize_to_indices_in_range", None)
+    picture = rasterize(scene(5), two_cameras()).picture
+    assert picture[2:] == (None, None, None, None)
+    rasterize(scene(5), two_cameras(), outputs=Outputs(weights=True))
+    rasterize(scene(5), two_cameras(), outputs=Outputs(depth=True, absgrad=True))
+    assert passes == [(3, False), (3, False), (1, False), (4, True)]
 
 
 def _draw_half(rank: int) -> dict[str, Tensor]:
     """One process's half of the Gaussians, through its own camera."""
     install(setattr)
-    sharded._backend = lambda _: gsplat_backend
+    rasterizer.backend_of = lambda *_: gsplat_backend
     half = Splats(**{name: getattr(scene(), name)[rank::2].detach().requires_grad_() for name in FIELDS})
-    options = {"sh_degree": 1, "antialiased": True, "with_importance": True}
-    ours = rasterizer.rasterize(half, two_cameras()[rank], shards=Shards(rank, 2), **options)
+    ours = sharded.rasterize(half, two_cameras()[rank], **OPTIONS)
     ours.means2d.retain_grad()
     (ours.image * NOISE[rank]).sum().backward()
     names = ("image", "alpha", "depth", "means2d", "weights", "hits")
     return (
         {name: getattr(ours, name).detach() for name in names}
         | {f"{name} gradient": getattr(half, name).grad for name in FIELDS}
-        | {"means2d gradient": ours.means2d.grad}
+        | {"means2d gradient": ours.means2d.grad, "absgrad": ours.absgrad()}
     )
 
 
+OPTIONS = {"sh_degree": 1, "antialiased": True, "outputs": EVERYTHING}
 NOISE = torch.randn(2, 29, 43, 3, generator=torch.Generator().manual_seed(4))
 
 
 def test_two_processes_with_half_of_the_gaussians_agree_with_the_cpu_backend(tmp_path: Path) -> None:
     splats = scene()
-    options = {"sh_degree": 1, "antialiased": True, "with_importance": True}
-    cpu = rasterizer.rasterize(splats, two_cameras(), **options)
+    cpu = rasterizer.rasterize(splats, two_cameras(), **OPTIONS)
     cpu.means2d.retain_grad()
     (cpu.image * NOISE).sum().backward()
     expected = {f"{name} gradient": getattr(splats, name).grad for name in FIELDS}
@@ -271,27 +289,26 @@ def test_two_processes_with_half_of_the_gaussians_agree_with_the_cpu_backend(tmp
         assert torch.equal(found["hits"], cpu.hits[:, rank::2])
         for name, gradient in expected.items():
             assert (found[name] - gradient[rank::2]).norm() <= 1e-3 * gradient.norm(), name
-        difference = found["means2d gradient"] - cpu.means2d.grad[:, rank::2]
-        assert difference.norm() <= 1e-3 * cpu.means2d.grad.norm()
+        for name, gradient in {"means2d gradient": cpu.means2d.grad, "absgrad": cpu.absgrad()}.items():
+            assert (found[name] - gradient[:, rank::2]).norm() <= 1e-3 * gradient.norm(), name
 
 
 @pytest.mark.usefixtures("dense_kernels")
 @pytest.mark.parametrize(("cameras", "count"), [(0, 5), (2, 0)])
 def test_no_cameras_and_no_gaussians_keep_the_way_back(cameras: int, count: int) -> None:
     splats, views = scene(count), two_cameras()[:cameras]
-    projection = gsplat_backend.project(splats, views, 3, False)
-    assert projection.features.shape == (cameras, count, 8)
-    background = torch.full((cameras, 3), 0.3)
-    picture = gsplat_backend.blend(projection, 43, 29, background, True)
-    assert torch.equal(picture.image, torch.full((cameras, 29, 43, 3), 0.3))
-    picture.image.sum().backward()
+    rendering = rasterize(splats, views, background=torch.full((3,), 0.3), outputs=EVERYTHING)
+    assert rendering.projection.features.shape == (cameras, count, 8)
+    assert torch.equal(rendering.image, torch.full((cameras, 29, 43, 3), 0.3))
+    rendering.image.sum().backward()
     assert not splats.means.grad.any()
+    assert rendering.absgrad().shape == (cameras, count, 2)
 
 
 def test_nothing_gives_the_background_and_a_backward_pass() -> None:
     splats, cameras = scene(0), two_cameras()
     background = torch.tensor([[0.2, 0.5, 0.9], [0.7, 0.1, 0.3]])
-    rendering = gsplat_backend.rasterize(splats, cameras, background, 3, False, True)
+    rendering = rasterize(splats, cameras, background=background, outputs=EVERYTHING)
     assert torch.equal(rendering.image, background[:, None, None].expand(2, 29, 43, 3))
     assert not rendering.alpha.any()
     assert not rendering.depth.any()
@@ -333,7 +350,7 @@ def test_missing_kernels_say_what_to_install_and_the_cpu_still_works(monkeypatch
     monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", types.SimpleNamespace(_C=None))
     splats, cameras = scene(5), two_cameras()
     with pytest.raises(InputError) as caught:
-        gsplat_backend.rasterize(splats, cameras, torch.zeros(2, 3), 3, False, False)
+        rasterize(splats, cameras)
     for part in ("nvcc", "C++ compiler", "ninja", "TORCH_CUDA_ARCH_LIST", "no CUDA toolkit was found"):
         assert part in str(caught.value)
     assert rasterizer.rasterize(splats, cameras).image.shape == (2, 29, 43, 3)

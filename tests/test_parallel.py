@@ -95,7 +95,7 @@ def test_that_training_densified_and_became_elastic(two: Path) -> None:
 
 
 def _means(steps: tuple[int, ...]) -> list[tuple[int, str]]:
-    return [(step, "scene.params.means") for step in steps]
+    return [(step, "scene.gaussians.params.means") for step in steps]
 
 
 def test_masks_and_networks_are_trained_alike(small_capture: Path, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_masks_and_networks_are_trained_alike(small_capture: Path, tmp_path: Pat
     succeed(run(2, arguments(small_capture, tmp_path / "two", *options), tmp_path / "logs"))
     FlexGSCLI(arguments(small_capture, tmp_path / "one", *options, "--data.batch_size=2"))
     (two,), (one,) = (list((tmp_path / name).glob("**/last.ckpt")) for name in ("two", "one"))
-    assert any("selector" in name for name in scene(two))
+    assert any("selection.network" in name for name in scene(two))
     assert_same_scene(two, one, tolerance=1e-2, exceptions=0.02)
 
 

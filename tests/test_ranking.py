@@ -1,5 +1,8 @@
 """Removal importance, and the rankings that choose what a small model keeps."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,7 +16,9 @@ from flexgs_lightning.model.selector import rank
 from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.rendering.importance import blending_importance, removal_importance
 from flexgs_lightning.rendering.rasterizer import rasterize
+from flexgs_lightning.rendering.types import Rendering
 from flexgs_lightning.splats import Splats
+from flexgs_lightning.training import ranking
 from flexgs_lightning.training.ranking import rank_by_removal, rank_gaussians
 
 BLACK = torch.zeros(3)
@@ -90,11 +95,11 @@ def test_ranking_by_removal_keeps_more_of_the_image_than_blending_weights_do() -
             float((rasterize(kept, cameras).image - image).square().mean()) for cameras, image in pairs
         )
 
-    ranking = rank_by_removal(lambda chosen, ratio: splats[chosen], 400, VIEWS, 0.02, background=BLACK)
-    assert torch.equal(ranking.order.sort().values, torch.arange(400))
-    by_weight = rank(blending_importance(splats, VIEWS).weights)
+    found = rank_by_removal(lambda chosen, ratio: splats[chosen], 400, VIEWS, 0.02, background=BLACK)
+    assert torch.equal(found.order.sort().values, torch.arange(400))
+    by_weight = rank(blending_importance(splats, VIEWS))
     for count in (20, 40, 100):
-        assert error(ranking.order, count) < 0.9 * error(by_weight, count), count
+        assert error(found.order, count) < 0.9 * error(by_weight, count), count
 
 
 def test_each_round_draws_what_the_last_one_kept() -> None:
@@ -120,6 +125,42 @@ def test_ranking_does_not_depend_on_how_gaussians_are_stored() -> None:
     two = rank_by_removal(lambda chosen, ratio: other[chosen], 60, VIEWS, 0.1, background=BLACK)
     assert torch.equal(shuffled[two.order], one.order)
     torch.testing.assert_close(two.importance, one.importance, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 200, 201, 399, 1800])
+def test_probed_views_are_an_even_spread(count: int) -> None:
+    views = ranking.probed_views(count)
+    assert len(views) == min(count, ranking.PROBES)
+    assert views == sorted(set(views)) == ranking.probed_views(count)
+    for k, i in enumerate(views):
+        assert k * count // len(views) <= i < (k + 1) * count // len(views)
+
+
+def test_of_many_views_no_more_are_drawn_than_there_are_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    splats = scene(400)
+    views = [view(2 * math.pi * i / 72) for i in range(72)]
+    images = [rasterize(splats, cameras).image for cameras in views]
+    rendered: list[Cameras] = []
+
+    def counted(splats: Splats, cameras: Cameras, **options: Any) -> Rendering:
+        rendered.append(cameras)
+        return rasterize(splats, cameras, **options)
+
+    def error(probes: int) -> float:
+        """Of the better tenth of the Gaussians, in all views."""
+        rendered.clear()
+        monkeypatch.setattr(ranking, "PROBES", probes)
+        draw = lambda chosen, ratio: splats[chosen]  # noqa: E731
+        kept = splats[rank_by_removal(draw, 400, views, 0.1, background=BLACK).order[:40]]
+        pairs = zip(views, images, strict=True)
+        return sum(float((rasterize(kept, camera).image - image).square().mean()) for camera, image in pairs)
+
+    monkeypatch.setattr(ranking, "renderer_of", lambda shards: counted)
+    all_views = error(72)
+    assert len(rendered) == 5 * 72, "five rounds"
+    some = error(18)
+    assert len(rendered) == 5 * 18
+    assert some < 1.05 * all_views
 
 
 def elastic(splats: Splats) -> Scene:

@@ -82,8 +82,8 @@ def last(runs: Path) -> Path:
 def test_the_first_stage_ends_with_the_same_gaussians(one: Path, sharded: Path) -> None:
     """In another order, with the cap of all reached exactly."""
     found, expected = scene(kept(sharded, RECONSTRUCTION)), scene(kept(one, RECONSTRUCTION))
-    assert len(found["scene.params.means"]) == len(expected["scene.params.means"]) == 1900
-    assert len(scene(kept(sharded, KEPT))["scene.params.means"]) < 1900
+    assert len(found["scene.gaussians.params.means"]) == len(expected["scene.gaussians.params.means"]) == 1900
+    assert len(scene(kept(sharded, KEPT))["scene.gaussians.params.means"]) < 1900
     distances = torch.cdist(_rows(found), _rows(expected), compute_mode="donot_use_mm_for_euclid_dist")
     assert distances.min(dim=1).values.max() < 1e-5
     assert distances.min(dim=0).values.max() < 1e-5
@@ -189,7 +189,7 @@ def test_mcmc_trains_on_shards_up_to_its_cap(small_capture: Path, tmp_path: Path
     dense = [f"--model.densification.{name}" for name in ("start_step=4", "stop_step=18", "every=5")]
     succeed(run(2, [*plain, *options, *dense], tmp_path / "logs"))
     state = torch.load(last(tmp_path), weights_only=True)
-    assert len(state["state_dict"]["scene.params.means"]) == sum(state["flexgs"]["shares"]) == 1600
+    assert len(state["state_dict"]["scene.gaussians.params.means"]) == sum(state["flexgs"]["shares"]) == 1600
 
 
 def test_one_process_with_all_gaussians_is_the_plain_path(

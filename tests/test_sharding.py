@@ -21,7 +21,8 @@ from flexgs_lightning.model.rows import take
 from flexgs_lightning.model.scene import Scene as ElasticScene
 from flexgs_lightning.processes import ALONE, Shards
 from flexgs_lightning.rendering.importance import removal_importance
-from flexgs_lightning.rendering.rasterizer import rasterize
+from flexgs_lightning.rendering.sharded import renderer_of
+from flexgs_lightning.rendering.types import Outputs
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.checks import check_savable
 from flexgs_lightning.training.densification import MCMC, AdaptiveDensityControl
@@ -34,6 +35,7 @@ from flexgs_lightning.training.sharding import deal_out
 FIELDS = ("means", "quats", "scales", "opacities", "sh")
 BACKGROUND = torch.tensor([0.1, 0.2, 0.3])
 W = 2
+EVERYTHING = Outputs(depth=True, weights=True, hits=True, absgrad=True)
 
 
 def leaves(splats: Splats) -> Splats:
@@ -43,14 +45,15 @@ def leaves(splats: Splats) -> Splats:
 def drawn(splats: Splats, cameras: Cameras, shards: Shards, first: int, **options: Any) -> dict[str, Tensor]:
     """A rendering, and the gradients of a loss that tells pixels and cameras apart (the first's number)."""
     splats = leaves(splats)
-    rendering = rasterize(splats, cameras, background=BACKGROUND, shards=shards, **options)
+    rendering = renderer_of(shards)(splats, cameras, background=BACKGROUND, **options)
     rendering.means2d.retain_grad()
     noise = torch.randn(4, 50, 50, 3, generator=torch.Generator().manual_seed(3))
     weights = noise[first : first + len(cameras), : cameras.height, : cameras.width]
     (rendering.image * weights).sum().backward()
-    result = {name: getattr(rendering, name) for name in ("image", "alpha", "depth", "means2d", "radii")}
-    if options.get("with_importance"):
-        result |= {"weights": rendering.weights, "hits": rendering.hits}
+    result = {name: getattr(rendering, name) for name in ("image", "alpha", "means2d", "radii")}
+    if "outputs" in options:
+        result |= {name: getattr(rendering, name) for name in ("depth", "weights", "hits")}
+        result["absgrad"] = rendering.absgrad()
     result |= {f"{name} gradient": getattr(splats, name).grad for name in FIELDS}
     result["means2d gradient"] = rendering.means2d.grad
     return {name: value.detach() for name, value in result.items()}
@@ -64,12 +67,12 @@ def _draw(rank: int) -> dict[str, Any]:
     small = around(2, width=24, height=20)[1]
     results = {
         f"antialiased={antialiased}": drawn(
-            half, pair, shards, 2 * rank, antialiased=antialiased, with_importance=True
+            half, pair, shards, 2 * rank, antialiased=antialiased, outputs=EVERYTHING
         )
         for antialiased in (False, True)
     }
     results["other sizes"] = drawn(half, (around(4)[0], small)[rank], shards, rank)
-    results["no camera"] = drawn(half, around(4)[0][: 1 - rank], shards, 0, with_importance=True)
+    results["no camera"] = drawn(half, around(4)[0][: 1 - rank], shards, 0, outputs=EVERYTHING)
     results["empty shard"] = drawn(splats if rank == 0 else splats[:0], around(4)[rank], shards, rank)
     results["empty scene"] = drawn(splats[:0], around(4)[rank], shards, rank)
     results["removal"] = sum(
@@ -78,7 +81,7 @@ def _draw(rank: int) -> dict[str, Any]:
             around(4)[i] if i < 3 else around(4)[0][:0],
             probes=3,
             generator=torch.Generator().manual_seed(i),
-            shards=shards,
+            renderer=renderer_of(shards),
         )
         for i in (rank, rank + W)
     )
@@ -109,7 +112,7 @@ def assert_drawn_alike(
 def test_images_gradients_and_importance_are_those_of_one_process(
     antialiased: bool, renderings: list[dict[str, Any]]
 ) -> None:
-    expected = drawn(ball(), around(4), ALONE, 0, antialiased=antialiased, with_importance=True)
+    expected = drawn(ball(), around(4), ALONE, 0, antialiased=antialiased, outputs=EVERYTHING)
     assert expected["hits"].sum() > 10_000
     for rank, results in enumerate(renderings):
         images = slice(2 * rank, 2 * rank + 2)
@@ -127,7 +130,7 @@ def test_processes_may_have_images_of_other_sizes_or_none(renderings: list[dict[
             torch.testing.assert_close(found[f"{name} gradient"], total, rtol=1e-4, atol=1e-4)
         means = torch.cat([one["means2d"] for one in both])
         torch.testing.assert_close(found["means2d"], means[:, rank::W])
-    expected = drawn(ball(), around(4)[0], ALONE, 0, with_importance=True)
+    expected = drawn(ball(), around(4)[0], ALONE, 0, outputs=EVERYTHING)
     for rank, results in enumerate(renderings):
         assert_drawn_alike(results["no camera"], expected, rank, slice(0, 1 - rank))
 
@@ -181,7 +184,7 @@ def descended(shards: Shards, count: int, cameras: Cameras, first: int) -> dict[
     photos = torch.rand(2, 30, 40, 3, generator=torch.Generator().manual_seed(5))
 
     def photometric(splats: Splats) -> Tensor:
-        image = rasterize(splats, cameras, shards=shards).image
+        image = renderer_of(shards)(splats, cameras).image
         return (image - photos[first : first + len(cameras)]).abs().mean()
 
     options = ElasticTraining(sampling="list", ratios=(0.1, 0.4), prefixes=2)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.capture import View
-from flexgs_lightning.deploy.opening import choose_device, grey, one_size, open_capture
+from flexgs_lightning.deploy.opening import choose_device, grey, one_size, open_capture, open_model
 from flexgs_lightning.deploy.path_file import read_path
 from flexgs_lightning.deploy.render import RENDERS, render_views, require_free, require_kind
 from flexgs_lightning.deploy.trajectory import interpolate, orbit

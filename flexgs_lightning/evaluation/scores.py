@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.model.selector import rank
-from flexgs_lightning.rendering.importance import blending_importance, global_importance
+from flexgs_lightning.rendering.importance import blending_importance, global_importance, hit_counts
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.ranking import rank_by_removal
 
@@ -65,7 +65,8 @@ def pruning_scores(
     if score == "random":
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(len(splats), generator=generator, dtype=torch.float64).to(splats.device)
-    measured = blending_importance(splats, cameras, antialiased=antialiased)
     if score == "lightgaussian":
-        return global_importance(measured.hits * splats.opacities.double(), splats.scales, "power")
-    return global_importance(measured.weights, splats.scales, "clamped" if score == "importance" else "none")
+        hits = hit_counts(splats, cameras, antialiased=antialiased)
+        return global_importance(hits * splats.opacities.double(), splats.scales, "power")
+    weights = blending_importance(splats, cameras, antialiased=antialiased)
+    return global_importance(weights, splats.scales, "clamped" if score == "importance" else "none")

@@ -72,10 +72,10 @@ class Model:
         self.scene.to(device)
         return replace(self, background=self.background.to(device))
 
+    @torch.no_grad()
     def splats(self) -> Splats:
         """The full scene ready to draw, without gradients and without unused spherical harmonics."""
-        with torch.no_grad():
-            return self.scene.at().with_sh_degree(self.sh_degree)
+        return self._ready(self.scene.at())
 
     @torch.no_grad()
     def at(
@@ -107,7 +107,10 @@ class Model:
                 f"ratio: expected 1, found {ratio:.4g}: the scene is not an elastic model; "
                 "--model.elastic_training.steps trains one."
             )
-        return self.scene.at(ratio).with_sh_degree(self.sh_degree)
+        return self._ready(self.scene.at(ratio))
+
+    def _ready(self, splats: Splats) -> Splats:
+        return splats.detach().with_sh_degree(self.sh_degree)
 
 
 def read_checkpoint(path: str | Path, mapped: bool = False) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def elastic_scene(
         frame: where the scene lies, for the networks.
         options: what to add.
         residual_units: see ``RatioResiduals``.
-        parts: those that the scene has already; they come first.
+        parts: those that the scene has already; they come last, and see what the new ones displace.
         shards: who holds the Gaussians.
         total: N, if ``gaussians`` are not all.
 
@@ -104,7 +104,7 @@ def elastic_scene(
     return Scene(
         gaussians,
         selection=selection,
-        parts={**(parts or {}), **added},
+        parts={**added, **(parts or {})},
         elastic=True,
         shards=shards,
         total=total,

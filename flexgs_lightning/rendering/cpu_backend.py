@@ -18,30 +18,16 @@ from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.jit import run
 from flexgs_lightning.rendering.cpu import projection, projection_backward, raster
 from flexgs_lightning.rendering.cpu.tiles import build_tile_lists
-from flexgs_lightning.rendering.rasterizer import Picture, Projection, Rendering
+from flexgs_lightning.rendering.types import Outputs, Picture, Projection
 from flexgs_lightning.splats import Splats
 
 
-def rasterize(
-    splats: Splats,
-    cameras: Cameras,
-    background: Float[Tensor, "C 3"],
-    sh_degree: int,
-    antialiased: bool,
-    with_importance: bool,
-) -> Rendering:
-    """Draw on the CPU; see ``rasterizer.rasterize``. No gradient flows to cameras or background.
+def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool) -> Projection:
+    """The first step of drawing.
 
     Raises:
         ValueError: a tensor of ``splats`` is not float32, the only type of the kernels.
     """
-    projection = project(splats, cameras, sh_degree, antialiased)
-    picture = blend(projection, cameras.width, cameras.height, background, with_importance)
-    return Rendering.of(projection, picture, cameras)
-
-
-def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool) -> Projection:
-    """The first step of ``rasterize``."""
     parameters = (splats.means, splats.quats, splats.scales, splats.opacities, splats.sh)
     for name, tensor in zip(("means", "quats", "scales", "opacities", "sh"), parameters, strict=True):
         if tensor.dtype != torch.float32:
@@ -50,15 +36,24 @@ def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool)
 
 
 def blend(
-    projection: Projection, width: int, height: int, background: Float[Tensor, "C 3"], with_importance: bool
+    projection: Projection, width: int, height: int, background: Float[Tensor, "C D"], outputs: Outputs
 ) -> Picture:
-    """The second step of ``rasterize``; reads no radii."""
+    """The second step of drawing; reads no radii."""
     means2d, features, extents, _ = projection
-    return Picture(*_Blending.apply(means2d, features, extents, width, height, background, with_importance))
+    absolute: list[Tensor] = []
+    image, alpha, depth, weights, hits = _Blending.apply(
+        means2d, features, extents, width, height, background, outputs, absolute
+    )
+    absgrad = (lambda: absolute[-1]) if outputs.absgrad else None
+    return Picture(image, alpha, depth, weights, hits, absgrad)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
+
+
+def _arrays(*tensors: Tensor | None) -> list[np.ndarray | None]:
+    return [None if tensor is None else _array(tensor) for tensor in tensors]
 
 
 class _Projection(torch.autograd.Function):
@@ -111,7 +106,7 @@ class _Projection(torch.autograd.Function):
 
 
 class _Blending(torch.autograd.Function):
-    """(means2d, features) -> (image, alpha, depth, importance [C, N, 2] or None)."""
+    """(means2d, features) -> (image, alpha, depth, weights, hits); None is what was not asked for."""
 
     @staticmethod
     def forward(
@@ -122,52 +117,60 @@ class _Blending(torch.autograd.Function):
         width: int,
         height: int,
         background: Tensor,
-        with_importance: bool,
+        outputs: Outputs,
+        absolute: list[Tensor],
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         count, n = means2d.shape[:2]
         lists = build_tile_lists(_array(means2d), _array(extents), _array(features), width, height)
-        image, alpha, depth = (torch.empty(count, height, width, channels) for channels in (3, 1, 1))
+        image, alpha = torch.empty(count, height, width, 3), torch.empty(count, height, width, 1)
+        depth = torch.empty(count, height, width, 1) if outputs.depth else None
         transmittance, stop = torch.empty(count, height, width), torch.empty(count, height, width)
-        slots = np.empty((len(lists.splats), 2), np.float32) if with_importance else None
+        counted = outputs.weights or outputs.hits
+        slots = np.empty((len(lists.splats), 2), np.float32) if counted else None
         tiles = (lists.offsets, lists.splats, lists.entries, lists.columns, lists.tiles)
         flat = [_array(tensor.flatten(0, 1)) for tensor in (means2d, features, extents)]
-        outputs = map(_array, (background, image, alpha, depth, transmittance, stop))
-        run(raster.draw, count * lists.tiles, *tiles, *flat, *outputs, slots)
+        drawn = _arrays(background, image, alpha, depth, transmittance, stop)
+        run(raster.draw, count * lists.tiles, *tiles, *flat, *drawn, slots)
         ctx.save_for_backward(means2d, features, extents, background, alpha, depth, transmittance, stop)
         ctx.tiles, ctx.entry_offsets = tiles, lists.entry_offsets
-        importance = None
+        ctx.absolute = absolute if outputs.absgrad else None
+        weights = hits = None
         if slots is not None:
-            importance = torch.empty(count, n, 2)
-            _sum_slots(lists.entry_offsets, slots, importance.flatten(0, 1))
-            ctx.mark_non_differentiable(importance)
-        return image, alpha, depth, importance
+            sums = _sum_slots(lists.entry_offsets, slots).view(count, n, 2)
+            weights = sums[..., 0].contiguous() if outputs.weights else None
+            hits = sums[..., 1].int() if outputs.hits else None
+            ctx.mark_non_differentiable(*(tensor for tensor in (weights, hits) if tensor is not None))
+        return image, alpha, depth, weights, hits
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, v_image: Tensor | None, v_alpha: Tensor | None, v_depth: Tensor | None, _: Any
+        ctx: Any, v_image: Tensor | None, v_alpha: Tensor | None, v_depth: Tensor | None, *_: Any
     ) -> tuple[Tensor | None, ...]:
         means2d, features, extents, background, alpha, depth, transmittance, stop = ctx.saved_tensors
         if v_image is None:
-            v_image = depth.new_zeros(*depth.shape[:3], 3)
+            v_image = stop.new_zeros(*stop.shape, 3)
         flat = [_array(tensor.flatten(0, 1)) for tensor in (means2d, features, extents)]
         slots = np.empty((len(ctx.tiles[1]), raster.GRADIENTS), np.float32)
+        absolute = None if ctx.absolute is None else np.empty((len(slots), 2), np.float32)
         run(
             raster.draw_backward,
             stop.shape[0] * ctx.tiles[4],
             *ctx.tiles,
             *flat,
-            *map(_array, (background, alpha, depth, transmittance, stop, v_image)),
-            None if v_alpha is None else _array(v_alpha),
-            None if v_depth is None else _array(v_depth),
+            *_arrays(background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth),
             slots,
+            absolute,
         )
-        sums = torch.empty(*means2d.shape[:2], raster.GRADIENTS)
-        _sum_slots(ctx.entry_offsets, slots, sums.flatten(0, 1))
-        return sums[..., :2], sums[..., 2:], None, None, None, None, None
+        if absolute is not None:
+            ctx.absolute.append(_sum_slots(ctx.entry_offsets, absolute).view(means2d.shape))
+        sums = _sum_slots(ctx.entry_offsets, slots).view(*means2d.shape[:2], raster.GRADIENTS)
+        return sums[..., :2], sums[..., 2:], *[None] * 6
 
 
-def _sum_slots(entry_offsets: np.ndarray, slots: np.ndarray, sums: Tensor) -> None:
-    """Fill ``sums`` [C N, K] with the sums of each Gaussian's slots."""
+def _sum_slots(entry_offsets: np.ndarray, slots: np.ndarray) -> Tensor:
+    """[C N, K] sums of each Gaussian's slots [M, K]."""
+    sums = torch.empty(len(entry_offsets) - 1, slots.shape[1])
     run(raster.sum_slots, -(-len(sums) // raster.CHUNK), entry_offsets, slots, sums.numpy())
+    return sums

@@ -7,7 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import gsplat
 import torch
@@ -18,14 +18,17 @@ from torch.utils.cpp_extension import get_default_build_root
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.rendering.rasterizer import (
+from flexgs_lightning.rendering.types import (
+    CHANNELS,
+    DEPTH,
     EPS2D,
     FAR_PLANE,
     NEAR_PLANE,
     OPACITY,
+    SHAPE,
+    Outputs,
     Picture,
     Projection,
-    Rendering,
 )
 from flexgs_lightning.splats import Splats
 
@@ -35,64 +38,14 @@ INTERSECTIONS_PER_CHUNK = 2**16
 """Hits are listed for this many (Gaussian, tile) pairs at a time: at most 256 pixels of 40 bytes each."""
 
 
-def rasterize(
-    splats: Splats,
-    cameras: Cameras,
-    background: Float[Tensor, "C 3"],
-    sh_degree: int,
-    antialiased: bool,
-    with_importance: bool,
-) -> Rendering:
-    """See ``rasterizer.rasterize``.
-
-    Gradients are summed with atomics, so they differ in the last bits from run to run.
-    """
-    if len(splats) == 0 or len(cameras) == 0:  # gsplat would divide by zero
-        return _empty(splats, cameras, background, with_importance)
-    require_kernels()
-    colors_and_depth, alpha, state = gsplat.rasterization(
-        splats.means,
-        splats.quats,
-        splats.scales,
-        splats.opacities,
-        splats.sh,
-        cameras.viewmats,
-        cameras.Ks,
-        cameras.width,
-        cameras.height,
-        near_plane=NEAR_PLANE,
-        far_plane=FAR_PLANE,
-        eps2d=EPS2D,
-        sh_degree=sh_degree,
-        packed=False,
-        backgrounds=background,
-        render_mode="RGB+ED",
-        rasterize_mode="antialiased" if antialiased else "classic",
-    )
-    means2d = state["means2d"]
-    # gsplat leaves culled entries uninitialised. Neither of its passes reads them, so writing past
-    # autograd is safe, and the tensor stays the one between projection and rasterization.
-    means2d.data.masked_fill_((state["radii"] == 0).any(dim=-1, keepdim=True), 0.0)
-    return Rendering(
-        image=colors_and_depth[..., :3],
-        alpha=alpha,
-        depth=colors_and_depth[..., 3:],
-        means2d=means2d,
-        radii=state["radii"],
-        weights=_weights(state) if with_importance else None,
-        hits=_hits(state) if with_importance else None,
-        width=cameras.width,
-        height=cameras.height,
-    )
-
-
 def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool) -> Projection:
-    """The first half of what ``gsplat.rasterization`` does; the features' shape is gsplat's conic."""
+    """The first step of drawing; the features' shape is gsplat's conic."""
     shape = (len(cameras), len(splats))
     if 0 in shape:  # gsplat would divide by zero
         zero = _zero(splats)
         sizes = zero.detach().expand(*shape, 2)
         return Projection(zero.expand(*shape, 2), zero.expand(*shape, 8), sizes, sizes.int())
+    require_kernels()
     radii, means2d, depths, conics, compensations = gsplat.fully_fused_projection(
         splats.means,
         None,
@@ -111,7 +64,8 @@ def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool)
         opacities=splats.opacities,
     )
     visible = (radii > 0).all(dim=-1)
-    # As in ``rasterize``: what gsplat leaves uninitialised must not be taken for a number.
+    # gsplat leaves culled entries uninitialised. Neither of its passes reads them, so writing past
+    # autograd is safe, and the tensor stays the one between projection and blending.
     means2d.data.masked_fill_(~visible.unsqueeze(-1), 0.0)
     opacities = splats.opacities.expand(shape)
     if compensations is not None:
@@ -119,84 +73,108 @@ def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool)
     directions = splats.means - cameras.positions[:, None]
     sh = splats.sh.expand(len(cameras), *splats.sh.shape)
     colors = gsplat.spherical_harmonics(sh_degree, directions, sh, masks=visible)
-    columns = (conics, opacities.unsqueeze(-1), (colors + 0.5).clamp_min(0.0), depths.unsqueeze(-1))
+    columns = (conics, opacities.unsqueeze(-1), depths.unsqueeze(-1), (colors + 0.5).clamp_min(0.0))
     return Projection(means2d, torch.cat(columns, dim=-1), radii.to(means2d), radii)
 
 
 def blend(
-    projection: Projection, width: int, height: int, background: Float[Tensor, "C 3"], with_importance: bool
+    projection: Projection, width: int, height: int, background: Float[Tensor, "C D"], outputs: Outputs
 ) -> Picture:
-    """The second half of what ``gsplat.rasterization`` does."""
+    """The second step of drawing."""
+    features = projection.features
+    if 0 in features.shape[:2]:
+        return _nothing(projection, width, height, background, outputs)
+    require_kernels()
+    depths, channels = features[..., DEPTH], features[..., CHANNELS]
+    ellipses = _sorted(projection, width, height)
+    if outputs.depth:
+        channels = torch.cat([channels, depths.unsqueeze(-1)], dim=-1)
+        background = torch.nn.functional.pad(background, (0, 1))  # none of depth
+    drawn, alpha = _draw(ellipses, channels, background, outputs.absgrad)
+    depth = None
+    if outputs.depth:
+        drawn, depth = drawn[..., :-1], drawn[..., -1:] / alpha.clamp(min=1e-10)
+    weights = _weights(ellipses) if outputs.weights else None
+    hits = _hits(ellipses) if outputs.hits else None
+    return Picture(drawn, alpha, depth, weights, hits, ellipses.absgrad if outputs.absgrad else None)
+
+
+class _Ellipses(NamedTuple):
+    """Screen-space Gaussians in gsplat's terms, with the lists of those that touch each tile, by depth."""
+
+    means2d: Float[Tensor, "C N 2"]
+    conics: Float[Tensor, "C N 3"]
+    opacities: Float[Tensor, "C N"]
+    width: int
+    height: int
+    tile_size: int
+    isect_offsets: Int[Tensor, "C Y X"]
+    flatten_ids: Int[Tensor, " M"]
+
+    def absgrad(self) -> Float[Tensor, "C N 2"]:
+        """What gsplat's backward pass leaves there."""
+        found: Tensor = self.means2d.absgrad  # type: ignore[attr-defined]
+        return found
+
+
+def _sorted(projection: Projection, width: int, height: int) -> _Ellipses:
+    """Find and sort all intersections; gsplat stops the host to learn how many there are."""
     means2d, features, extents, _ = projection
-    cameras, count = means2d.shape[:2]
-    if cameras == 0 or count == 0:
-        screen = (means2d.sum() + features.sum()).mul(0.0).expand(cameras, height, width, 1)
-        nothing = screen.new_zeros(cameras, count, 2) if with_importance else None
-        return Picture(screen + background[:, None, None, :], screen, screen, nothing)
-    size = (width, height, TILE_SIZE)
+    cameras = len(means2d)
     across, down = -(-width // TILE_SIZE), -(-height // TILE_SIZE)
-    conics, opacities, colors = features.split((OPACITY, 1, 4), dim=-1)
-    opacities = opacities.squeeze(-1).contiguous()
     _, ids, flatten_ids = gsplat.isect_tiles(
-        means2d, extents.int(), colors[..., 3], TILE_SIZE, across, down, n_images=cameras
+        means2d, extents.int(), features[..., DEPTH], TILE_SIZE, across, down, n_images=cameras
     )
     offsets = gsplat.isect_offset_encode(ids, cameras, across, down)
-    behind = torch.nn.functional.pad(background, (0, 1))  # none of depth
-    means2d, conics = means2d.contiguous(), conics.contiguous()
-    drawn, alpha = gsplat.rasterize_to_pixels(
-        means2d, conics, colors.contiguous(), opacities, *size, offsets, flatten_ids, backgrounds=behind
+    shape, opacities = features[..., SHAPE].contiguous(), features[..., OPACITY].contiguous()
+    return _Ellipses(means2d.contiguous(), shape, opacities, width, height, TILE_SIZE, offsets, flatten_ids)
+
+
+def _draw(
+    ellipses: _Ellipses,
+    channels: Float[Tensor, "C N D"],
+    background: Float[Tensor, "C D"] | None = None,
+    absgrad: bool = False,
+) -> tuple[Float[Tensor, "C H W D"], Float[Tensor, "C H W 1"]]:
+    """gsplat's blending, which pads the channels to a number that it has kernels for."""
+    means2d, conics, opacities, *rest = ellipses
+    drawn: tuple[Tensor, Tensor] = gsplat.rasterize_to_pixels(
+        means2d, conics, channels.contiguous(), opacities, *rest, backgrounds=background, absgrad=absgrad
     )
-    importance = None
-    if with_importance:
-        state: dict[str, Any] = {"means2d": means2d, "conics": conics, "opacities": opacities}
-        state |= {"isect_offsets": offsets, "flatten_ids": flatten_ids}
-        state |= {"width": width, "height": height, "tile_size": TILE_SIZE}
-        importance = torch.stack([_weights(state), _hits(state).float()], dim=-1)
-    return Picture(drawn[..., :3], alpha, drawn[..., 3:] / alpha.clamp(min=1e-10), importance)
+    return drawn
 
 
-def _weights(state: dict[str, Any]) -> Float[Tensor, "C N"]:
+def _weights(ellipses: _Ellipses) -> Float[Tensor, "C N"]:
     """[C, N] sum over pixels of alpha_i T_i: the gradient of the summed image by a scalar colour.
 
     A backward pass of its own over clones, so that it also works in ``no_grad`` and ``inference_mode``.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        names = ("means2d", "conics", "opacities", "isect_offsets", "flatten_ids")
-        means2d, conics, opacities, offsets, flatten_ids = (state[name].detach().clone() for name in names)
-        colors = torch.ones_like(opacities)[..., None].requires_grad_()
-        size = (state["width"], state["height"], state["tile_size"])
-        image, _ = gsplat.rasterize_to_pixels(
-            means2d, conics, colors, opacities, *size, isect_offsets=offsets, flatten_ids=flatten_ids
-        )
+        copies = {name: v.detach().clone() for name, v in ellipses._asdict().items() if isinstance(v, Tensor)}
+        still = ellipses._replace(**copies)
+        colors = torch.ones_like(still.opacities).unsqueeze(-1).requires_grad_()
+        image, _ = _draw(still, colors)
         (gradient,) = torch.autograd.grad(image.sum(), colors)
-        return gradient[..., 0]
+        return gradient.squeeze(-1)
 
 
 @torch.no_grad()
-def _hits(state: dict[str, Any]) -> Int[Tensor, "C N"]:
+def _hits(ellipses: _Ellipses) -> Int[Tensor, "C N"]:
     """[C, N] number of pixels to which each Gaussian contributes, by the rasterizer's own stop rule.
 
     gsplat can list every (Gaussian, pixel) contribution, which for millions of Gaussians would not fit
     in memory at once. So it is asked for a few tiles at a time: all other tiles get an empty range.
-    Each tile is still walked from its front, with the very arithmetic of the rendered image.
+    Each tile is still walked from its front, with the very arithmetic of the rendered image. Reading where
+    the tiles begin stops the host.
     """
-    cameras, count = state["means2d"].shape[:2]
-    offsets, flatten_ids = state["isect_offsets"], state["flatten_ids"]
-    transmittances = state["means2d"].new_ones(cameras, state["height"], state["width"])
-    hits = torch.zeros(cameras * count, dtype=torch.int64, device=offsets.device)
+    means2d, *rest, offsets, flatten_ids = ellipses
+    cameras, count = ellipses.opacities.shape
+    transmittances = means2d.new_ones(cameras, ellipses.height, ellipses.width)
+    hits = torch.zeros(cameras * count, dtype=torch.int64, device=means2d.device)
     for start, end in _chunks(offsets, len(flatten_ids)):
+        tiles = (offsets.clamp(start, end), flatten_ids[:end])
         gaussians, _, images = gsplat.rasterize_to_indices_in_range(
-            0,
-            2**31 - 1,
-            transmittances,
-            state["means2d"],
-            state["conics"],
-            state["opacities"],
-            state["width"],
-            state["height"],
-            state["tile_size"],
-            offsets.clamp(start, end),
-            flatten_ids[:end],
+            0, 2**31 - 1, transmittances, means2d, *rest, *tiles
         )
         hits += torch.bincount(images * count + gaussians, minlength=hits.numel())
     return hits.to(torch.int32).reshape(cameras, count)
@@ -214,23 +192,20 @@ def _chunks(offsets: Int[Tensor, "C Y X"], total: int) -> Iterator[tuple[int, in
         position = end
 
 
-def _empty(
-    splats: Splats, cameras: Cameras, background: Float[Tensor, "C 3"], with_importance: bool
-) -> Rendering:
+def _nothing(
+    projection: Projection, width: int, height: int, background: Float[Tensor, "C D"], outputs: Outputs
+) -> Picture:
     """Nothing but background. Still part of the graph, so that ``backward`` works as in any other scene."""
-    zero = _zero(splats)
-    screen = zero.expand(len(cameras), cameras.height, cameras.width, 1)
-    per_splat = zero.detach().expand(len(cameras), len(splats))
-    return Rendering(
+    means2d, features, _, _ = projection
+    cameras, count = means2d.shape[:2]
+    screen = (means2d.sum() + features.sum()).mul(0.0).expand(cameras, height, width, 1)
+    return Picture(
         image=screen + background[:, None, None, :],
         alpha=screen,
-        depth=screen,
-        means2d=zero.expand(len(cameras), len(splats), 2),
-        radii=per_splat.int()[..., None].expand(-1, -1, 2),
-        weights=per_splat if with_importance else None,
-        hits=per_splat.int() if with_importance else None,
-        width=cameras.width,
-        height=cameras.height,
+        depth=screen if outputs.depth else None,
+        weights=means2d.new_zeros(cameras, count) if outputs.weights else None,
+        hits=means2d.new_zeros(cameras, count, dtype=torch.int32) if outputs.hits else None,
+        absgrad=(lambda: torch.zeros_like(means2d)) if outputs.absgrad else None,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -11,29 +12,17 @@ from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.processes import ALONE, Shards
 from flexgs_lightning.rendering.rasterizer import rasterize
+from flexgs_lightning.rendering.types import OPACITY, Outputs, Renderer, Rendering
 from flexgs_lightning.splats import Splats
 
 VolumeFactor = Literal["clamped", "power", "none"]
 
 
-class BlendingImportance(NamedTuple):
-    """Sums over all pixels of all views.
-
-    Attributes:
-        weights: [N] float64 sum of alpha_i T_i.
-        hits: [N] int64 number of pixels to which the Gaussian contributes.
-    """
-
-    weights: Float[Tensor, " N"]
-    hits: Int[Tensor, " N"]
-
-
 @torch.no_grad()
 def blending_importance(
-    splats: Splats, views: Iterable[Cameras], *, antialiased: bool = False, shards: Shards = ALONE
-) -> BlendingImportance:
+    splats: Splats, views: Iterable[Cameras], *, antialiased: bool = False, renderer: Renderer = rasterize
+) -> Float[Tensor, " N"]:
     """What each Gaussian contributes to ``views``, in one render of each batch of cameras.
 
     Colour plays no part. With several processes, share the views out and add up the results. If they hold
@@ -44,24 +33,34 @@ def blending_importance(
         splats: N Gaussians.
         views: batches of cameras, moved to the device of ``splats`` one at a time; sizes may differ.
         antialiased: as the scene is rendered.
-        shards: who holds the Gaussians.
+        renderer: draws the views; of several processes' Gaussians, ``sharded.rasterize``.
+
+    Returns:
+        [N] float64 sum of alpha_i T_i over all pixels of all views.
     """
-    weights = torch.zeros(len(splats), dtype=torch.float64, device=splats.device)
-    hits = torch.zeros(len(splats), dtype=torch.int64, device=splats.device)
+    total = torch.zeros(len(splats), dtype=torch.float64, device=splats.device)
+    for drawn in _drawn(splats, views, antialiased, renderer, Outputs(weights=True)):
+        total += drawn.weights.sum(dim=0, dtype=torch.float64)
+    return total
+
+
+@torch.no_grad()
+def hit_counts(
+    splats: Splats, views: Iterable[Cameras], *, antialiased: bool = False, renderer: Renderer = rasterize
+) -> Int[Tensor, " N"]:
+    """[N] int64 number of all views' pixels to which a Gaussian contributes; as ``blending_importance``."""
+    total = torch.zeros(len(splats), dtype=torch.int64, device=splats.device)
+    for drawn in _drawn(splats, views, antialiased, renderer, Outputs(hits=True)):
+        total += drawn.hits.sum(dim=0, dtype=torch.int64)
+    return total
+
+
+def _drawn(
+    splats: Splats, views: Iterable[Cameras], antialiased: bool, renderer: Renderer, outputs: Outputs
+) -> Iterator[Rendering]:
     for cameras in views:
-        rendering = rasterize(
-            splats,
-            cameras.to(splats.device),
-            sh_degree=0,
-            antialiased=antialiased,
-            with_importance=True,
-            shards=shards,
-        )
-        assert rendering.weights is not None
-        assert rendering.hits is not None
-        weights += rendering.weights.sum(dim=0, dtype=torch.float64)
-        hits += rendering.hits.sum(dim=0, dtype=torch.int64)
-    return BlendingImportance(weights, hits)
+        device = cameras.to(splats.device)
+        yield renderer(splats, device, sh_degree=0, antialiased=antialiased, outputs=outputs)
 
 
 def global_importance(
@@ -108,7 +107,7 @@ def removal_importance(
     generator: torch.Generator | None = None,
     background: Float[Tensor, " 3"] | None = None,
     antialiased: bool = False,
-    shards: Shards = ALONE,
+    renderer: Renderer = rasterize,
 ) -> Float[Tensor, " N"]:
     """By how much the images change if one Gaussian is left out: the squared difference, summed over pixels.
 
@@ -125,24 +124,24 @@ def removal_importance(
         generator: of the signs, on the device of ``splats``.
         background: colour behind the Gaussians; black if None.
         antialiased: as the scene is rendered.
-        shards: who holds the Gaussians.
+        renderer: draws the views; of several processes' Gaussians, ``sharded.rasterize``.
 
     Returns:
         [N] float64, in units of squared colour in [0, 1] times pixels and channels.
     """
     still = splats.detach()
-    opacities = still.opacities.clone().requires_grad_()
-    rendering = rasterize(
-        Splats(still.means, still.quats, still.scales, opacities, still.sh),
+    rendering = renderer(
+        replace(still, opacities=still.opacities.clone().requires_grad_()),
         cameras.to(splats.device),
         background=background,
         antialiased=antialiased,
-        shards=shards,
     )
-    image, drawn = rendering.image, opacities if rendering.opacities is None else rendering.opacities
-    total = torch.zeros(drawn.shape, dtype=torch.float64, device=splats.device)
+    # As they are blended, one for each camera: the way back need not go further than that.
+    image, features = rendering.image, rendering.projection.features
+    opacities = features[..., OPACITY].detach()
+    total = torch.zeros(opacities.shape, dtype=torch.float64, device=splats.device)
     for probe in range(probes if image.requires_grad else 0):
         signs = torch.empty_like(image).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-        (gradient,) = torch.autograd.grad(image, drawn, signs, retain_graph=probe + 1 < probes)
-        total += (gradient * drawn.detach()).double().square()
-    return (total if total.ndim == 1 else total.sum(dim=0)) / probes
+        (gradient,) = torch.autograd.grad(image, features, signs, retain_graph=probe + 1 < probes)
+        total += (gradient[..., OPACITY] * opacities).double().square()
+    return total.sum(dim=0) / probes

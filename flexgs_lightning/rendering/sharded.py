@@ -24,46 +24,39 @@ from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.processes import Shards, exchange, gather_rows
-from flexgs_lightning.rendering.rasterizer import OPACITY, Picture, Projection, Rendering
+from flexgs_lightning.rendering import rasterizer
+from flexgs_lightning.rendering.types import IMAGE, Outputs, Picture, Projection, Renderer, Rendering
 from flexgs_lightning.splats import Splats
 
-NUMBERS = 12
-"""What a camera gets of a Gaussian: centre (2), features (8), extents (2)."""
+
+def renderer_of(shards: Shards) -> Renderer:
+    """What draws Gaussians that are shared out like this."""
+    return rasterize if shards.several else rasterizer.rasterize
 
 
 def rasterize(
     splats: Splats,
     cameras: Cameras,
-    background: Float[Tensor, "C 3"],
-    sh_degree: int,
-    antialiased: bool,
-    with_importance: bool,
-    shards: Shards,
+    *,
+    background: Float[Tensor, " D"] | Float[Tensor, "C D"] | None = None,
+    sh_degree: int | None = None,
+    antialiased: bool = False,
+    outputs: Outputs = IMAGE,
 ) -> Rendering:
-    """See ``rasterizer.rasterize``; for all processes together, each with its own arguments."""
-    backend = _backend(splats)
+    """See ``rasterizer.rasterize``; for all processes together.
+
+    All must call it, each with its own Gaussians and cameras (or none) and with the same options, and go
+    backward through it together.
+    """
+    backend = rasterizer.backend_of(splats, cameras)
     views = _of_all_processes(cameras)
-    projection = _project(backend, splats, views, sh_degree, antialiased)
-    opacities = projection.features[..., OPACITY]
-    delivery = _deliver(projection, opacities, [len(batch) for batch in views], len(cameras))
-    picture: Picture = backend.blend(
-        delivery.projection, cameras.width, cameras.height, background, with_importance
-    )
-    if picture.importance is not None:
-        returned = _return(picture.importance, delivery, projection.means2d.shape[:2])
-        picture = picture._replace(importance=returned)
-    return Rendering.of(projection, picture, cameras, opacities)
-
-
-def _backend(splats: Splats) -> ModuleType:
-    if splats.device.type == "cuda":
-        from flexgs_lightning.rendering import gsplat_backend
-
-        gsplat_backend.require_kernels()
-        return gsplat_backend
-    from flexgs_lightning.rendering import cpu_backend
-
-    return cpu_backend
+    degree = rasterizer.degree_of(splats, sh_degree)
+    projection = _project(backend, splats, views, degree, antialiased)
+    delivery = _deliver(projection, [len(batch) for batch in views], len(cameras))
+    behind = rasterizer.background_of(background, len(cameras), splats)
+    picture = backend.blend(delivery.projection, cameras.width, cameras.height, behind, outputs)
+    picture = _returned(picture, delivery, projection.means2d.shape[:2])
+    return Rendering(picture, projection, cameras.width, cameras.height)
 
 
 def _of_all_processes(cameras: Cameras) -> list[Cameras]:
@@ -107,13 +100,11 @@ class _Delivery(NamedTuple):
     counts: list[int]
 
 
-def _deliver(
-    projection: Projection, opacities: Float[Tensor, "C N"], cameras: list[int], own: int
-) -> _Delivery:
+def _deliver(projection: Projection, cameras: list[int], own: int) -> _Delivery:
     """Send to each process the Gaussians that any of its cameras sees."""
     means2d, features, extents, radii = projection
-    shape, rest = features[..., :OPACITY], features[..., OPACITY + 1 :]
-    columns = torch.cat([means2d, shape, opacities.unsqueeze(-1), rest, extents], dim=-1)
+    columns = torch.cat([means2d, features, extents], dim=-1)
+    numbers = columns.shape[-1]
     visible = (radii > 0).all(dim=-1).split(cameras)
     chosen = [seen.any(dim=0).nonzero().squeeze(-1) for seen in visible]
     parcels = [
@@ -121,29 +112,42 @@ def _deliver(
         for block, indices in zip(columns.split(cameras), chosen, strict=True)
     ]
     came, sizes = exchange(torch.cat(parcels), [len(parcel) for parcel in parcels])
-    counts = [size // max(own * NUMBERS, 1) for size in sizes]
+    counts = [size // max(own * numbers, 1) for size in sizes]
     blocks = [
-        parcel.view(own, count, NUMBERS) for parcel, count in zip(came.split(sizes), counts, strict=True)
+        parcel.view(own, count, numbers) for parcel, count in zip(came.split(sizes), counts, strict=True)
     ]
-    means2d, features, extents = torch.cat(blocks, dim=1).split((2, NUMBERS - 4, 2), dim=-1)
+    means2d, features, extents = torch.cat(blocks, dim=1).split((2, numbers - 4, 2), dim=-1)
     extents = extents.detach()
     arrived = Projection(means2d, features, extents, extents.ceil().int())
     return _Delivery(arrived, chosen, cameras, counts)
 
 
+def _returned(picture: Picture, delivery: _Delivery, shape: torch.Size) -> Picture:
+    """The same picture, with what it tells of Gaussians handed back to their owners."""
+    weights, hits, absgrad = picture.weights, picture.hits, picture.absgrad
+    found = [tensor.float() for tensor in (weights, hits) if tensor is not None]
+    if found:
+        weights_and_hits = _return(torch.stack(found, dim=-1), delivery, shape)
+        weights = None if weights is None else weights_and_hits[..., 0]
+        hits = None if hits is None else weights_and_hits[..., -1].int()
+    together = None if absgrad is None else lambda: _return(absgrad(), delivery, shape)
+    return picture._replace(weights=weights, hits=hits, absgrad=together)
+
+
 def _return(
-    importance: Float[Tensor, "C K 2"], delivery: _Delivery, shape: torch.Size
-) -> Float[Tensor, "V N 2"]:
-    """Hand weights and hits back to the Gaussians' owners; V cameras of all processes."""
-    own = len(importance)
-    parcels = [part.flatten() for part in importance.split(delivery.counts, dim=1)]
+    numbers: Float[Tensor, "C K R"], delivery: _Delivery, shape: torch.Size
+) -> Float[Tensor, "V N R"]:
+    """Hand back to the Gaussians' owners what this process's cameras found; V cameras of all processes."""
+    own, _, each = numbers.shape
+    parcels = [part.flatten() for part in numbers.split(delivery.counts, dim=1)]
     sizes = [
-        2 * cameras * len(chosen) for cameras, chosen in zip(delivery.cameras, delivery.chosen, strict=True)
+        each * cameras * len(chosen)
+        for cameras, chosen in zip(delivery.cameras, delivery.chosen, strict=True)
     ]
-    came, _ = exchange(torch.cat(parcels), [2 * own * count for count in delivery.counts], sizes)
-    whole = importance.new_zeros(*shape, 2)
+    came, _ = exchange(torch.cat(parcels), [each * own * count for count in delivery.counts], sizes)
+    whole = numbers.new_zeros(*shape, each)
     for block, parcel, indices in zip(
         whole.split(delivery.cameras), came.split(sizes), delivery.chosen, strict=True
     ):
-        block[:, indices] = parcel.view(len(block), len(indices), 2)
+        block[:, indices] = parcel.view(len(block), len(indices), each)
     return whole

@@ -23,8 +23,8 @@ def check_savable(scene: Scene, step: int) -> None:
 class FiniteWatch:
     """Stops before broken numbers spread: the loss of each iteration is looked at, and parameters regularly.
 
-    The rasterizer culls Gaussians with NaN silently, so the loss alone does not show them. A device is not
-    waited for: what an iteration finds is read when the next one begins.
+    The rasterizer culls Gaussians with NaN silently, so the loss alone does not show them. A GPU is not waited
+    for: what an iteration finds there is read in the next one.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class FiniteWatch:
         """Note an iteration's loss, detached, after reading what the one before noted.
 
         Raises:
-            InputError: the iteration before had a loss, or began with parameters, of NaN or infinity.
+            InputError: a loss, or the parameters that an iteration began with, hold NaN or infinity.
         """
         self.read(scene)
         values = [loss]
@@ -47,6 +47,8 @@ class FiniteWatch:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
         self._step, self._found = step, found
+        if not loss.is_cuda:
+            self.read(scene)
 
     def read(self, scene: Scene) -> None:
         """Read what the last iteration noted.

@@ -263,8 +263,7 @@ def elastic_optimizer(scene: Scene, options: ElasticTraining, extent: float) -> 
     groups: list[dict[str, Any]] = [
         {"params": group.parameters, "name": group.name, "per_gaussian": group.kind == "rows"}
         | rates[group.kind]
-        for part in (scene.selection, *scene.each_part())
-        for group in part.groups()
+        for group in (*scene.selection.groups(), *(g for part in scene.each_part() for g in part.groups()))
         if group.parameters
     ]
     return torch.optim.Adam(groups, eps=1e-15, fused=True) if groups else None

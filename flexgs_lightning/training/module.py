@@ -21,7 +21,8 @@ from flexgs_lightning.model.part import Part
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.processes import Shards
-from flexgs_lightning.rendering.rasterizer import Rendering, rasterize
+from flexgs_lightning.rendering.sharded import renderer_of
+from flexgs_lightning.rendering.types import Renderer, Rendering
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.checks import FiniteWatch, check_options, check_savable
 from flexgs_lightning.training.densification import AdaptiveDensityControl, Densification
@@ -131,6 +132,11 @@ class FlexGSModule(lightning.LightningModule):
     def shards(self) -> Shards:
         """Who holds the Gaussians."""
         return shards_of(self.trainer.strategy)
+
+    @property
+    def renderer(self) -> Renderer:
+        """What draws the Gaussians, together with the other processes if several hold them."""
+        return renderer_of(self.shards)
 
     @property
     def elastic_step(self) -> int | None:
@@ -286,13 +292,12 @@ class FlexGSModule(lightning.LightningModule):
         self, splats: Splats, batch: ViewBatch, background: Tensor, sh_degree: int | None = None
     ) -> Rendering:
         """Draw some of the scene; if several processes hold it, all must, each its own and its own batch."""
-        return rasterize(
+        return self.renderer(
             splats,
             batch.cameras,
             background=background,
             sh_degree=sh_degree,
             antialiased=self.antialiased,
-            shards=self.shards,
         )
 
     @property

@@ -22,6 +22,7 @@ from flexgs_lightning.rendering.importance import (
     global_importance,
     removal_importance,
 )
+from flexgs_lightning.rendering.sharded import renderer_of
 from flexgs_lightning.splats import Splats
 
 Importance = Literal["removal", "blending", "global", "global_power"]
@@ -29,7 +30,7 @@ Importance = Literal["removal", "blending", "global", "global_power"]
 by blending weights with the volume factor in ``VOLUME``."""
 VOLUME: dict[Importance, VolumeFactor] = {"blending": "none", "global": "clamped", "global_power": "power"}
 PROBES = 200
-"""Least number of random images for one measurement of removal, over all views."""
+"""Least number of random images for one measurement of removal, over all views; of more views, so many."""
 KEPT = 0.5
 """Share of the Gaussians that stay from one round of ``rank_by_removal`` to the next."""
 
@@ -135,6 +136,20 @@ def _of_all(measured: Float[Tensor, " m"], chosen: Int[Tensor, " M"], shards: Sh
     return whole
 
 
+def probed_views(count: int) -> list[int]:
+    """All views, or of more than ``PROBES`` one from each of that many equal stretches of their order.
+
+    Which one is drawn, with the same outcome in every process and round: a regular step could fall in with
+    a rig's or an orbit's.
+    """
+    if count <= PROBES:
+        return list(range(count))
+    starts = torch.arange(PROBES + 1) * count // PROBES
+    places = torch.rand(PROBES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    views: list[int] = (starts[:-1] + (places * starts.diff()).long()).tolist()
+    return views
+
+
 def _own_views(cameras: Sequence[Cameras], shards: Shards) -> list[tuple[int, Cameras]]:
     """This process's views and their numbers; where processes draw together, as many in each, if empty."""
     own = [(i, cameras[i]) for i in range(process_rank(), len(cameras), world_size())]
@@ -146,15 +161,16 @@ def _removal(
     splats: Splats, cameras: Sequence[Cameras], background: Tensor, antialiased: bool, shards: Shards
 ) -> Float[Tensor, " N"]:
     total = torch.zeros(len(splats), dtype=torch.float64, device=splats.device)
-    for i, view in _own_views(cameras, shards):
+    seen = probed_views(len(cameras))
+    for i, view in _own_views([cameras[i] for i in seen], shards):
         total += removal_importance(
             splats,
             view,
-            probes=math.ceil(PROBES / len(cameras)),
+            probes=math.ceil(PROBES / len(seen)),
             generator=torch.Generator(splats.device).manual_seed(i),  # each view's own, whoever draws it
             background=background,
             antialiased=antialiased,
-            shards=shards,
+            renderer=renderer_of(shards),
         )
     if not shards.several:
         sum_over_processes(total)
@@ -167,7 +183,7 @@ def _rank_by_weight(
 ) -> Ranking:
     """Rank by blending weights times a volume factor (Eqs. 8-10)."""
     views = tqdm([view for _, view in _own_views(cameras, shards)], **_bar())
-    weights = blending_importance(splats, views, antialiased=antialiased, shards=shards).weights
+    weights = blending_importance(splats, views, antialiased=antialiased, renderer=renderer_of(shards))
     if not shards.several:
         sum_over_processes(weights)
     importance = global_importance(shards.joined(weights), shards.joined(splats.scales), volume)

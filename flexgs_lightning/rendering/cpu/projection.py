@@ -24,10 +24,10 @@ from numpy import ndarray
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.jit import inlined, kernel, next_item
 from flexgs_lightning.rendering.cpu.spherical_harmonics import evaluate_basis
-from flexgs_lightning.rendering.rasterizer import EPS2D, FAR_PLANE, NEAR_PLANE
+from flexgs_lightning.rendering.types import EPS2D, FAR_PLANE, NEAR_PLANE
 
 FEATURES = 8
-"""Columns of ``features``: h, k, g, opacity, red, green, blue, depth."""
+"""Columns of ``features``: h, k, g, opacity, depth, red, green, blue."""
 CHUNK = 512
 """Gaussians in one work item."""
 ALPHA_MIN = 1.0 / 255.0
@@ -188,8 +188,8 @@ def project(
                 colour = _colour(cam, degree, mean, sh, i, basis)
             means2d[c, i, 0], means2d[c, i, 1] = centre
             features[c, i, 0], features[c, i, 1], features[c, i, 2] = ellipse
-            features[c, i, 3], features[c, i, 7] = alpha, z
-            features[c, i, 4], features[c, i, 5], features[c, i, 6] = colour
+            features[c, i, 3], features[c, i, 4] = alpha, z
+            features[c, i, 5], features[c, i, 6], features[c, i, 7] = colour
             extents[c, i, 0], extents[c, i, 1] = extent
             radii[c, i, 0], radii[c, i, 1] = radius
         item = next_item(counter)

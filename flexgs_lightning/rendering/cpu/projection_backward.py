@@ -23,7 +23,7 @@ from flexgs_lightning.rendering.cpu.projection import (
     view_direction,
 )
 from flexgs_lightning.rendering.cpu.spherical_harmonics import direction_gradient, evaluate_basis
-from flexgs_lightning.rendering.rasterizer import EPS2D
+from flexgs_lightning.rendering.types import EPS2D
 
 
 @kernel
@@ -54,7 +54,7 @@ def project_backward(
                     by_shape, v_s, v_q, v_o = _ellipse_backward(
                         cam, antialiased, mean, rotation_of(quats, i), scale, np.float64(opacities[i]),
                         _load_ellipse(features, c, i), _load_ellipse(v_features, c, i),
-                        np.float64(v_features[c, i, 3]), np.float64(v_features[c, i, 7]),
+                        np.float64(v_features[c, i, 3]), np.float64(v_features[c, i, 4]),
                         np.float64(v_means2d[c, i, 0]), np.float64(v_means2d[c, i, 1]),
                     )  # fmt: skip
                     v_mean, v_scale = _plus(_plus(v_mean, by_colour), by_shape), _plus(v_scale, v_s)
@@ -82,9 +82,9 @@ def _plus(u, v):
 @inlined
 def _through_clamp(features, v_features, c, i):
     """Gradient of the colour before its clamp at 0."""
-    red = v_features[c, i, 4] if features[c, i, 4] > 0.0 else 0.0
-    green = v_features[c, i, 5] if features[c, i, 5] > 0.0 else 0.0
-    blue = v_features[c, i, 6] if features[c, i, 6] > 0.0 else 0.0
+    red = v_features[c, i, 5] if features[c, i, 5] > 0.0 else 0.0
+    green = v_features[c, i, 6] if features[c, i, 6] > 0.0 else 0.0
+    blue = v_features[c, i, 7] if features[c, i, 7] > 0.0 else 0.0
     return np.float64(red), np.float64(green), np.float64(blue)
 
 

@@ -110,7 +110,7 @@ def draw(
         tile_offsets, tile_splats, tile_entries, columns, tiles: see ``TileLists``.
         means2d, features, extents: [C N, ...] as from ``project``.
         background: [C, 3].
-        image, alpha, depth: out, [C, H, W, 3 | 1 | 1].
+        image, alpha, depth: out, [C, H, W, 3 | 1 | 1]; depth may be None.
         transmittance, stop: out, [C, H, W] final T, and the place in the tile's list where blending
             stopped, for the backward pass.
         importance: out, [M, 2] sum of weights and number of pixels per slot, or None.
@@ -131,7 +131,7 @@ def draw(
                 index = tile_splats[first + place]
                 splat = _load_splat(means2d, features, index, np.float32(left), np.float32(top))
                 begin, end = _covered(splat[1], extents[index, 1])
-                weight, hits = _blend(state, begin, end, np.float32(place), splat)
+                weight, hits = _blend(state, begin, end, np.float32(place), splat, depth)
             elif importance is None:
                 break
             if importance is not None:
@@ -142,9 +142,12 @@ def draw(
 
 
 @inlined
-def _blend(state, begin, end, place, splat):
-    """Add one Gaussian to the pixels begin..end; return the sum of its weights and its pixel count."""
-    mx, my, h, k, g, opacity, red, green, blue, depth = splat
+def _blend(state, begin, end, place, splat, with_depth):
+    """Add one Gaussian to the pixels begin..end; return the sum of its weights and its pixel count.
+
+    Arguments ``with_`` are None where something is not asked for: numba then compiles its terms away.
+    """
+    mx, my, h, k, g, opacity, z, red, green, blue = splat
     total, hits = _ZERO, _ZERO
     for i in range(begin, end):
         dy = state[_Y + i] - my
@@ -160,7 +163,8 @@ def _blend(state, begin, end, place, splat):
         state[_RED + i] += weight * red
         state[_GREEN + i] += weight * green
         state[_BLUE + i] += weight * blue
-        state[_DEPTH + i] += weight * depth
+        if with_depth is not None:
+            state[_DEPTH + i] += weight * z
         state[_ALPHA + i] += weight
         total += weight
         hits += _ONE if drawn else _ZERO
@@ -182,7 +186,8 @@ def _store(
             image[c, y, x, 2] = state[_BLUE + i] + T * background[c, 2]
             opaque = state[_ALPHA + i]  # 1 - T, but exact where little is drawn
             alpha[c, y, x, 0] = opaque
-            depth[c, y, x, 0] = state[_DEPTH + i] / opaque if opaque > _ZERO else _ZERO
+            if depth is not None:
+                depth[c, y, x, 0] = state[_DEPTH + i] / opaque if opaque > _ZERO else _ZERO
             transmittance[c, y, x] = T
             stop[c, y, x] = state[_STOP + i]
 
@@ -191,12 +196,13 @@ def _store(
 def draw_backward(
     counter, count, tile_offsets, tile_splats, tile_entries, columns, tiles,
     means2d, features, extents, background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth,
-    gradients,
+    gradients, absolute,
 ):  # fmt: skip
     """Vector-Jacobian product of ``draw`` per intersection; one item is a tile of one camera.
 
     ``v_image``, ``v_alpha`` and ``v_depth`` are the images' gradients (the last two may be None);
-    ``gradients`` [M, GRADIENTS] is written, one row per slot.
+    ``gradients`` [M, GRADIENTS] is written, one row per slot, and unless it is None ``absolute`` [M, 2], the
+    sums over pixels of the absolute gradients by means2d.
     """
     state = _new_state()
     tile = next_item(counter)
@@ -210,16 +216,20 @@ def draw_backward(
             )
         for place in range(size - 1, -1, -1):
             row = tile_entries[first + place]
-            values = _NO_GRADIENTS
+            values, across, down = _NO_GRADIENTS, _ZERO, _ZERO
             if np.float32(place) < deepest:
                 index = tile_splats[first + place]
                 splat = _load_splat(means2d, features, index, np.float32(left), np.float32(top))
                 begin, end = _covered(splat[1], extents[index, 1])
-                values = _blend_backward(state, begin, end, np.float32(place), splat, v_alpha, v_depth)
+                values, across, down = _blend_backward(
+                    state, begin, end, np.float32(place), splat, v_alpha, v_depth, absolute
+                )
             (
                 gradients[row, 0], gradients[row, 1], gradients[row, 2], gradients[row, 3], gradients[row, 4],
                 gradients[row, 5], gradients[row, 6], gradients[row, 7], gradients[row, 8], gradients[row, 9],
             ) = values  # fmt: skip
+            if absolute is not None:
+                absolute[row, 0], absolute[row, 1] = across, down
         tile = next_item(counter)
 
 
@@ -258,16 +268,17 @@ def _load(
 
 
 @inlined
-def _blend_backward(state, begin, end, place, splat, with_alpha, with_depth):
-    """Step back over one Gaussian: restore T in front of it and return its gradients (``GRADIENTS`` of them).
+def _blend_backward(state, begin, end, place, splat, with_alpha, with_depth, with_absolute):
+    """Step back over one Gaussian: restore T in front of it and return its gradients (``GRADIENTS`` of them),
+    and the sums of absolute ones by the centre's two coordinates.
 
     With q a pixel's gradient by the Gaussian's weight and B what lies behind it, weighted likewise,
-    dL / dalpha = T q - B / (1 - alpha). ``with_alpha`` and ``with_depth`` are None where those images have
-    no gradient: numba then compiles their terms away.
+    dL / dalpha = T q - B / (1 - alpha). Arguments ``with_`` are as in ``_blend``.
     """
-    mx, my, h, k, g, opacity, red, green, blue, depth = splat
+    mx, my, h, k, g, opacity, z, red, green, blue = splat
     v_red, v_green, v_blue, v_depth = _ZERO, _ZERO, _ZERO, _ZERO
     s, su, sy, suu, suy, syy = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
+    across, down = _ZERO, _ZERO
     for i in range(begin, end):
         dy = state[_Y + i] - my
         u = state[_X + i] - mx + k * dy
@@ -281,7 +292,7 @@ def _blend_backward(state, begin, end, place, splat, with_alpha, with_depth):
         pr, pg, pb = state[_RED + i], state[_GREEN + i], state[_BLUE + i]
         q = red * pr + green * pg + blue * pb
         if with_depth is not None:
-            q += depth * state[_DEPTH + i]
+            q += z * state[_DEPTH + i]
             v_depth += weight * state[_DEPTH + i]
         if with_alpha is not None or with_depth is not None:
             q += state[_ALPHA + i]
@@ -300,8 +311,12 @@ def _blend_backward(state, begin, end, place, splat, with_alpha, with_depth):
         suu += vu * u
         suy += vu * dy
         syy += vy * dy
+        if with_absolute is not None:
+            across += abs(vu)
+            down += abs(h * k * vu + g * vy)
     v_x, v_y = _TWO * h * su, _TWO * (h * k * su + g * sy)
-    return v_x, v_y, -suu, -_TWO * h * suy, -syy, s / opacity, v_red, v_green, v_blue, v_depth
+    values = v_x, v_y, -suu, -_TWO * h * suy, -syy, s / opacity, v_depth, v_red, v_green, v_blue
+    return values, _TWO * h * across, _TWO * down
 
 
 @kernel

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from flexgs_lightning.jit import inlined, kernel, next_item, run
+from flexgs_lightning.rendering.types import DEPTH
 
 TILE_WIDTH = 8
 TILE_HEIGHT = 32
@@ -126,7 +127,7 @@ def _sort_by_depth(counter, count, bits, entry_offsets, order, visible):
         found, ours = 0, order[c]
         for i in range(n):
             if entry_offsets[c * n + i + 1] > entry_offsets[c * n + i]:
-                keys[found], other[found] = bits[c, i, 7], i
+                keys[found], other[found] = bits[c, i, DEPTH], i
                 found += 1
         visible[c] = found
         _radix_pass(keys, other, other_keys, ours, found, 0)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from flexgs_lightning.processes import sum_over_processes, world_size
-from flexgs_lightning.rendering.rasterizer import Rendering
+from flexgs_lightning.rendering.types import Rendering
 from flexgs_lightning.training.densification.base import Densification, DensificationReport
 from flexgs_lightning.training.densification.checks import check_number, check_option
 
