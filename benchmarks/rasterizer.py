@@ -13,7 +13,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import flexgs_lightning  # noqa: F401  (before torch: it sets the thread policy)
@@ -28,6 +27,7 @@ from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import Splats
 
 SCENES = ((10_000, 256, 256), (50_000, 480, 270), (200_000, 960, 540))
+PARAMETERS = ("means", "quats", "scales", "opacities", "sh")
 RADIUS = 4.0
 """Mean screen radius in pixels, as the rasterizer reports it (up to 3.33 standard deviations)."""
 
@@ -55,7 +55,7 @@ def make_scene(count: int, width: int, height: int) -> tuple[Splats, Cameras, Te
 
 def differentiate(draw: Callable[[Splats], Tensor], splats: Splats, cotangent: Tensor) -> list[Tensor]:
     """The image and the gradients by all parameters."""
-    leaves = {field.name: getattr(splats, field.name).clone().requires_grad_() for field in fields(splats)}
+    leaves = {name: getattr(splats, name).clone().requires_grad_() for name in PARAMETERS}
     image = draw(Splats(**leaves))
     return [image.detach(), *torch.autograd.grad(image, list(leaves.values()), cotangent)]
 

@@ -51,14 +51,21 @@ def rasterize(
     background: Tensor | None = None,
     sh_degree: int | None = None,
     antialiased: bool = False,
+    channels: Tensor | None = None,
 ) -> Reference:
-    """All cameras one by one; see ``flexgs_lightning.rendering.rasterizer.rasterize``."""
-    degree = splats.sh_degree if sh_degree is None else sh_degree
+    """All cameras one by one; see ``flexgs_lightning.rendering.rasterizer.rasterize``.
+
+    ``channels`` [C, N, D] are blended in place of the spherical harmonics' colours.
+    """
+    if channels is None:
+        degree = splats.sh_degree if sh_degree is None else sh_degree
+        centres = [-view[:3, :3].T.double() @ view[:3, 3].double() for view in cameras.viewmats]
+        channels = torch.stack([_colours(splats, centre, degree) for centre in centres])
     if background is None:
-        background = torch.zeros(3)
-    backgrounds = background.double().expand(len(cameras), 3)
+        background = torch.zeros(channels.shape[-1])
+    backgrounds = background.double().expand(len(cameras), channels.shape[-1])
     views = [
-        _one_camera(splats, cameras[c], backgrounds[c], degree, antialiased) for c in range(len(cameras))
+        _one_camera(splats, cameras[c], backgrounds[c], channels[c], antialiased) for c in range(len(cameras))
     ]
     fields = dict(zip(Reference.__dataclass_fields__, zip(*views, strict=True), strict=True))
     return Reference(
@@ -70,7 +77,7 @@ def rasterize(
 
 
 def _one_camera(
-    splats: Splats, camera: Cameras, background: Tensor, degree: int, antialiased: bool
+    splats: Splats, camera: Cameras, background: Tensor, colours: Tensor, antialiased: bool
 ) -> tuple[Tensor, ...]:
     view, K = camera.viewmats[0].double(), camera.Ks[0].double()
     width, height = camera.width, camera.height
@@ -97,7 +104,6 @@ def _one_camera(
     visible = opaque & touches & (radii > 0).all(1)
     radii = torch.where(visible[:, None], radii, torch.zeros(())).int()
 
-    colours = _colours(splats, -view[:3, :3].T @ view[:3, 3], degree)
     order = torch.argsort(torch.where(visible, in_camera[:, 2], torch.inf), stable=True)[: visible.sum()]
     centres = means2d[:, None].expand(-1, width * height, -1).clone()
     if centres.requires_grad:
@@ -164,7 +170,7 @@ def _composite(
     doubtful |= (unbounded / T_MIN - 1).abs() < 1e-3
     shape = (height, width)
     return (
-        image.view(*shape, 3),
+        image.view(*shape, -1),
         (1 - last).view(*shape, 1),
         depth.view(*shape, 1),
         weights,

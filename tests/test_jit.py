@@ -7,7 +7,7 @@ from pathlib import Path
 
 FINGERPRINT = """
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from hashlib import sha256
 import flexgs_lightning, torch
 from flexgs_lightning import Outputs
@@ -15,12 +15,13 @@ sys.path.insert(0, sys.argv[1])
 from small_scene import around, ball
 from flexgs_lightning.metrics.ssim import ssim
 splats = ball()
-splats = replace(splats, **{f.name: getattr(splats, f.name).requires_grad_() for f in fields(splats)})
+names = ("means", "quats", "scales", "opacities", "sh")
+splats = replace(splats, **{name: getattr(splats, name).requires_grad_() for name in names})
 rendering = flexgs_lightning.rasterize(splats, around(2, 96, 64), outputs=Outputs(depth=True, weights=True))
 photo = torch.rand(2, 64, 96, 3, generator=torch.Generator().manual_seed(0))
 (rendering.image.square().sum() + rendering.depth.sum() + ssim(rendering.image, photo).sum()).backward()
 tensors = [rendering.image, rendering.depth, rendering.weights]
-tensors += [getattr(splats, f.name).grad for f in fields(splats)]
+tensors += [getattr(splats, name).grad for name in names]
 print(sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest())
 """
 

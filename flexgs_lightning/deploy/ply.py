@@ -8,7 +8,6 @@ blue; opacity as a logit; scale_0..2 as natural logarithms; rotation rot_0..3 as
 from __future__ import annotations
 
 from collections.abc import Sized
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -173,10 +172,12 @@ def _require_drawable(path: Path, splats: Splats) -> None:
     """Refuse what no viewer could draw, before a file is begun."""
     if len(splats) == 0:
         raise InputError(f"{path}: there are no Gaussians to write.")
-    for field in fields(splats):
-        values = getattr(splats, field.name)
+    if splats.has_features:
+        raise InputError(f"{path}: a PLY file holds spherical harmonics; these Gaussians carry features.")
+    for name in ("means", "quats", "scales", "opacities", "sh"):
+        values = getattr(splats, name)
         if not torch.stack(values.aminmax()).isfinite().all():  # no mask as large as the scene unless needed
-            _refuse(path, field.name, "NaN or infinite", (~values.isfinite()).sum(), values)
+            _refuse(path, name, "NaN or infinite", (~values.isfinite()).sum(), values)
     _refuse(path, "scales", "negative", (splats.scales < 0).sum(), splats.scales)
     outside = (splats.opacities < 0) | (splats.opacities > 1)
     _refuse(path, "opacities", "outside [0, 1]", outside.sum(), splats.opacities)

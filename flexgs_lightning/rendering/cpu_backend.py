@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.jit import run
@@ -28,11 +29,13 @@ def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool)
     Raises:
         ValueError: a tensor of ``splats`` is not float32, the only type of the kernels.
     """
-    parameters = (splats.means, splats.quats, splats.scales, splats.opacities, splats.sh)
-    for name, tensor in zip(("means", "quats", "scales", "opacities", "sh"), parameters, strict=True):
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"rasterize: splats.{name} must be torch.float32, found {tensor.dtype}.")
-    return Projection(*_Projection.apply(*parameters, cameras, sh_degree, antialiased))
+    for name in ("means", "quats", "scales", "opacities", "sh"):
+        dtype = getattr(splats, name).dtype
+        if dtype != torch.float32:
+            raise ValueError(f"rasterize: splats.{name} must be torch.float32, found {dtype}.")
+    ellipsoids = (splats.means, splats.quats, splats.scales, splats.opacities)
+    sh = None if splats.has_features else splats.sh
+    return Projection(*_Projection.apply(*ellipsoids, sh, cameras, sh_degree, antialiased))
 
 
 def blend(
@@ -40,12 +43,15 @@ def blend(
 ) -> Picture:
     """The second step of drawing; reads no radii."""
     means2d, features, extents, _ = projection
+    channels = background.shape[1]
+    missing = max(raster.CHANNELS - channels, 0)
+    features, background = pad(features, (0, missing)), pad(background, (0, missing))
     absolute: list[Tensor] = []
     image, alpha, depth, weights, hits = _Blending.apply(
         means2d, features, extents, width, height, background, outputs, absolute
     )
     absgrad = (lambda: absolute[-1]) if outputs.absgrad else None
-    return Picture(image, alpha, depth, weights, hits, absgrad)
+    return Picture(image[..., :channels], alpha, depth, weights, hits, absgrad)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -66,14 +72,14 @@ class _Projection(torch.autograd.Function):
         quats: Tensor,
         scales: Tensor,
         opacities: Tensor,
-        sh: Tensor,
+        sh: Tensor | None,
         cameras: Cameras,
         degree: int,
         antialiased: bool,
     ) -> tuple[Tensor, ...]:
         shape = (len(cameras), len(means))
         means2d, extents = torch.empty(*shape, 2), torch.empty(*shape, 2)
-        features = torch.empty(*shape, projection.FEATURES)
+        features = torch.empty(*shape, 5 if sh is None else 8)
         radii = torch.empty(*shape, 2, dtype=torch.int32)
         cams = projection.pack_cameras(cameras)
         inputs = (means, quats, scales, opacities, sh)
@@ -84,7 +90,7 @@ class _Projection(torch.autograd.Function):
             (cameras.width, cameras.height),
             antialiased,
             degree,
-            *map(_array, (*inputs, means2d, features, extents, radii)),
+            *_arrays(*inputs, means2d, features, extents, radii),
         )
         ctx.save_for_backward(*inputs, features, radii)
         ctx.options = cams, antialiased, degree
@@ -95,12 +101,12 @@ class _Projection(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, v_means2d: Tensor, v_features: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        gradients = [torch.empty(tensor.shape) for tensor in saved[:5]]
+        gradients = [None if tensor is None else torch.empty(tensor.shape) for tensor in saved[:5]]
         run(
             projection_backward.project_backward,
             -(-len(saved[0]) // projection.CHUNK),
             *ctx.options,
-            *map(_array, (*saved, v_means2d, v_features, *gradients)),
+            *_arrays(*saved, v_means2d, v_features, *gradients),
         )
         return *gradients, None, None, None
 
@@ -123,12 +129,14 @@ class _Blending(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         count, n = means2d.shape[:2]
         lists = build_tile_lists(_array(means2d), _array(extents), _array(features), width, height)
-        image, alpha = torch.empty(count, height, width, 3), torch.empty(count, height, width, 1)
+        channels = background.shape[1]
+        image, alpha = torch.empty(count, height, width, channels), torch.empty(count, height, width, 1)
         depth = torch.empty(count, height, width, 1) if outputs.depth else None
         transmittance, stop = torch.empty(count, height, width), torch.empty(count, height, width)
         counted = outputs.weights or outputs.hits
         slots = np.empty((len(lists.splats), 2), np.float32) if counted else None
-        tiles = (lists.offsets, lists.splats, lists.entries, lists.columns, lists.tiles)
+        rest = channels - raster.CHANNELS or None
+        tiles = (lists.offsets, lists.splats, lists.entries, lists.columns, lists.tiles, rest)
         flat = [_array(tensor.flatten(0, 1)) for tensor in (means2d, features, extents)]
         drawn = _arrays(background, image, alpha, depth, transmittance, stop)
         run(raster.draw, count * lists.tiles, *tiles, *flat, *drawn, slots)
@@ -150,9 +158,9 @@ class _Blending(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         means2d, features, extents, background, alpha, depth, transmittance, stop = ctx.saved_tensors
         if v_image is None:
-            v_image = stop.new_zeros(*stop.shape, 3)
+            v_image = stop.new_zeros(*stop.shape, background.shape[1])
         flat = [_array(tensor.flatten(0, 1)) for tensor in (means2d, features, extents)]
-        slots = np.empty((len(ctx.tiles[1]), raster.GRADIENTS), np.float32)
+        slots = np.empty((len(ctx.tiles[1]), 2 + features.shape[-1]), np.float32)
         absolute = None if ctx.absolute is None else np.empty((len(slots), 2), np.float32)
         run(
             raster.draw_backward,
@@ -165,7 +173,7 @@ class _Blending(torch.autograd.Function):
         )
         if absolute is not None:
             ctx.absolute.append(_sum_slots(ctx.entry_offsets, absolute).view(means2d.shape))
-        sums = _sum_slots(ctx.entry_offsets, slots).view(*means2d.shape[:2], raster.GRADIENTS)
+        sums = _sum_slots(ctx.entry_offsets, slots).view(*means2d.shape[:2], slots.shape[1])
         return sums[..., :2], sums[..., 2:], *[None] * 6
 
 

@@ -6,6 +6,7 @@ import functools
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,8 +44,8 @@ def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool)
     shape = (len(cameras), len(splats))
     if 0 in shape:  # gsplat would divide by zero
         zero = _zero(splats)
-        sizes = zero.detach().expand(*shape, 2)
-        return Projection(zero.expand(*shape, 2), zero.expand(*shape, 8), sizes, sizes.int())
+        columns, sizes = 5 if splats.has_features else 8, zero.detach().expand(*shape, 2)
+        return Projection(zero.expand(*shape, 2), zero.expand(*shape, columns), sizes, sizes.int())
     require_kernels()
     radii, means2d, depths, conics, compensations = gsplat.fully_fused_projection(
         splats.means,
@@ -70,10 +71,12 @@ def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool)
     opacities = splats.opacities.expand(shape)
     if compensations is not None:
         opacities = opacities * compensations.masked_fill(~visible, 0.0)
-    directions = splats.means - cameras.positions[:, None]
-    sh = splats.sh.expand(len(cameras), *splats.sh.shape)
-    colors = gsplat.spherical_harmonics(sh_degree, directions, sh, masks=visible)
-    columns = (conics, opacities.unsqueeze(-1), depths.unsqueeze(-1), (colors + 0.5).clamp_min(0.0))
+    columns = [conics, opacities.unsqueeze(-1), depths.unsqueeze(-1)]
+    if not splats.has_features:
+        directions = splats.means - cameras.positions[:, None]
+        sh = splats.sh.expand(len(cameras), *splats.sh.shape)
+        colors = gsplat.spherical_harmonics(sh_degree, directions, sh, masks=visible)
+        columns.append((colors + 0.5).clamp_min(0.0))
     return Projection(means2d, torch.cat(columns, dim=-1), radii.to(means2d), radii)
 
 
@@ -211,8 +214,8 @@ def _nothing(
 
 def _zero(splats: Splats) -> Float[Tensor, ""]:
     """0, as a function of all fields."""
-    fields = (splats.means, splats.quats, splats.scales, splats.opacities, splats.sh)
-    return sum((field.sum() for field in fields), start=splats.means.new_zeros(())) * 0.0
+    tensors = (getattr(splats, field.name) for field in fields(splats))
+    return sum((tensor.sum() for tensor in tensors), start=splats.means.new_zeros(())) * 0.0
 
 
 @functools.cache

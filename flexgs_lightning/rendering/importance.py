@@ -59,8 +59,8 @@ def _drawn(
     splats: Splats, views: Iterable[Cameras], antialiased: bool, renderer: Renderer, outputs: Outputs
 ) -> Iterator[Rendering]:
     for cameras in views:
-        device = cameras.to(splats.device)
-        yield renderer(splats, device, sh_degree=0, antialiased=antialiased, outputs=outputs)
+        device, degree = cameras.to(splats.device), None if splats.has_features else 0
+        yield renderer(splats, device, sh_degree=degree, antialiased=antialiased, outputs=outputs)
 
 
 def global_importance(

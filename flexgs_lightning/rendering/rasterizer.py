@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.rendering.types import IMAGE, Outputs, Rendering
+from flexgs_lightning.rendering.shading import Shader
+from flexgs_lightning.rendering.types import CHANNELS, IMAGE, Outputs, Picture, Projection, Rendering
 from flexgs_lightning.splats import Splats
 
 
@@ -21,6 +22,7 @@ def rasterize(
     sh_degree: int | None = None,
     antialiased: bool = False,
     outputs: Outputs = IMAGE,
+    shader: Shader | None = None,
 ) -> Rendering:
     """Draw ``splats`` through ``cameras``; differentiable in every field of ``splats``.
 
@@ -32,28 +34,80 @@ def rasterize(
         splats: N Gaussians; N = 0 gives the background.
         cameras: C cameras on the same device. No gradient flows to them or to the background.
         background: colour behind the Gaussians, one for all cameras or one each; black if None.
-        sh_degree: spherical-harmonics degree to evaluate, at most the stored one (the default).
+        sh_degree: spherical-harmonics degree to evaluate, at most the stored one (the default); features
+            have none.
         antialiased: scale opacities so that the low-pass filter keeps each Gaussian's total weight
             (Mip-Splatting's 2D filter).
         outputs: what to compute beside image and alpha.
+        shader: makes colours of features; by default they are drawn as they are.
 
     Raises:
-        ValueError: devices differ, a tensor on the CPU is not float32, or ``sh_degree`` or the background's
-            shape is out of range.
+        ValueError: devices differ, a tensor on the CPU is not float32, ``sh_degree`` or the background's
+            shape is out of range, or the shader has no features or gives channels of a wrong shape.
         InputError: CUDA tensors, but gsplat's kernels are not available on this machine.
     """
-    backend = backend_of(splats, cameras)
-    projection = backend.project(splats, cameras, degree_of(splats, sh_degree), antialiased)
-    behind = background_of(background, len(cameras), splats)
-    picture = backend.blend(projection, cameras.width, cameras.height, behind, outputs)
+    shader = shader_of(splats, shader)
+    projection = project(splats, cameras, sh_degree, antialiased, shader)
+    picture = blend(projection, cameras, background, outputs, shader)
     return Rendering(picture, projection, cameras.width, cameras.height)
 
 
-def backend_of(splats: Splats, cameras: Cameras) -> ModuleType:
-    """The module with the two steps of drawing, ``project`` and ``blend``, for a device."""
+def shader_of(splats: Splats, shader: Shader | None) -> Shader | None:
+    """The shader to use; None is the spherical harmonics' own."""
+    if splats.has_features:
+        return shader or Shader()
+    if shader is not None:
+        raise ValueError("rasterize: a shader needs splats with features, found spherical harmonics.")
+    return None
+
+
+def project(
+    splats: Splats, cameras: Cameras, sh_degree: int | None, antialiased: bool, shader: Shader | None
+) -> Projection:
+    """The first step: Gaussians on the image planes, with the channels to blend."""
     if splats.device != cameras.device:
         raise ValueError(f"rasterize: splats are on {splats.device}, cameras on {cameras.device}.")
-    if splats.device.type == "cuda":
+    backend = backend_of(splats.device)
+    if shader is None:
+        projection: Projection = backend.project(splats, cameras, _degree(splats, sh_degree), antialiased)
+        return projection
+    projection = backend.project(splats, cameras, 0, antialiased)
+    channels = shader.before(splats, cameras)
+    expected = (len(cameras), len(splats))
+    if channels.shape[:-1] != expected or channels.shape[-1] == 0:
+        raise ValueError(
+            f"rasterize: the shader must give {(*expected, 'D')} channels before blending, "
+            f"found {tuple(channels.shape)}."
+        )
+    return projection._replace(features=torch.cat([projection.features, channels], dim=-1))
+
+
+def blend(
+    projection: Projection,
+    cameras: Cameras,
+    background: Tensor | None,
+    outputs: Outputs,
+    shader: Shader | None,
+) -> Picture:
+    """The second step: images of what was projected; a shader's are laid over the background at last."""
+    features, size = projection.features, (cameras.width, cameras.height)
+    backend, channels = backend_of(features.device), features[..., CHANNELS].shape[-1]
+    picture: Picture
+    if shader is None:
+        behind = _background(background, len(cameras), channels, features)
+        picture = backend.blend(projection, *size, behind, outputs)
+        return picture
+    picture = backend.blend(projection, *size, features.new_zeros(len(cameras), channels), outputs)
+    image = shader.after(picture.image, picture.alpha, cameras)
+    if background is not None:
+        behind = _background(background, len(cameras), image.shape[-1], features)
+        image = image + (1 - picture.alpha) * behind[:, None, None]
+    return picture._replace(image=image)
+
+
+def backend_of(device: torch.device) -> ModuleType:
+    """The module that has both steps for a device."""
+    if device.type == "cuda":
         from flexgs_lightning.rendering import gsplat_backend
 
         return gsplat_backend
@@ -62,20 +116,19 @@ def backend_of(splats: Splats, cameras: Cameras) -> ModuleType:
     return cpu_backend
 
 
-def degree_of(splats: Splats, sh_degree: int | None) -> int:
-    """The degree to evaluate."""
+def _degree(splats: Splats, sh_degree: int | None) -> int:
     degree = splats.sh_degree if sh_degree is None else sh_degree
     if not 0 <= degree <= splats.sh_degree:
         raise ValueError(f"rasterize: sh_degree must lie in 0..{splats.sh_degree}, found {degree}.")
     return degree
 
 
-def background_of(background: Tensor | None, count: int, splats: Splats) -> Float[Tensor, "C 3"]:
-    """One colour for each camera."""
+def _background(background: Tensor | None, count: int, channels: int, like: Tensor) -> Float[Tensor, "C D"]:
     if background is None:
-        return torch.zeros(count, 3, device=splats.device, dtype=splats.means.dtype)
-    if background.shape not in ((3,), (count, 3)):
+        return like.new_zeros(count, channels)
+    if background.shape not in ((channels,), (count, channels)):
         raise ValueError(
-            f"rasterize: background must be [3] or [{count}, 3], found {tuple(background.shape)}."
+            f"rasterize: background must be [{channels}] or [{count}, {channels}], "
+            f"found {tuple(background.shape)}."
         )
-    return background.to(splats.means).expand(count, 3)
+    return background.to(like).expand(count, channels)

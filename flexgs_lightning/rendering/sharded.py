@@ -15,7 +15,6 @@ Gaussians of exactly equal depth are blended in the order of their processes, th
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.processes import Shards, exchange, gather_rows
 from flexgs_lightning.rendering import rasterizer
+from flexgs_lightning.rendering.shading import Shader
 from flexgs_lightning.rendering.types import IMAGE, Outputs, Picture, Projection, Renderer, Rendering
 from flexgs_lightning.splats import Splats
 
@@ -42,19 +42,18 @@ def rasterize(
     sh_degree: int | None = None,
     antialiased: bool = False,
     outputs: Outputs = IMAGE,
+    shader: Shader | None = None,
 ) -> Rendering:
     """See ``rasterizer.rasterize``; for all processes together.
 
     All must call it, each with its own Gaussians and cameras (or none) and with the same options, and go
     backward through it together.
     """
-    backend = rasterizer.backend_of(splats, cameras)
+    shader = rasterizer.shader_of(splats, shader)
     views = _of_all_processes(cameras)
-    degree = rasterizer.degree_of(splats, sh_degree)
-    projection = _project(backend, splats, views, degree, antialiased)
+    projection = _project(splats, views, sh_degree, antialiased, shader)
     delivery = _deliver(projection, [len(batch) for batch in views], len(cameras))
-    behind = rasterizer.background_of(background, len(cameras), splats)
-    picture = backend.blend(delivery.projection, cameras.width, cameras.height, behind, outputs)
+    picture = rasterizer.blend(delivery.projection, cameras, background, outputs, shader)
     picture = _returned(picture, delivery, projection.means2d.shape[:2])
     return Rendering(picture, projection, cameras.width, cameras.height)
 
@@ -74,13 +73,17 @@ def _of_all_processes(cameras: Cameras) -> list[Cameras]:
 
 
 def _project(
-    backend: ModuleType, splats: Splats, views: list[Cameras], sh_degree: int, antialiased: bool
+    splats: Splats,
+    views: list[Cameras],
+    sh_degree: int | None,
+    antialiased: bool,
+    shader: Shader | None,
 ) -> Projection:
     """This process's Gaussians on the image planes of all cameras: at once if these have one size."""
     batches = [batch for batch in views if len(batch)]
     if len({(batch.width, batch.height) for batch in batches}) == 1:
         batches = [Cameras.stack(batches)]
-    parts = [backend.project(splats, batch, sh_degree, antialiased) for batch in batches]
+    parts = [rasterizer.project(splats, batch, sh_degree, antialiased, shader) for batch in batches]
     return parts[0] if len(parts) == 1 else Projection(*map(torch.cat, zip(*parts, strict=True)))
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.rendering.shading import Shader
 from flexgs_lightning.splats import Splats
 
 EPS2D = 0.3
@@ -102,7 +103,7 @@ class Rendering:
 
     @property
     def image(self) -> Float[Tensor, "C H W D"]:
-        """Colour, background included; not clamped above 1."""
+        """Colour, or what the shader makes, background included; not clamped above 1."""
         return self.picture.image
 
     @property
@@ -164,6 +165,7 @@ class Renderer(Protocol):
         sh_degree: int | None = None,
         antialiased: bool = False,
         outputs: Outputs = IMAGE,
+        shader: Shader | None = None,
     ) -> Rendering:
         """See ``rasterizer.rasterize``."""
         ...

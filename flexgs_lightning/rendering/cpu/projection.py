@@ -26,8 +26,6 @@ from flexgs_lightning.jit import inlined, kernel, next_item
 from flexgs_lightning.rendering.cpu.spherical_harmonics import evaluate_basis
 from flexgs_lightning.rendering.types import EPS2D, FAR_PLANE, NEAR_PLANE
 
-FEATURES = 8
-"""Columns of ``features``: h, k, g, opacity, depth, red, green, blue."""
 CHUNK = 512
 """Gaussians in one work item."""
 ALPHA_MIN = 1.0 / 255.0
@@ -165,9 +163,9 @@ def project(
         size: (width, height).
         antialiased: multiply opacities by sqrt(det / det_with_eps).
         degree: spherical-harmonics degree to evaluate.
-        means, quats, scales, opacities, sh: the ``Splats``.
+        means, quats, scales, opacities, sh: the ``Splats``; ``sh`` is None if they carry no harmonics.
         means2d: out, [C, N, 2] pixels.
-        features: out, [C, N, FEATURES].
+        features: out, [C, N, 8] h, k, g, opacity, depth, red, green, blue; without harmonics [C, N, 5].
         extents: out, [C, N, 2] half width and height of the box outside which alpha < 1 / 255.
         radii: out, [C, N, 2] int32; ``extents`` rounded up. Zero, like all the rest, where culled.
     """
@@ -183,13 +181,14 @@ def project(
             visible, centre, ellipse, alpha, z, extent, radius = _ellipse(
                 cam, size, antialiased, mean, rotation_of(quats, i)[2], scale, np.float64(opacities[i])
             )
-            colour = (0.0, 0.0, 0.0)
-            if visible:
-                colour = _colour(cam, degree, mean, sh, i, basis)
             means2d[c, i, 0], means2d[c, i, 1] = centre
             features[c, i, 0], features[c, i, 1], features[c, i, 2] = ellipse
             features[c, i, 3], features[c, i, 4] = alpha, z
-            features[c, i, 5], features[c, i, 6], features[c, i, 7] = colour
+            if sh is not None:
+                colour = (0.0, 0.0, 0.0)
+                if visible:
+                    colour = _colour(cam, degree, mean, sh, i, basis)
+                features[c, i, 5], features[c, i, 6], features[c, i, 7] = colour
             extents[c, i, 0], extents[c, i, 1] = extent
             radii[c, i, 0], radii[c, i, 1] = radius
         item = next_item(counter)

@@ -35,7 +35,7 @@ def project_backward(
     """Vector-Jacobian product of ``project``; one item is a chunk of Gaussians, cameras summed in order.
 
     ``v_`` arrays hold gradients in the shapes of what they belong to; the last row of arguments is
-    written, the one before read.
+    written, the one before read. ``sh`` and ``v_sh`` are None if the Gaussians carry no harmonics.
     """
     basis, v_basis = np.empty(16, np.float64), np.empty(16, np.float64)
     item = next_item(counter)
@@ -46,22 +46,25 @@ def project_backward(
             for c in range(cams.shape[0]):
                 if radii[c, i, 0] > 0:
                     cam, mean, scale = load_camera(cams, c), load3(means, i), load3(scales, i)
-                    v_rgb = _through_clamp(features, v_features, c, i)
-                    by_colour = _colour_backward(
-                        cam, degree, mean, sh, i, v_rgb, basis, v_basis, v_sh, untouched
-                    )
-                    untouched = False
+                    if sh is not None:
+                        v_rgb = _through_clamp(features, v_features, c, i)
+                        by_colour = _colour_backward(
+                            cam, degree, mean, sh, i, v_rgb, basis, v_basis, v_sh, untouched
+                        )
+                        v_mean = _plus(v_mean, by_colour)
+                        untouched = False
                     by_shape, v_s, v_q, v_o = _ellipse_backward(
                         cam, antialiased, mean, rotation_of(quats, i), scale, np.float64(opacities[i]),
                         _load_ellipse(features, c, i), _load_ellipse(v_features, c, i),
                         np.float64(v_features[c, i, 3]), np.float64(v_features[c, i, 4]),
                         np.float64(v_means2d[c, i, 0]), np.float64(v_means2d[c, i, 1]),
                     )  # fmt: skip
-                    v_mean, v_scale = _plus(_plus(v_mean, by_colour), by_shape), _plus(v_scale, v_s)
+                    v_mean, v_scale = _plus(v_mean, by_shape), _plus(v_scale, v_s)
                     v_quat = v_quat[0] + v_q[0], v_quat[1] + v_q[1], v_quat[2] + v_q[2], v_quat[3] + v_q[3]
                     v_opacity += v_o
-            for k in range(0 if untouched else (degree + 1) * (degree + 1), sh.shape[1]):
-                v_sh[i, k, 0], v_sh[i, k, 1], v_sh[i, k, 2] = 0.0, 0.0, 0.0
+            if sh is not None:
+                for k in range(0 if untouched else (degree + 1) * (degree + 1), sh.shape[1]):
+                    v_sh[i, k, 0], v_sh[i, k, 1], v_sh[i, k, 2] = 0.0, 0.0, 0.0
             v_means[i, 0], v_means[i, 1], v_means[i, 2] = v_mean
             v_quats[i, 0], v_quats[i, 1], v_quats[i, 2], v_quats[i, 3] = v_quat
             v_scales[i, 0], v_scales[i, 1], v_scales[i, 2] = v_scale

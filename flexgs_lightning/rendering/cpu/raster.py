@@ -21,8 +21,10 @@ import numpy as np
 from flexgs_lightning.jit import exp_negative, inlined, kernel, next_item
 from flexgs_lightning.rendering.cpu.tiles import TILE_HEIGHT, TILE_WIDTH
 
-GRADIENTS = 10
-"""Columns of an intersection's gradients: means2d (2), then the features."""
+CHANNELS = 3
+"""Blended with all else in one loop over the pixels; further channels in loops of their own (``rest``)."""
+_GRADIENTS = 10
+"""Columns of an intersection's gradients: means2d (2), features; those of further channels follow."""
 _PIXELS = TILE_WIDTH * TILE_HEIGHT
 _CHECK_EVERY = 16
 """Gaussians between two checks whether a whole tile is finished."""
@@ -30,10 +32,11 @@ CHUNK = 2048
 """Gaussians in one work item of ``sum_slots``."""
 
 # Planes of the pixels' state. T is the transmittance.
-_X, _Y, _T, _STOP, _RED, _GREEN, _BLUE, _DEPTH, _ALPHA, _BEHIND = (
-    np.uint64(plane * _PIXELS) for plane in range(10)
+_X, _Y, _T, _STOP, _RED, _GREEN, _BLUE, _DEPTH, _ALPHA, _BEHIND, _SCRATCH, _REST = (
+    np.uint64(plane * _PIXELS) for plane in range(12)
 )
 _PLANES = 10
+"""With further channels, one for scratch and one for each of them come behind these."""
 
 _ZERO, _ONE, _TWO = np.float32(0.0), np.float32(1.0), np.float32(2.0)
 _HALF = np.float32(0.5)
@@ -42,7 +45,8 @@ _NEVER = np.float32(3e38)
 _MARGIN = np.float32(0.01)
 _NONE, _LAST_ROW = np.float32(-1.0), np.float32(TILE_HEIGHT - 1)
 _BLOCK = 2 * TILE_WIDTH
-_NO_GRADIENTS = (_ZERO,) * 10
+_NO_GRADIENTS = (_ZERO,) * _GRADIENTS
+_FEATURES = 5 + CHANNELS
 
 
 @inlined
@@ -69,9 +73,12 @@ def _load_splat(means2d, features, i, left, top):
 
 
 @inlined
-def _new_state():
+def _new_state(rest):
     """State of one tile's pixels; their centres, relative to the tile, stay."""
-    state = np.zeros(_PLANES * _PIXELS, np.float32)
+    planes = _PLANES
+    if rest is not None:
+        planes += 1 + rest
+    state = np.zeros(planes * _PIXELS, np.float32)
     for i in range(_PIXELS):
         state[_X + np.uint64(i)] = np.float32(i % TILE_WIDTH) + _HALF
         state[_Y + np.uint64(i)] = np.float32(i // TILE_WIDTH) + _HALF
@@ -98,9 +105,15 @@ def _all_finished(state, place):
     return running == 0
 
 
+@inlined
+def _plane(r):
+    """Where the plane of the r-th further channel begins."""
+    return _REST + np.uint64(r) * np.uint64(_PIXELS)
+
+
 @kernel
 def draw(
-    counter, count, tile_offsets, tile_splats, tile_entries, columns, tiles,
+    counter, count, tile_offsets, tile_splats, tile_entries, columns, tiles, rest,
     means2d, features, extents, background, image, alpha, depth, transmittance, stop, importance,
 ):  # fmt: skip
     """Blend all tiles; one item is a tile of one camera.
@@ -108,15 +121,17 @@ def draw(
     Args:
         counter: shared item counter; ``count`` items are C x ``tiles``.
         tile_offsets, tile_splats, tile_entries, columns, tiles: see ``TileLists``.
+        rest: R, the number of channels beyond the first three, or None: numba then compiles all that is for
+            them away.
         means2d, features, extents: [C N, ...] as from ``project``.
-        background: [C, 3].
-        image, alpha, depth: out, [C, H, W, 3 | 1 | 1]; depth may be None.
+        background: [C, 3 + R].
+        image, alpha, depth: out, [C, H, W, 3 + R | 1 | 1]; depth may be None.
         transmittance, stop: out, [C, H, W] final T, and the place in the tile's list where blending
             stopped, for the backward pass.
         importance: out, [M, 2] sum of weights and number of pixels per slot, or None.
     """
     height, width = stop.shape[1], stop.shape[2]
-    state = _new_state()
+    state = _new_state(rest)
     tile = next_item(counter)
     while tile < count:
         c = tile // tiles
@@ -131,18 +146,20 @@ def draw(
                 index = tile_splats[first + place]
                 splat = _load_splat(means2d, features, index, np.float32(left), np.float32(top))
                 begin, end = _covered(splat[1], extents[index, 1])
-                weight, hits = _blend(state, begin, end, np.float32(place), splat, depth)
+                weight, hits = _blend(state, begin, end, np.float32(place), splat, depth, rest)
+                if rest is not None:
+                    _blend_rest(state, begin, end, features, index, rest)
             elif importance is None:
                 break
             if importance is not None:
                 entry = tile_entries[first + place]
                 importance[entry, 0], importance[entry, 1] = weight, hits
-        _store(state, c, left, top, background, image, alpha, depth, transmittance, stop)
+        _store(state, c, left, top, background, image, alpha, depth, transmittance, stop, rest)
         tile = next_item(counter)
 
 
 @inlined
-def _blend(state, begin, end, place, splat, with_depth):
+def _blend(state, begin, end, place, splat, with_depth, with_rest):
     """Add one Gaussian to the pixels begin..end; return the sum of its weights and its pixel count.
 
     Arguments ``with_`` are None where something is not asked for: numba then compiles its terms away.
@@ -166,14 +183,25 @@ def _blend(state, begin, end, place, splat, with_depth):
         if with_depth is not None:
             state[_DEPTH + i] += weight * z
         state[_ALPHA + i] += weight
+        if with_rest is not None:
+            state[_SCRATCH + i] = weight
         total += weight
         hits += _ONE if drawn else _ZERO
     return total, hits
 
 
 @inlined
+def _blend_rest(state, begin, end, features, index, rest):
+    """The further channels, with the weights that ``_blend`` left."""
+    for r in range(rest):
+        value, plane = features[index, _FEATURES + r], _plane(r)
+        for i in range(begin, end):
+            state[plane + i] += state[_SCRATCH + i] * value
+
+
+@inlined
 def _store(
-    state, c, left, top, background, image, alpha, depth, transmittance, stop
+    state, c, left, top, background, image, alpha, depth, transmittance, stop, rest
 ):  # fmt: skip
     """Write a tile's finished pixels to the images."""
     height, width = stop.shape[1], stop.shape[2]
@@ -184,6 +212,9 @@ def _store(
             image[c, y, x, 0] = state[_RED + i] + T * background[c, 0]
             image[c, y, x, 1] = state[_GREEN + i] + T * background[c, 1]
             image[c, y, x, 2] = state[_BLUE + i] + T * background[c, 2]
+            if rest is not None:
+                for r in range(rest):
+                    image[c, y, x, CHANNELS + r] = state[_plane(r) + i] + T * background[c, CHANNELS + r]
             opaque = state[_ALPHA + i]  # 1 - T, but exact where little is drawn
             alpha[c, y, x, 0] = opaque
             if depth is not None:
@@ -194,17 +225,17 @@ def _store(
 
 @kernel
 def draw_backward(
-    counter, count, tile_offsets, tile_splats, tile_entries, columns, tiles,
+    counter, count, tile_offsets, tile_splats, tile_entries, columns, tiles, rest,
     means2d, features, extents, background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth,
     gradients, absolute,
 ):  # fmt: skip
     """Vector-Jacobian product of ``draw`` per intersection; one item is a tile of one camera.
 
     ``v_image``, ``v_alpha`` and ``v_depth`` are the images' gradients (the last two may be None);
-    ``gradients`` [M, GRADIENTS] is written, one row per slot, and unless it is None ``absolute`` [M, 2], the
+    ``gradients`` [M, 10 + R] is written, one row per slot, and unless it is None ``absolute`` [M, 2], the
     sums over pixels of the absolute gradients by means2d.
     """
-    state = _new_state()
+    state = _new_state(rest)
     tile = next_item(counter)
     while tile < count:
         c = tile // tiles
@@ -212,8 +243,9 @@ def draw_backward(
         first, size = tile_offsets[tile], tile_offsets[tile + 1] - tile_offsets[tile]
         if size > 0:
             deepest = _load(
-                state, c, left, top, background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth
-            )
+                state, c, left, top, background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth,
+                rest,
+            )  # fmt: skip
         for place in range(size - 1, -1, -1):
             row = tile_entries[first + place]
             values, across, down = _NO_GRADIENTS, _ZERO, _ZERO
@@ -221,9 +253,16 @@ def draw_backward(
                 index = tile_splats[first + place]
                 splat = _load_splat(means2d, features, index, np.float32(left), np.float32(top))
                 begin, end = _covered(splat[1], extents[index, 1])
+                if rest is not None:
+                    _gradient_by_weight(state, begin, end, features, index, rest)
                 values, across, down = _blend_backward(
-                    state, begin, end, np.float32(place), splat, v_alpha, v_depth, absolute
+                    state, begin, end, np.float32(place), splat, v_alpha, v_depth, absolute, rest
                 )
+                if rest is not None:
+                    _rest_backward(state, begin, end, gradients, row, rest)
+            elif rest is not None:
+                for r in range(rest):
+                    gradients[row, _GRADIENTS + r] = _ZERO
             (
                 gradients[row, 0], gradients[row, 1], gradients[row, 2], gradients[row, 3], gradients[row, 4],
                 gradients[row, 5], gradients[row, 6], gradients[row, 7], gradients[row, 8], gradients[row, 9],
@@ -235,7 +274,7 @@ def draw_backward(
 
 @inlined
 def _load(
-    state, c, left, top, background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth
+    state, c, left, top, background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth, rest
 ):  # fmt: skip
     """Read a tile's pixels and their gradients; return the largest stop.
 
@@ -263,14 +302,19 @@ def _load(
             state[_BEHIND + i] = T * (
                 red * background[c, 0] + green * background[c, 1] + blue * background[c, 2]
             )
+            if rest is not None:
+                for r in range(rest):
+                    value = v_image[c, y, x, CHANNELS + r]
+                    state[_plane(r) + i] = value
+                    state[_BEHIND + i] += T * value * background[c, CHANNELS + r]
             deepest = max(deepest, stop[c, y, x])
     return deepest
 
 
 @inlined
-def _blend_backward(state, begin, end, place, splat, with_alpha, with_depth, with_absolute):
-    """Step back over one Gaussian: restore T in front of it and return its gradients (``GRADIENTS`` of them),
-    and the sums of absolute ones by the centre's two coordinates.
+def _blend_backward(state, begin, end, place, splat, with_alpha, with_depth, with_absolute, with_rest):
+    """Step back over one Gaussian: restore T in front of it and return its gradients (``_GRADIENTS`` of
+    them), and the sums of absolute ones by the centre's two coordinates.
 
     With q a pixel's gradient by the Gaussian's weight and B what lies behind it, weighted likewise,
     dL / dalpha = T q - B / (1 - alpha). Arguments ``with_`` are as in ``_blend``.
@@ -296,6 +340,9 @@ def _blend_backward(state, begin, end, place, splat, with_alpha, with_depth, wit
             v_depth += weight * state[_DEPTH + i]
         if with_alpha is not None or with_depth is not None:
             q += state[_ALPHA + i]
+        if with_rest is not None:
+            q += state[_SCRATCH + i]
+            state[_SCRATCH + i] = weight
         behind = state[_BEHIND + i]
         v_alpha = T * q - behind * inverse
         state[_T + i] = T
@@ -317,6 +364,27 @@ def _blend_backward(state, begin, end, place, splat, with_alpha, with_depth, wit
     v_x, v_y = _TWO * h * su, _TWO * (h * k * su + g * sy)
     values = v_x, v_y, -suu, -_TWO * h * suy, -syy, s / opacity, v_depth, v_red, v_green, v_blue
     return values, _TWO * h * across, _TWO * down
+
+
+@inlined
+def _gradient_by_weight(state, begin, end, features, index, rest):
+    """The pixels' gradients by the Gaussian's weight, as far as further channels go."""
+    for i in range(begin, end):
+        state[_SCRATCH + i] = _ZERO
+    for r in range(rest):
+        value, plane = features[index, _FEATURES + r], _plane(r)
+        for i in range(begin, end):
+            state[_SCRATCH + i] += state[plane + i] * value
+
+
+@inlined
+def _rest_backward(state, begin, end, gradients, row, rest):
+    """Gradients by further channels, from the weights that ``_blend_backward`` left."""
+    for r in range(rest):
+        total, plane = _ZERO, _plane(r)
+        for i in range(begin, end):
+            total += state[_SCRATCH + i] * state[plane + i]
+        gradients[row, _GRADIENTS + r] = total
 
 
 @kernel
