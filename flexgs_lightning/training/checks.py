@@ -23,8 +23,8 @@ def check_savable(scene: Scene, step: int) -> None:
 class FiniteWatch:
     """Stops before broken numbers spread: the loss of each iteration is looked at, and parameters regularly.
 
-    The rasterizer culls Gaussians with NaN silently, so the loss alone does not show them. A GPU is not waited
-    for: what an iteration finds there is read in the next one.
+    The rasterizer culls Gaussians with NaN silently, so the loss alone does not show them. A GPU is not
+    waited for: what an iteration finds there is read in the next one.
     """
 
     def __init__(self) -> None:
