@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -117,8 +118,61 @@ class ViewBatch:
     def __len__(self) -> int:
         return len(self.cameras)
 
+    def each(self) -> list[ViewBatch]:
+        """Batches of one view each."""
+        return [
+            ViewBatch(
+                self.cameras[i],
+                self.images[i : i + 1],
+                None if self.alphas is None else self.alphas[i : i + 1],
+                self.indices[i : i + 1],
+                self.names[i : i + 1],
+            )
+            for i in range(len(self))
+        ]
+
+    @staticmethod
+    def cat(batches: Sequence[ViewBatch]) -> ViewBatch:
+        """One batch of several of one image size; those without alpha are opaque where others have any."""
+        if len(batches) == 1:
+            return batches[0]
+        alphas = [batch.alphas for batch in batches]
+        if any(alpha is not None for alpha in alphas):
+            alphas = [
+                torch.full_like(batch.images[..., :1], 255) if batch.alphas is None else batch.alphas
+                for batch in batches
+            ]
+        return ViewBatch(
+            Cameras.stack([batch.cameras for batch in batches]),
+            torch.cat([batch.images for batch in batches]),
+            None if alphas[0] is None else torch.cat([alpha for alpha in alphas if alpha is not None]),
+            torch.cat([batch.indices for batch in batches]),
+            tuple(name for batch in batches for name in batch.names),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the pixels."""
+        return self.images.nbytes + (0 if self.alphas is None else self.alphas.nbytes)
+
+    def pinned(self) -> ViewBatch:
+        """In memory that a GPU copies from while the host goes on; the same batch where there is no GPU."""
+        if not torch.cuda.is_available():
+            return self
+        cameras = replace(
+            self.cameras, viewmats=self.cameras.viewmats.pin_memory(), Ks=self.cameras.Ks.pin_memory()
+        )
+        alphas = None if self.alphas is None else self.alphas.pin_memory()
+        return replace(
+            self,
+            cameras=cameras,
+            images=self.images.pin_memory(),
+            alphas=alphas,
+            indices=self.indices.pin_memory(),
+        )
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
-        """Move to a device (Lightning calls this)."""
+        """Move to a device."""
         return ViewBatch(
             self.cameras.to(device, non_blocking),
             self.images.to(device, non_blocking=non_blocking),

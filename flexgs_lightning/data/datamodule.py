@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from flexgs_lightning.data.benchmarks import scene_protocol
-from flexgs_lightning.data.capture import TEST_EVERY, Capture, View
+from flexgs_lightning.data.capture import TEST_EVERY, Capture, View, ViewBatch
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.data.ordering import HeldOutOrder, TrainingOrder
+from flexgs_lightning.data.residence import DeviceViews
 from flexgs_lightning.data.streaming import (
     ImageCache,
     ViewDataset,
@@ -40,6 +42,7 @@ class CaptureDataModule(LightningDataModule):
             ``batch_size`` views in each of them.
         cache_megabytes: Memory for decoded photos, in each training process. Photos beyond it are decoded
             at each use. Training photos come first, held-out ones get what is left.
+        device_megabytes: Memory for photos on the GPU, as 8-bit integers; the rest are copied at each use.
         num_workers: Worker processes that decode training photos. By default none if all training photos
             fit the cache, otherwise one per core, at most 4.
         seed: Seed of the order of training views.
@@ -56,6 +59,7 @@ class CaptureDataModule(LightningDataModule):
         protocol: str | None = None,
         batch_size: int = 1,
         cache_megabytes: int = 2048,
+        device_megabytes: int = 4096,
         num_workers: int | None = None,
         seed: int = 0,
         images: str = "images",
@@ -64,6 +68,7 @@ class CaptureDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         least = {"batch_size": (batch_size, 1), "cache_megabytes": (cache_megabytes, 0), "seed": (seed, 0)}
+        least["device_megabytes"] = (device_megabytes, 0)
         least["num_workers"] = (num_workers or 0, 0)
         for option, (value, minimum) in least.items():
             if value < minimum:
@@ -77,11 +82,13 @@ class CaptureDataModule(LightningDataModule):
         self.test_every = test_every if test_every is not None else TEST_EVERY
         self.batch_size = batch_size
         self.cache_megabytes = cache_megabytes
+        self.device_megabytes = device_megabytes
         self.num_workers = num_workers
         self.seed = seed
         self.images = images
         self.masks = masks
         self.name = name
+        self._resident = DeviceViews(device_megabytes * 2**20)
         self._capture: Capture | None = None
         self._cache: ImageCache | None = None
         self._context: WorkerContext | None = None
@@ -152,8 +159,15 @@ class CaptureDataModule(LightningDataModule):
         """The same as ``val_dataloader``."""
         return self.val_dataloader()
 
+    def transfer_batch_to_device(
+        self, batch: ViewBatch, device: torch.device, dataloader_idx: int
+    ) -> ViewBatch:
+        """Move a batch without waiting; what is on the device already is not moved again."""
+        return self._resident.moved(batch, device)
+
     def teardown(self, stage: str) -> None:
-        """End the worker processes."""
+        """End the worker processes, and let go of the photos on the device."""
+        self._resident = DeviceViews(self.device_megabytes * 2**20)
         if self._train_loader is not None:
             self._train_loader.close()
 

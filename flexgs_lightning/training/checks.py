@@ -1,5 +1,6 @@
 """Refusing impossible options and broken numbers."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,7 +62,7 @@ class FiniteWatch:
             return
         if self._arrived is not None:
             self._arrived.synchronize()
-        if found.isfinite().all():
+        if np.isfinite(found.numpy()).all():  # in the host's memory by now
             return
         name = scene.first_non_finite()
         where = f"attribute '{name}' holds NaN or infinity" if name else "all attributes are finite"

@@ -105,7 +105,7 @@ class ElasticTraining:
         if self.sampling == "list":
             return [self.ratios[(step * self.prefixes + i) % len(self.ratios)] for i in range(self.prefixes)]
         low, high = self.ratio_range
-        draws = [(i + torch.rand(()).item()) / self.prefixes for i in range(self.prefixes)]
+        draws = [(i + draw) / self.prefixes for i, draw in enumerate(torch.rand(self.prefixes).tolist())]
         return [high * (low / high) ** (1 - draw**self.ratio_bias) for draw in draws]
 
     @property

@@ -118,6 +118,8 @@ class FlexGSModule(lightning.LightningModule):
         self._started_trained = False
         self._loaded_iteration = 0
         self._finite = FiniteWatch()
+        self.progress: dict[str, float] = {}
+        """What a progress bar may show of the iteration that was logged last."""
 
     @property
     def gaussians(self) -> Gaussians:
@@ -314,7 +316,7 @@ class FlexGSModule(lightning.LightningModule):
 
     def _training_background(self) -> Tensor:
         if self.background == "random":
-            return torch.rand(3).to(self.device)
+            return torch.rand(3, device=self.device)
         return self.evaluation_background
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
@@ -340,8 +342,7 @@ class FlexGSModule(lightning.LightningModule):
         known = {name: torch.as_tensor(value, device=self.device) for name, value in parts.items()}
         values = mean_over_processes({"loss": loss, "psnr": quality, **known})
         values["gaussians"] = torch.tensor(float(len(self.scene)), device=self.device)
-        shown = ("loss", "psnr", "gaussians")
-        self.log_dict({name: values[name] for name in shown}, prog_bar=True, logger=False)
+        self.progress = {name: float(values[name]) for name in ("loss", "psnr", "gaussians")}
         self.log_dict({f"train/{name}": value for name, value in values.items()})
         groups = [group for optimizer in self._optimizers() for group in optimizer.param_groups]
         self.log_dict({f"learning_rate/{group['name']}": group["lr"] for group in groups})

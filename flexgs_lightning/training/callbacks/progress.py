@@ -33,12 +33,12 @@ class TrainingProgress(TQDMProgressBar):
         self.train_progress_bar.set_description("Training")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Leave out Lightning's version number; write counts as counts."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        if "gaussians" in metrics:
-            metrics["gaussians"] = f"{float(str(metrics['gaussians'])):,.0f}"
-        return metrics
+        """Figures of the last logged iteration: Lightning would read its own from the device in every one."""
+        assert isinstance(pl_module, FlexGSModule)
+        shown: dict[str, Any] = {name: f"{value:.4g}" for name, value in pl_module.progress.items()}
+        if "gaussians" in shown:
+            shown["gaussians"] = f"{pl_module.progress['gaussians']:,.0f}"
+        return shown
 
 
 class IterationAxis(Callback):

@@ -109,9 +109,10 @@ class AdaptiveDensityControl(Densification):
             raise RuntimeError("densification: means2d has no gradient; call before_backward and backward.")
         # Per pixel -> per half image, and per mean over the batch of all processes -> per camera.
         cameras = gradient.shape[0] * (1 if self._shards.several else world_size())
-        units = gradient.new_tensor([rendering.width, rendering.height]) * (cameras / 2)
+        across, down = rendering.width * (cameras / 2), rendering.height * (cameras / 2)
+        scaled = torch.stack([gradient[..., 0] * across, gradient[..., 1] * down], dim=-1)
         visible = (rendering.radii > 0).all(dim=-1)
-        norms = torch.where(visible, (gradient * units).norm(dim=-1), 0.0)
+        norms = torch.where(visible, scaled.norm(dim=-1), 0.0)
         seen = torch.stack([norms.sum(dim=0), visible.sum(dim=0)])
         if not self._shards.several:
             sum_over_processes(seen)
