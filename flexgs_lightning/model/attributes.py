@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -133,8 +134,21 @@ def displaced(parameters: dict[str, Tensor], changes: dict[str, Float[Tensor, "M
     for name, change in changes.items():
         base = ATTRIBUTES[name].displaced_from(parameters[name])
         flat, width = base.flatten(1) if base.ndim > 1 else base.unsqueeze(1), change.shape[1]
-        moved = flat[:, :width] + change
-        if width < flat.shape[1]:
-            moved = torch.cat([moved, flat[:, width:]], dim=1)
+        moved = flat + change if width == flat.shape[1] else _LeadingSum.apply(flat, change)
         result[name] = moved.view(base.shape)
     return result
+
+
+class _LeadingSum(torch.autograd.Function):
+    """[M, W] plus [M, C] in the first C columns. Slices would copy the gradient thrice on its way back."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, change: Tensor) -> Tensor:
+        ctx.width = change.shape[1]
+        total = rows.clone()
+        total[:, : ctx.width] += change
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return gradient, gradient[:, : ctx.width]
