@@ -71,13 +71,13 @@ def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool)
     opacities = splats.opacities.expand(shape)
     if compensations is not None:
         opacities = opacities * compensations.masked_fill(~visible, 0.0)
-    columns = [conics, opacities.unsqueeze(-1), depths.unsqueeze(-1)]
+    features = [conics, opacities.unsqueeze(-1), depths.unsqueeze(-1)]
     if not splats.has_features:
         directions = splats.means - cameras.positions[:, None]
         sh = splats.sh.expand(len(cameras), *splats.sh.shape)
         colors = gsplat.spherical_harmonics(sh_degree, directions, sh, masks=visible)
-        columns.append((colors + 0.5).clamp_min(0.0))
-    return Projection(means2d, torch.cat(columns, dim=-1), radii.to(means2d), radii)
+        features.append((colors + 0.5).clamp_min(0.0))
+    return Projection(means2d, torch.cat(features, dim=-1), radii.to(means2d), radii)
 
 
 def blend(
@@ -153,8 +153,13 @@ def _weights(ellipses: _Ellipses) -> Float[Tensor, "C N"]:
     A backward pass of its own over clones, so that it also works in ``no_grad`` and ``inference_mode``.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        copies = {name: v.detach().clone() for name, v in ellipses._asdict().items() if isinstance(v, Tensor)}
-        still = ellipses._replace(**copies)
+        still = ellipses._replace(
+            means2d=ellipses.means2d.detach().clone(),
+            conics=ellipses.conics.detach().clone(),
+            opacities=ellipses.opacities.detach().clone(),
+            isect_offsets=ellipses.isect_offsets.clone(),
+            flatten_ids=ellipses.flatten_ids.clone(),
+        )
         colors = torch.ones_like(still.opacities).unsqueeze(-1).requires_grad_()
         image, _ = _draw(still, colors)
         (gradient,) = torch.autograd.grad(image.sum(), colors)
