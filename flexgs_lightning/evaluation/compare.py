@@ -66,8 +66,8 @@ def compare(
         finetune_steps: Length of a training for one ratio alone; by default as many as steps.
         iterative_scale: Iterative pruning trains 1,000 steps after each pruning and 5,000 at the end, times
             this; by default finetune_steps for each ratio are shared out in that proportion.
-        scratch_steps: Length of a training from scratch for one ratio; by default as many as the checkpoint's
-            first stage and finetune_steps together.
+        scratch_steps: Length of a training from scratch for one ratio; by default as many as the checkpoint
+            was trained for and finetune_steps together.
         output: Folder of the comparison; by default runs/compare/SCENE.
         report: Folder of the report, if not that of the comparison.
         configs: Folder of the elastic methods' settings and ablations.

@@ -41,8 +41,8 @@ class Schedule:
         finetune_steps: iterations of a method that trains for each ratio, for each of them.
         iterative_scale: of iterative pruning's published 1,000 iterations after each pruning and 5,000 at the
             end; None shares ``finetune_steps`` out in that proportion.
-        scratch_steps: iterations of a training from scratch, for each ratio; None for as many as the first
-            stage and ``finetune_steps`` together.
+        scratch_steps: iterations of a training from scratch, for each ratio; None for as many as the
+            checkpoint was trained for and ``finetune_steps`` together.
     """
 
     steps: int
