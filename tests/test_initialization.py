@@ -9,7 +9,8 @@ import torch
 from flexgs_lightning.data.capture import Capture, Points
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.training.initialization import Initialization, initial_gaussians
+from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.training.initialization import Initialization, initial_scene
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +18,13 @@ def capture(small_capture: Path) -> Capture:
     return read_colmap(small_capture)
 
 
-def means(capture: Capture, most: int | None, seed: int = 0) -> torch.Tensor:
+def start(capture: Capture, options: Initialization, seed: int = 0) -> Gaussians:
     torch.manual_seed(seed)
-    return initial_gaussians(capture, Initialization(max_gaussians=most), 1, None).params["means"].detach()
+    return initial_scene(capture, options, sh_degree=1, start=None, parts={}).gaussians
+
+
+def means(capture: Capture, most: int | None, seed: int = 0) -> torch.Tensor:
+    return start(capture, Initialization(max_gaussians=most), seed).params["means"].detach()
 
 
 def test_of_more_points_the_seed_draws_as_many_as_are_allowed(capture: Capture) -> None:
@@ -41,10 +46,8 @@ def test_as_many_points_as_are_allowed_are_all_taken(capture: Capture, more: int
 
 def test_fewer_gaussians_begin_larger(capture: Capture) -> None:
     """Their size is the distance to the neighbours that are left: together they still fill the space."""
-    torch.manual_seed(0)
     sizes = [
-        initial_gaussians(capture, Initialization(max_gaussians=most), 1, None).params["scales"].mean()
-        for most in (None, 100)
+        start(capture, Initialization(max_gaussians=most)).params["scales"].mean() for most in (None, 100)
     ]
     assert sizes[1] > sizes[0] + 0.5  # logarithms
 
@@ -52,8 +55,7 @@ def test_fewer_gaussians_begin_larger(capture: Capture) -> None:
 def test_a_random_start_is_limited_too(capture: Capture) -> None:
     without = replace(capture, points=Points(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.uint8)))
     assert len(means(without, 50)) == 50
-    options = Initialization(random_gaussians=40, max_gaussians=50)
-    assert len(initial_gaussians(without, options, 1, None)) == 40
+    assert len(start(without, Initialization(random_gaussians=40, max_gaussians=50))) == 40
 
 
 def test_no_gaussian_at_all_is_refused() -> None:
