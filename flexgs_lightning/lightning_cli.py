@@ -28,6 +28,7 @@ from flexgs_lightning.training.callbacks import (
     TensorBoardPages,
     TestReport,
     ThroughputLogger,
+    TrainingClock,
     TrainingProgress,
     ValidationImages,
 )
@@ -157,7 +158,7 @@ class FlexGSCLI(LightningCLI):
         if options["logger"] in (None, True):
             kwargs["logger"] = self._run_folder_logger
         progress = [] if options["enable_progress_bar"] is False else [TrainingProgress()]
-        kwargs["callbacks"] = [*(options["callbacks"] or []), IterationAxis(), *progress]
+        kwargs["callbacks"] = [*(options["callbacks"] or []), IterationAxis(), TrainingClock(), *progress]
         kwargs["plugins"] = [*(options["plugins"] or []), SafeCheckpointIO()]
         ReplicaStrategy.register()
         ShardStrategy.register()

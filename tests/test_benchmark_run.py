@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,10 +182,21 @@ def test_a_metric_that_a_scene_lacks_has_no_mean() -> None:
     assert "LPIPS" not in as_markdown("Zip-NeRF", report).split("## Scenes")[0].splitlines()[2]
 
 
-def test_the_papers_rows_of_a_scene_stand_below_it_and_another_protocol_is_pointed_out() -> None:
-    report = summarise("tanks_and_temples", "tanks_and_temples", {"train": measured(20.0)}, {})
+def test_the_papers_table_of_a_scene_stands_below_it_and_another_protocol_is_pointed_out() -> None:
+    scenes = {"train": measured(20.0), "playroom": measured(25.0)}
+    missing = {"truck": "not run", "drjohnson": "not run"}
+    report = summarise("tanks_and_temples", "tanks_and_temples", scenes, missing)
+    assert set(report["scene_differences"]) == {"train"}, "no table of playroom is printed"
+    assert report["scene_differences"]["train"]["0.01"]["psnr"] == pytest.approx(20.0 - 19.189)
     text = as_markdown("Tanks & Temples", report)
-    assert "| train, FlexGS (paper) | 19.19 | – |" in text
+    _, overview, train = re.split("\n## Scenes|\n### train", text)
+    assert "| playroom | 25.00 |" in overview
+    rows = [line for line in train.splitlines() if line.startswith("| ")]
+    assert rows[1].startswith("| train | 20.00 |")
+    assert rows[2].startswith("| difference to FlexGS (paper) | +0.81 | -0.16")
+    assert rows[3].startswith("| FlexGS (paper) | 19.19 | 0.6607 | 0.3726 |")
+    assert [row.split(" (")[0] for row in rows[4:]] == ["| EAGLES", "| C3DGS", "| LightGS", "| LightGS*"]
+    assert "Paper: arXiv:2506.04174, Table 9." in train
     assert "measured under the protocol tanks_and_temples_quarter, this run under tanks_and_temples" in text
 
 

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from flexgs_lightning.cli import main
+from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.deploy.ply import read_ply
 from flexgs_lightning.evaluation import methods
 from flexgs_lightning.evaluation.cells import ERROR, RESULT
@@ -25,7 +26,9 @@ from flexgs_lightning.training.module import FlexGSModule
 
 STEPS = 100
 RATIOS = (0.1, 0.3, 1.0)
-METHODS = ("prune", "prune:random", "prune-finetune", "iterative", "matryoshka", "flexgs")
+METHODS = ("prune", "prune:random", "prune-finetune", "iterative", "scratch:mcmc", "matryoshka", "flexgs")
+FIRST_STAGE_STEPS = 300
+SCRATCH_STEPS = FIRST_STAGE_STEPS + STEPS
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -33,7 +36,11 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 def first_stage(small_capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoint of a short first stage on white, every fifth photo held out."""
     runs = tmp_path_factory.mktemp("runs")
-    options = ["--model.reconstruction_steps=300", "--model.sh_degree_interval=100", "--model.lpips=none"]
+    options = [
+        f"--model.reconstruction_steps={FIRST_STAGE_STEPS}",
+        "--model.sh_degree_interval=100",
+        "--model.lpips=none",
+    ]
     protocol = ["--data.test_every=5", "--model.background=white"]
     trainer = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     assert main(["fit", f"--data.root={small_capture}", f"--runs={runs}", *options, *protocol, *trainer]) == 0
@@ -103,9 +110,9 @@ def test_the_full_scene_is_measured_as_flexgs_test_measures_it(
 
 
 def test_a_specialists_file_is_what_was_measured(output: Path, report: dict[str, Any]) -> None:
-    for method in ("prune-finetune", "iterative"):
+    for method in ("prune-finetune", "iterative", "scratch:mcmc"):
         (cell,) = (r for r in report["cells"] if (r["method"], r["ratio"]) == (method, 0.1))
-        path = output / method / "0.1" / "scene.ply"
+        path = output / method.replace(":", "-") / "0.1" / "scene.ply"
         assert len(read_ply(path)) == cell["gaussians"]
         assert cell["megabytes"] == path.stat().st_size / 1e6
 
@@ -117,6 +124,7 @@ def test_training_cost_counts_an_elastic_training_once_and_specialists_each(repo
         "prune:random": (0, 0),
         "prune-finetune": (3, 3 * STEPS),
         "iterative": (3, 3 * STEPS),
+        "scratch:mcmc": (3, 3 * SCRATCH_STEPS),
         "matryoshka": (1, STEPS),
         "flexgs": (1, STEPS),
     }
@@ -141,6 +149,30 @@ def test_specialists_train_at_the_published_rates_without_densification(output: 
     assert trained["background"] == "white"
 
 
+def test_a_model_from_scratch_learns_from_sfm_points_thinned_to_its_budget(
+    output: Path, report: dict[str, Any], small_capture: Path, first_stage: Path
+) -> None:
+    """Not from the first stage, and worth more than the same number of its Gaussians."""
+    budget = count_at(0.1, len(load(first_stage)))
+    assert budget < len(read_colmap(small_capture).points)
+    (config,) = (output / "scratch-mcmc" / "0.1").glob("training/version_*/config.yaml")
+    trained = yaml.safe_load(config.read_text())
+    assert trained["start_from"] is None
+    assert trained["model"]["reconstruction_steps"] == SCRATCH_STEPS
+    assert trained["model"]["elastic_training"]["steps"] == 0
+    assert trained["model"]["initialization"]["max_gaussians"] == budget
+    assert trained["model"]["densification"]["class_path"].endswith("MCMC")
+    assert trained["model"]["background"] == "white"
+    assert trained["model"]["sh_degree_interval"] == 100
+    assert psnr(report, "scratch:mcmc", 0.1) > psnr(report, "prune:random", 0.1) + 3.0
+
+
+def test_a_training_from_scratch_can_be_of_any_length(first_stage: Path, tmp_path: Path) -> None:
+    assert compare(first_stage, tmp_path, *asked(("scratch:mcmc",), (0.1,)), "--scratch_steps=20") == 0
+    facts = json.loads((tmp_path / "comparison.json").read_text())["methods"]["scratch:mcmc"]
+    assert (facts["steps"], facts["scratch_steps"]) == (20, 20)
+
+
 # -- the report ----------------------------------------------------------------------------------------
 
 
@@ -153,6 +185,11 @@ def test_the_page_holds_table_costs_curves_grids_and_protocol(output: Path, repo
     assert page.count("<u>") >= len(RATIOS)
     assert "every 5th image by sorted name is held out" in page
     assert "mean of per-image values" in page
+    first = report["first_stage"]
+    assert first["seconds"] > 0
+    assert f"after 300 iterations and {first['seconds']:,.0f} seconds" in page
+    for method in METHODS:
+        assert f"\n- {method}: {report['methods'][method]['cost']}" in page
     for line in page.splitlines():
         if line.startswith("![]("):
             assert (output / line[4:-1]).is_file(), line
@@ -253,10 +290,18 @@ def test_a_broken_elastic_training_fails_all_its_ratios_but_is_tried_once(
     assert "what all ratios" in (tmp_path / "out" / "mine" / "0.3" / ERROR).read_text()
 
 
-@pytest.mark.parametrize(("method", "folder"), [("iterative", "iterative/0.3"), ("matryoshka", "matryoshka")])
+@pytest.mark.parametrize(
+    ("method", "folder", "steps"),
+    [
+        ("iterative", "iterative/0.3", STEPS),
+        ("matryoshka", "matryoshka", STEPS),
+        ("scratch:mcmc", "scratch-mcmc/0.3", SCRATCH_STEPS),
+    ],
+)
 def test_ctrl_c_and_the_same_command_go_on_as_if_nothing_had_happened(
     method: str,
     folder: str,
+    steps: int,
     first_stage: Path,
     output: Path,
     tmp_path: Path,
@@ -267,7 +312,7 @@ def test_ctrl_c_and_the_same_command_go_on_as_if_nothing_had_happened(
 
     def interrupted(self: FlexGSModule, *arguments: Any) -> None:
         seen.append(self.iteration)
-        if self.iteration == STEPS // 2:
+        if self.iteration == steps // 2:
             os.kill(os.getpid(), signal.SIGINT)
         step(self, *arguments)
 
@@ -277,7 +322,7 @@ def test_ctrl_c_and_the_same_command_go_on_as_if_nothing_had_happened(
     assert exit_status.value.code == 130
     assert not list(tmp_path.rglob(RESULT))
     assert compare(first_stage, tmp_path, *asked((method,), (0.3,))) == 0
-    assert seen == list(range(STEPS))  # so the second time began where the first had ended
+    assert seen == list(range(steps))  # so the second time began where the first had ended
 
     def parameters(root: Path) -> dict[str, torch.Tensor]:
         (path,) = (root / folder / "training").glob("version_*/checkpoints/last.ckpt")
@@ -308,6 +353,8 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
     ("options", "parts"),
     [
         (["--methods", "prun"], ("--methods prun", "prune-finetune, iterative", "found 'prun'")),
+        (["--methods", "scratch"], ("--methods scratch", "scratch:mcmc", "found 'scratch'")),
+        (["--methods", "scratch:adc"], ("--methods scratch:adc", "scratch:mcmc")),
         (["--methods", "prune:beauty"], ("--methods prune:beauty", "lightgaussian", "found 'beauty'")),
         (["--methods", "prune", "prune"], ("--methods: expected different", "prune prune")),
         (["--methods", "flexgs+nothing"], ("flexgs/nothing.yaml", "ratio_list")),
@@ -318,6 +365,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
         (["--ratios", "0.00001"], ("--ratios", "less than one")),
         (["--ratios", "0.1", "0.1"], ("--ratios: expected different numbers",)),
         (["--steps", "0"], ("--steps: expected at least 1, found 0",)),
+        (["--scratch_steps", "0"], ("--scratch_steps: expected at least 1, found 0",)),
         (["--iterative_scale", "-1"], ("--iterative_scale: expected a positive number",)),
         (["--config", "nowhere.yaml"], ("nowhere.yaml: no such config",)),
     ],

@@ -14,6 +14,8 @@ import yaml
 from small_scene import around, ball
 
 from flexgs_lightning.cli import main
+from flexgs_lightning.data.colmap import read_colmap
+from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.iterative_pruning import next_count, rounds_needed
 from flexgs_lightning.evaluation.methods import (
     ABLATIONS,
@@ -26,10 +28,12 @@ from flexgs_lightning.evaluation.methods import (
     scaled,
 )
 from flexgs_lightning.evaluation.scores import Score, pruning_order, pruning_scores
+from flexgs_lightning.evaluation.scratch import first_refined, growth_needed, refinements, scratch_settings
 from flexgs_lightning.evaluation.study import Schedule
 from flexgs_lightning.evaluation.tables import difference_table, quality_table
-from flexgs_lightning.evaluation.training import merged
+from flexgs_lightning.evaluation.training import merged, train
 from flexgs_lightning.evaluation.unseen import dips
+from flexgs_lightning.model.checkpoint import load
 from flexgs_lightning.model.elastic import ElasticOptions
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.rendering.types import Outputs
@@ -99,6 +103,49 @@ def test_iterative_schedule_keeps_the_published_proportion() -> None:
     assert steps == 20_000
     assert every / (steps - 10 * every) == pytest.approx(1_000 / 5_000, rel=1e-2)
     assert iterative_schedule(Schedule(1, 1, iterative_scale=1.0), 10) == (1_000, 15_000)
+
+
+# -- from scratch --------------------------------------------------------------------------------------
+
+
+def test_mcmc_refines_up_to_five_sixths_of_the_stage() -> None:
+    """At 600, 700, … 4,900 of 6,000 steps; in 720 steps not once."""
+    assert refinements(6_000) == 44
+    assert (refinements(720), refinements(721)) == (0, 1)
+    assert first_refined() == 720
+
+
+@pytest.mark.parametrize(
+    ("start", "budget", "steps"), [(1_000, 1_000, 10), (50, 60, 6_000), (100, 9_999, 1_000)]
+)
+def test_growth_fills_the_budget_and_is_no_more_than_it_takes(start: int, budget: int, steps: int) -> None:
+    growth, rounds = growth_needed(start, budget, refinements(steps)), refinements(steps)
+    assert growth >= 0.05
+
+    def grown(rate: float) -> int:
+        count = start
+        for _ in range(rounds):
+            count = min(budget, int((1 + rate) * count))
+        return count
+
+    assert grown(growth) == budget
+    assert growth == 0.05 or grown(growth / 1.1) < budget
+
+
+def test_too_short_a_training_from_scratch_is_refused_where_it_would_have_to_grow() -> None:
+    with pytest.raises(InputError, match=r"--scratch_steps: .* 100 points cannot become 101 Gaussians.* 720"):
+        scratch_settings(100, 101, 720)
+    settings = scratch_settings(100, 40, 720)["model"]
+    assert settings["initialization"]["max_gaussians"] == 40
+    assert settings["densification"]["init_args"]["max_gaussians"] == 40
+
+
+def test_a_model_from_scratch_that_grows_ends_with_its_budget(small_capture: Path, tmp_path: Path) -> None:
+    points, budget, steps = len(read_colmap(small_capture).points), 2_000, 730
+    assert points < budget
+    settings = merged({"data": {"root": str(small_capture)}}, scratch_settings(points, budget, steps))
+    training = train(tmp_path, None, settings, steps)
+    assert (len(load(training.checkpoint)), training.steps) == (budget, steps)
 
 
 # -- methods and ablations -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 from flexgs_lightning.data.benchmarks import Benchmark
 from flexgs_lightning.evaluation.benchmark_scene import SceneRun
-from flexgs_lightning.evaluation.published import METRICS, PublishedTable, benchmark_means, published_tables
+from flexgs_lightning.evaluation.published import METRICS, benchmark_means, scene_tables
 from flexgs_lightning.files import atomic_path
 
 Row = Mapping[float, Mapping[str, float]]
@@ -56,7 +56,8 @@ def summarise(
     """The report as plain values.
 
     The mean over scenes weighs every scene alike, as the paper's tables do, and a scene's value is the mean
-    over its images. The difference to the paper's row is given only if no scene is missing.
+    over its images. The mean's difference to the paper's row is given only if no scene is missing, a scene's
+    wherever the paper has a table of it.
 
     Args:
         benchmark: name of the benchmark.
@@ -68,6 +69,7 @@ def summarise(
     mean = _mean(list(scenes.values()))
     published = benchmark_means(benchmark)
     paper = published.methods[PAPER] if published else {}
+    theirs = {name: table for name, table in scene_tables(benchmark).items() if name in scenes}
     return {
         "benchmark": benchmark,
         "protocol": {"name": protocol, **_protocols(metrics)},
@@ -76,6 +78,10 @@ def summarise(
         "mean": _plain(mean),
         "difference": {} if missing else _plain(_difference(mean, paper)),
         "published": asdict(published) if published else None,
+        "scene_differences": {
+            name: _plain(_difference(scenes[name], table.methods[PAPER])) for name, table in theirs.items()
+        },
+        "published_scenes": {name: asdict(table) for name, table in theirs.items()},
     }
 
 
@@ -140,14 +146,12 @@ def as_markdown(title: str, report: Mapping[str, Any]) -> str:
     mean, published = report["mean"], report["published"]
     names = [name for name in METRICS if all(name in values for values in mean.values())]
     rows = {f"ours, mean of {finished} scenes": mean}
-    if report["difference"]:
-        rows[f"{DIFFERENCE} to {PAPER} (paper)"] = report["difference"]
     if published is not None:
-        rows |= {f"{method} (paper)": _plain(row) for method, row in reversed(published["methods"].items())}
+        rows |= _beside(report["difference"], published)
     lines += [*_table(rows, list(mean), names), ""]
     if published is not None:
         lines += [*_remarks(report, published), ""]
-    lines += ["## Scenes", "", *_table(_scene_rows(report), list(mean), names), ""]
+    lines += _scene_parts(report, names)
     lines += ["## Protocol", "", *(f"- {key}: {value}" for key, value in report["protocol"].items()), ""]
     return "\n".join(lines)
 
@@ -165,17 +169,21 @@ def _remarks(report: Mapping[str, Any], published: Mapping[str, Any]) -> list[st
     return remarks
 
 
-def _scene_rows(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Each scene, and below it what the paper gives for it."""
-    tables: dict[str | None, PublishedTable] = {
-        table.scene: table for table in published_tables() if table.benchmark == report["benchmark"]
-    }
-    rows: dict[str, Mapping[str, Any]] = {}
-    for name, row in report["scenes"].items():
-        rows[name] = row
-        if name in tables:
-            rows[f"{name}, {PAPER} (paper)"] = _plain(tables[name].methods[PAPER])
-    return rows
+def _scene_parts(report: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """A row for each scene, and a table for each one that the paper has a table of."""
+    ratios = list(report["mean"])
+    lines = ["## Scenes", "", *_table(report["scenes"], ratios, names), ""]
+    for name, published in report["published_scenes"].items():
+        rows = {name: report["scenes"][name], **_beside(report["scene_differences"][name], published)}
+        source = f"{published['source']}. {published['note']}".strip()
+        lines += [f"### {name}", "", *_table(rows, ratios, names), "", f"Paper: {source}", ""]
+    return lines
+
+
+def _beside(difference: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Rows to stand below ours: the difference, if there is one, and the paper's, best first."""
+    rows = {f"{DIFFERENCE} to {PAPER} (paper)": difference} if difference else {}
+    return rows | {f"{method} (paper)": _plain(row) for method, row in reversed(published["methods"].items())}
 
 
 def _table(

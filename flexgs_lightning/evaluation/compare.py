@@ -20,6 +20,7 @@ METHODS = (
     "prune",
     "prune-finetune",
     "iterative",
+    "scratch:mcmc",
     "matryoshka",
     "flexgs-paper",
     "flexgs",
@@ -37,6 +38,7 @@ def compare(
     steps: int = 20_000,
     finetune_steps: int | None = None,
     iterative_scale: float | None = None,
+    scratch_steps: int | None = None,
     output: Path | None = None,
     report: Path | None = None,
     configs: Path = Path("configs"),
@@ -45,16 +47,17 @@ def compare(
 ) -> None:
     """Train and measure rival methods from one first stage, and write the table.
 
-    Every method starts from the same checkpoint and goes through the same rasterizer, data and metrics. Each
-    cell (a method at a ratio) has its own folder; what is finished is not run again, a training that was
-    interrupted goes on, and a cell that fails does not stop the others (its error.txt says why). The output
-    folder gets comparison.json, comparison.md, curves of PSNR against size and time, and a picture grid for
-    each ratio.
+    Every method but scratch:mcmc starts from the same checkpoint, and all go through the same rasterizer,
+    data and metrics. Each cell (a method at a ratio) has its own folder; what is finished is not run again,
+    a training that was interrupted goes on, and a cell that fails does not stop the others (its error.txt
+    says why). The output folder gets comparison.json, comparison.md, curves of PSNR against size and time,
+    and a picture grid for each ratio.
 
     Args:
         ckpt: Checkpoint of the first stage: flexgs fit without an elastic stage.
         config: YAML files with settings of data and metrics; by default the checkpoint's own config.yaml.
-        methods: Any of prune, prune-finetune, iterative, matryoshka, flexgs-paper, flexgs; the first two also
+        methods: Any of prune, prune-finetune, iterative, scratch:mcmc (a model of that size trained from the
+            SfM points), matryoshka, flexgs-paper, flexgs; the first two also
             by another score (prune:opacity): removal, as flexgs ranks and the default, blending, importance,
             lightgaussian, opacity, random; an ablation such as flexgs+ratio_list; or the YAML file of an
             elastic stage.
@@ -63,13 +66,15 @@ def compare(
         finetune_steps: Length of a training for one ratio alone; by default as many as steps.
         iterative_scale: Iterative pruning trains 1,000 steps after each pruning and 5,000 at the end, times
             this; by default finetune_steps for each ratio are shared out in that proportion.
+        scratch_steps: Length of a training from scratch for one ratio; by default as many as the checkpoint
+            was trained for and finetune_steps together.
         output: Folder of the comparison; by default runs/compare/SCENE.
         report: Folder of the report, if not that of the comparison.
         configs: Folder of the elastic methods' settings and ablations.
         device: Where to train and measure; "auto" takes CUDA where there is a device.
         seed: Seed of every training.
     """
-    schedule = Schedule(steps, finetune_steps or steps, iterative_scale)
+    schedule = Schedule(steps, finetune_steps or steps, iterative_scale, scratch_steps)
     _run(ckpt, config or [], methods, ratios, schedule, output, report, "compare", configs, device, seed)
 
 

@@ -13,6 +13,7 @@ from flexgs_lightning.deploy.ply import read_ply, write_ply
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.iterative_pruning import rounds_needed
 from flexgs_lightning.evaluation.scores import Score
+from flexgs_lightning.evaluation.scratch import scratch_settings
 from flexgs_lightning.evaluation.study import Schedule, Study, read_config
 from flexgs_lightning.evaluation.training import Settings, Training, merged, train
 from flexgs_lightning.model.budget import count_at
@@ -26,6 +27,7 @@ ELASTIC_CONFIGS = {
 }
 """Files below the folder of configs that hold the elastic methods' settings."""
 ABLATIONS = "ablations"
+SCRATCH = "scratch:mcmc"
 PUBLISHED_ROUND, PUBLISHED_END = 1_000, 5_000
 """Iterations after each pruning and at the end (COGS 2025 runner-up)."""
 ELASTIC_SETTINGS = ("elastic", "elastic_training")
@@ -68,6 +70,11 @@ class Method(ABC):
     def description(self) -> str:
         """One sentence for reports."""
 
+    @property
+    @abstractmethod
+    def cost(self) -> str:
+        """What its seconds of training contain, for reports."""
+
     @abstractmethod
     def facts(self, study: Study) -> dict[str, Any]:
         """What its results depend on, beside ``Study.facts``; plain values."""
@@ -93,6 +100,11 @@ class Pruning(Method):
     def description(self) -> str:
         """One sentence for reports."""
         return f"pruned by {self.score} score, not trained"
+
+    @property
+    def cost(self) -> str:
+        """Nothing."""
+        return "nothing; neither the first stage nor the score is counted"
 
     def facts(self, study: Study) -> dict[str, Any]:
         """Its score."""
@@ -125,6 +137,11 @@ class Finetuning(Method):
         """One sentence for reports."""
         return f"pruned by {self.score} score, then trained for each ratio alone"
 
+    @property
+    def cost(self) -> str:
+        """Its trainings alone."""
+        return "the trainings of all ratios; neither the first stage nor the score is counted"
+
     def facts(self, study: Study) -> dict[str, Any]:
         """Its score and steps."""
         return {"score": self.score, "finetune_steps": study.schedule.finetune_steps}
@@ -153,6 +170,11 @@ class IterativePruningMethod(Method):
         """One sentence for reports."""
         return "pruned 5 % at a time by the gradient's norm with training in between, for each ratio alone"
 
+    @property
+    def cost(self) -> str:
+        """Its trainings, prunings included."""
+        return "the trainings of all ratios with their prunings; the first stage is not counted"
+
     def facts(self, study: Study) -> dict[str, Any]:
         """Its schedule."""
         schedule = study.schedule
@@ -167,6 +189,40 @@ class IterativePruningMethod(Method):
             pruning = {"iterative_pruning": {"keep": keep, "every": every}}
             training = train(cell, study.checkpoint, merged(one_ratio(study.settings), pruning), steps)
             return _from_file(training, cell, study)
+
+        return make
+
+
+@dataclass(frozen=True)
+class Scratch(Method):
+    """A small model for each ratio, trained with MCMC from the SfM points: it has no shared first stage."""
+
+    per_ratio: ClassVar[bool] = True
+
+    @property
+    def description(self) -> str:
+        """One sentence for reports."""
+        return (
+            "for each ratio a model of that many Gaussians, trained from scratch with MCMC; of more SfM "
+            "points, as many are drawn at random"
+        )
+
+    @property
+    def cost(self) -> str:
+        """Everything: it shares nothing."""
+        return "the whole trainings of all ratios, from SfM points on: there is no first stage to add"
+
+    def facts(self, study: Study) -> dict[str, Any]:
+        """Its steps."""
+        return {"scratch_steps": study.scratch_steps}
+
+    def prepare(self, study: Study, folder: Path) -> Maker:
+        """For each ratio train, and store the file that a device would load."""
+
+        def make(ratio: float, cell: Path) -> Outcome:
+            steps = study.scratch_steps
+            own = scratch_settings(len(study.capture.points), count_at(ratio, len(study)), steps)
+            return _from_file(train(cell, None, merged(study.settings, own), steps), cell, study)
 
         return make
 
@@ -187,6 +243,11 @@ class Elastic(Method):
         """One sentence for reports."""
         return "one elastic training for all ratios"
 
+    @property
+    def cost(self) -> str:
+        """Its training, rankings included."""
+        return "the one training with its rankings; the first stage is not counted"
+
     def facts(self, study: Study) -> dict[str, Any]:
         """Its steps and settings."""
         return {"steps": study.schedule.steps, "settings": self.settings}
@@ -204,8 +265,9 @@ def parse_methods(names: Sequence[str], configs: Path) -> list[Method]:
     """Methods by name.
 
     ``prune`` and ``prune-finetune`` take a score after a colon (``prune:opacity``; removal by default).
-    ``iterative``, ``matryoshka``, ``flexgs`` and ``flexgs-paper`` stand alone. A path of a YAML file is an
-    elastic method of its own, and ``flexgs+name`` lays ``ablations/flexgs/name.yaml`` over ``flexgs``.
+    ``iterative``, ``scratch:mcmc``, ``matryoshka``, ``flexgs`` and ``flexgs-paper`` stand alone. A path of a
+    YAML file is an elastic method of its own, and ``flexgs+name`` lays ``ablations/flexgs/name.yaml`` over
+    ``flexgs``.
 
     Args:
         names: as they are asked for.
@@ -298,6 +360,8 @@ def _method(name: str, configs: Path) -> Method:
         return Pruning(name, chosen) if kind == "prune" else Finetuning(name, chosen)
     if name == "iterative":
         return IterativePruningMethod(name)
+    if name == SCRATCH:
+        return Scratch(name)
     return Elastic(name, _elastic_settings(name, configs))
 
 
@@ -330,7 +394,7 @@ def _config_file(name: str, base: str, configs: Path) -> Path:
         return path
     if _is_file(base):
         return Path(base)
-    known = ("prune", "prune-finetune", "iterative", *ELASTIC_CONFIGS)
+    known = ("prune", "prune-finetune", "iterative", SCRATCH, *ELASTIC_CONFIGS)
     raise InputError(f"--methods {name}: expected {', '.join(known)} or a YAML file, found '{base}'.")
 
 

@@ -22,7 +22,7 @@ class PublishedTable:
         source: paper and table.
         protocol: name of the protocol that they were measured under, as far as is known.
         methods: for each method the metrics at each ratio: ``methods["FlexGS"][0.01]["psnr"]`` in dB.
-        table: number of the table; None for rows from text or supplement.
+        table: number of the table.
         scene: the scene, or None for the mean over the benchmark's scenes.
         note: what a reader should know of them.
     """
@@ -31,7 +31,7 @@ class PublishedTable:
     source: str
     protocol: str
     methods: Mapping[str, Mapping[float, Mapping[str, float]]]
-    table: int | None = None
+    table: int
     scene: str | None = None
     note: str = ""
 
@@ -47,6 +47,11 @@ def benchmark_means(benchmark: str) -> PublishedTable | None:
     """The table of the FlexGS paper that holds the means over a benchmark's scenes (Tables 1 and 2)."""
     tables = (t for t in published_tables() if t.benchmark == benchmark and t.table in (1, 2))
     return next(tables, None)
+
+
+def scene_tables(benchmark: str) -> dict[str, PublishedTable]:
+    """The tables of the FlexGS paper that hold one scene each (Tables 5 to 12), by the scene's name."""
+    return {t.scene: t for t in published_tables() if t.benchmark == benchmark and t.scene is not None}
 
 
 def _table(methods: Mapping[str, Mapping[float, list[float]]], **facts: str | int) -> PublishedTable:

@@ -14,6 +14,8 @@ from flexgs_lightning.evaluation.pictures import picture_grid
 from flexgs_lightning.evaluation.study import Study
 from flexgs_lightning.evaluation.tables import markdown
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.model.checkpoint import read_checkpoint
+from flexgs_lightning.training.callbacks.clock import seconds_of
 from flexgs_lightning.training.callbacks.test_report import LIBRARIES, device_name
 
 Comparison = dict[str, Any]
@@ -27,11 +29,17 @@ def comparison_of(study: Study, cells: Sequence[Cell]) -> Comparison:
     methods = {cell.method.name: cell.method for cell in cells}
     return {
         "capture": study.capture.name,
-        "first_stage": {"gaussians": len(study), "iterations": study.model.iteration, **study.facts},
+        "first_stage": {
+            "gaussians": len(study),
+            "iterations": study.model.iteration,
+            "seconds": seconds_of(read_checkpoint(study.checkpoint, mapped=True)),
+            **study.facts,
+        },
         "protocol": study.protocol(),
         "methods": {
             name: {
                 "description": method.description,
+                "cost": method.cost,
                 **method.facts(study),
                 **_cost([r["training"] for r in results if r["method"] == name], method.per_ratio),
             }

@@ -28,7 +28,7 @@ from flexgs_lightning.splats import Splats
 
 log = logging.getLogger(__name__)
 
-SHARED_MODEL = ("background", "antialiased", "ssim_weight", "learning_rates")
+SHARED_MODEL = ("background", "antialiased", "ssim_weight", "learning_rates", "sh_degree_interval")
 """Settings of the model that are the scene's and not a method's; the rest of a run's config is left aside."""
 
 
@@ -41,16 +41,20 @@ class Schedule:
         finetune_steps: iterations of a method that trains for each ratio, for each of them.
         iterative_scale: of iterative pruning's published 1,000 iterations after each pruning and 5,000 at the
             end; None shares ``finetune_steps`` out in that proportion.
+        scratch_steps: iterations of a training from scratch, for each ratio; None for as many as the
+            checkpoint was trained for and ``finetune_steps`` together.
     """
 
     steps: int
     finetune_steps: int
     iterative_scale: float | None = None
+    scratch_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "finetune_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name}: expected at least 1, found {getattr(self, name)}.")
+        for name in ("steps", "finetune_steps", "scratch_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name}: expected at least 1, found {value}.")
         if self.iterative_scale is not None and not self.iterative_scale > 0:
             raise InputError(f"--iterative_scale: expected a positive number, found {self.iterative_scale}.")
 
@@ -82,6 +86,11 @@ class Study:
     def __len__(self) -> int:
         """Gaussians of the first stage."""
         return len(self.model)
+
+    @property
+    def scratch_steps(self) -> int:
+        """Iterations of a training from scratch."""
+        return self.schedule.scratch_steps or self.model.iteration + self.schedule.finetune_steps
 
     @property
     def capture(self) -> Capture:

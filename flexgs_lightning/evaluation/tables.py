@@ -20,9 +20,9 @@ def markdown(comparison: Mapping[str, Any], curves: Sequence[str], pictures: Map
     first = comparison["first_stage"]
     parts = [
         f"# {comparison['capture']}: methods compared",
-        f"All methods start from the same first stage: {first['gaussians']:,} Gaussians after "
-        f"{first['iterations']:,} iterations. Means over held-out views. **Best**, <u>second best</u>. "
-        "Steps and seconds are those of all ratios together.",
+        f"The first stage: {first['gaussians']:,} Gaussians after {first['iterations']:,} iterations"
+        f"{_seconds(first)}. Means over held-out views. **Best**, <u>second best</u>. Steps and seconds are "
+        "those of all ratios together; steps of different methods take different times.",
         quality_table(comparison),
         difference_table(comparison),
         "Milliseconds to render a view / to switch to this ratio. A method that trains for each ratio "
@@ -30,6 +30,7 @@ def markdown(comparison: Mapping[str, Any], curves: Sequence[str], pictures: Map
         time_table(comparison),
         _failures(comparison["failed"]),
         "\n".join(f"![]({name})" for name in [*curves, *pictures.values()]),
+        _costs(comparison["methods"]),
         "## Methods",
         _list((name, facts["description"]) for name, facts in comparison["methods"].items()),
         "## Protocol",
@@ -139,6 +140,18 @@ def _marks(cells: Mapping[tuple[str, float], Mapping[str, Any]], ratio: float, k
 
 def _by_method_and_ratio(comparison: Mapping[str, Any]) -> dict[tuple[str, float], Mapping[str, Any]]:
     return {(result["method"], result["ratio"]): result for result in comparison["cells"]}
+
+
+def _seconds(first: Mapping[str, Any]) -> str:
+    """What the first stage took, where its checkpoint says so."""
+    seconds = first.get("seconds")
+    return "" if seconds is None else f" and {seconds:,.0f} seconds"
+
+
+def _costs(methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """What each method's seconds contain."""
+    lines = _list((name, facts.get("cost")) for name, facts in methods.items())
+    return f"## What the seconds contain\n\n{lines}" if lines else ""
 
 
 def _failures(failed: Sequence[Mapping[str, Any]]) -> str:

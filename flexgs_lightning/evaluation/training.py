@@ -12,12 +12,12 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.evaluation.clock import TrainingClock, seconds_of
 from flexgs_lightning.evaluation.iterative_pruning import IterativePruning
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.lightning_cli import FlexGSCLI
 from flexgs_lightning.model.checkpoint import read_checkpoint
 from flexgs_lightning.training.callbacks.checkpointing import FOLDER, LAST
+from flexgs_lightning.training.callbacks.clock import seconds_of
 
 TRAINING = "training"
 BAD_USAGE = 2
@@ -44,21 +44,21 @@ class Training:
 
 
 class MethodCLI(FlexGSCLI):
-    """``flexgs fit`` with a clock and, where it is asked for, iterative pruning."""
+    """``flexgs fit`` with iterative pruning where it is asked for."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks that only comparisons need."""
+        """Add the callback that only comparisons need."""
         super().add_arguments_to_parser(parser)
-        parser.add_lightning_class_args(TrainingClock, "clock")
         parser.add_lightning_class_args(IterativePruning, "iterative_pruning")
 
 
-def train(folder: Path, start: Path, settings: Settings, steps: int) -> Training:
-    """Train an elastic stage of ``steps`` iterations below ``folder``, or finish what was begun there.
+def train(folder: Path, start: Path | None, settings: Settings, steps: int) -> Training:
+    """Train one stage of ``steps`` iterations below ``folder``, or finish what was begun there.
 
     Args:
         folder: of the method or cell; the run lies in its ``training/``.
-        start: checkpoint or PLY file that the stage starts from.
+        start: checkpoint or PLY file that an elastic stage starts from; None for a first stage, from SfM
+            points.
         settings: a config of ``flexgs fit`` without the stage's length.
         steps: iterations.
 
@@ -70,11 +70,14 @@ def train(folder: Path, start: Path, settings: Settings, steps: int) -> Training
     if last is None or read_checkpoint(last)["global_step"] < steps:
         config = folder / "training.yaml"
         with atomic_path(config) as temporary:
-            temporary.write_text(yaml.safe_dump(merged(settings, _stage(steps)), sort_keys=False))
+            temporary.write_text(
+                yaml.safe_dump(merged(settings, _stage(steps, start is not None)), sort_keys=False)
+            )
         resume = [] if last is None else ["--ckpt_path", str(last)]
-        run = ["--start_from", str(start), "--runs", str(folder), "--name", TRAINING, *resume]
+        begin = [] if start is None else ["--start_from", str(start)]
+        run = ["--config", str(config), "--runs", str(folder), "--name", TRAINING, *begin, *resume]
         try:
-            MethodCLI(["fit", "--config", str(config), *run])
+            MethodCLI(["fit", *run])
         except SystemExit as exit_:
             if exit_.code != BAD_USAGE:
                 raise
@@ -85,7 +88,9 @@ def train(folder: Path, start: Path, settings: Settings, steps: int) -> Training
         last = _last_checkpoint(folder)
     assert last is not None
     checkpoint = read_checkpoint(last)
-    return Training(last, checkpoint["global_step"], seconds_of(checkpoint))
+    seconds = seconds_of(checkpoint)
+    assert seconds is not None
+    return Training(last, checkpoint["global_step"], seconds)
 
 
 def merged(first: Mapping[str, Any], *others: Mapping[str, Any]) -> Settings:
@@ -99,10 +104,14 @@ def merged(first: Mapping[str, Any], *others: Mapping[str, Any]) -> Settings:
     return result
 
 
-def _stage(steps: int) -> Settings:
-    """A second stage alone, neither validated nor tested on its way: that is not a training's cost."""
+def _stage(steps: int, elastic: bool) -> Settings:
+    """One of both stages alone, neither validated nor tested on its way."""
+    lengths = {
+        "reconstruction_steps": 0 if elastic else steps,
+        "elastic_training": {"steps": steps if elastic else 0},
+    }
     return {
-        "model": {"reconstruction_steps": 0, "lpips": "none", "elastic_training": {"steps": steps}},
+        "model": {"lpips": "none", **lengths},
         "trainer": {"limit_val_batches": 0},
         "checkpoint": {"every_n_steps": max(1, min(1_000, steps // CHECKPOINTS))},
         "test_after_fit": False,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from flexgs_lightning.data.capture import Capture
+from flexgs_lightning.data.capture import Capture, Points
+from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.elastic import ElasticOptions, elastic_scene
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
@@ -24,10 +25,22 @@ class Initialization:
     Args:
         opacity: opacity of every Gaussian.
         random_gaussians: number of Gaussians if the capture has no SfM points.
+        max_gaussians: begin with at most this many: of more SfM points, that many are drawn at random by the
+            run's seed; null for all.
+
+    Raises:
+        InputError: ``max_gaussians`` is less than 1.
     """
 
     opacity: float = 0.1
     random_gaussians: int = 100_000
+    max_gaussians: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_gaussians is not None and self.max_gaussians < 1:
+            raise InputError(
+                f"model.initialization.max_gaussians: expected null or 1 or more, found {self.max_gaussians}."
+            )
 
 
 def initial_scene(
@@ -38,7 +51,7 @@ def initial_scene(
     parts: Mapping[str, Part],
     shards: Shards = ALONE,
 ) -> Scene:
-    """What training begins with; random Gaussians come from torch's global generator.
+    """What training begins with; what is random of it comes from torch's global generator.
 
     If several processes hold the Gaussians, each must ask for the same, and gets its share.
 
@@ -63,7 +76,7 @@ def _all_gaussians(
 ) -> Gaussians:
     if start is not None:
         return Gaussians.from_splats(start.with_sh_degree(max(sh_degree, start.sh_degree)))
-    points = capture.points
+    points = _thinned(capture.points, options.max_gaussians)
     if len(points):
         return Gaussians.from_points(
             points.positions, points.colors, sh_degree=sh_degree, opacity=options.opacity
@@ -71,10 +84,18 @@ def _all_gaussians(
     return Gaussians.random(
         torch.cat([view.camera.positions for view in capture.views]),
         capture.extent,
-        count=options.random_gaussians,
+        count=min(options.random_gaussians, options.max_gaussians or options.random_gaussians),
         sh_degree=sh_degree,
         opacity=options.opacity,
     )
+
+
+def _thinned(points: Points, most: int | None) -> Points:
+    """The points, or ``most`` of them, which torch's global generator draws; their order stays."""
+    if most is None or len(points) <= most:
+        return points
+    kept = torch.randperm(len(points))[:most].sort().values
+    return Points(points.positions[kept], points.colors[kept])
 
 
 def make_elastic(

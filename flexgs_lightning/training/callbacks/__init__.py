@@ -1,6 +1,7 @@
 """What happens beside the training step: saving, showing, reporting."""
 
 from flexgs_lightning.training.callbacks.checkpointing import Checkpointing
+from flexgs_lightning.training.callbacks.clock import TrainingClock
 from flexgs_lightning.training.callbacks.elastic_schedule import ImportanceRefresh, TemperatureDecay
 from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
 from flexgs_lightning.training.callbacks.interruption import GracefulInterruption
@@ -21,6 +22,7 @@ __all__ = [
     "TensorBoardPages",
     "TestReport",
     "ThroughputLogger",
+    "TrainingClock",
     "TrainingProgress",
     "ValidationImages",
 ]

@@ -254,7 +254,7 @@ class Densification(ABC):
         if self._cap is not None and count > self._cap:
             raise InputError(
                 f"densification.max_gaussians: expected at least the {count} Gaussians that training "
-                f"starts with, found {self._cap}."
+                f"starts with, found {self._cap}; model.initialization.max_gaussians starts with fewer."
             )
 
     def _remove_non_finite(self, completed: int) -> int:

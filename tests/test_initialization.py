@@ -1,0 +1,63 @@
+"""What a new scene starts from, when it may hold only so many Gaussians."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from flexgs_lightning.data.capture import Capture, Points
+from flexgs_lightning.data.colmap import read_colmap
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.training.initialization import Initialization, initial_scene
+
+
+@pytest.fixture(scope="module")
+def capture(small_capture: Path) -> Capture:
+    return read_colmap(small_capture)
+
+
+def start(capture: Capture, options: Initialization, seed: int = 0) -> Gaussians:
+    torch.manual_seed(seed)
+    return initial_scene(capture, options, sh_degree=1, start=None, parts={}).gaussians
+
+
+def means(capture: Capture, most: int | None, seed: int = 0) -> torch.Tensor:
+    return start(capture, Initialization(max_gaussians=most), seed).params["means"].detach()
+
+
+def test_of_more_points_the_seed_draws_as_many_as_are_allowed(capture: Capture) -> None:
+    points = capture.points.positions
+    some = means(capture, 100)
+    rows = [(points == mean).all(dim=1).nonzero().item() for mean in some]
+    assert len(set(rows)) == 100
+    assert rows == sorted(rows)
+    assert rows[-1] > len(points) // 2, "from all of them, not the first ones"
+    assert torch.equal(some, means(capture, 100))
+    assert not torch.equal(some, means(capture, 100, seed=1))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_as_many_points_as_are_allowed_are_all_taken(capture: Capture, more: int) -> None:
+    assert torch.equal(means(capture, len(capture.points) + more), capture.points.positions)
+    assert torch.equal(means(capture, None), capture.points.positions)
+
+
+def test_fewer_gaussians_begin_larger(capture: Capture) -> None:
+    """Their size is the distance to the neighbours that are left: together they still fill the space."""
+    sizes = [
+        start(capture, Initialization(max_gaussians=most)).params["scales"].mean() for most in (None, 100)
+    ]
+    assert sizes[1] > sizes[0] + 0.5  # logarithms
+
+
+def test_a_random_start_is_limited_too(capture: Capture) -> None:
+    without = replace(capture, points=Points(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.uint8)))
+    assert len(means(without, 50)) == 50
+    assert len(start(without, Initialization(random_gaussians=40, max_gaussians=50))) == 40
+
+
+def test_no_gaussian_at_all_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model.initialization.max_gaussians: .* found 0"):
+        Initialization(max_gaussians=0)
