@@ -12,10 +12,12 @@ from typing import Any
 from flexgs_lightning.data.benchmarks import Benchmark
 from flexgs_lightning.evaluation.benchmark_scene import SceneRun
 from flexgs_lightning.evaluation.published import METRICS, PublishedTable, benchmark_means, published_tables
+from flexgs_lightning.evaluation.tables import worst_text
 from flexgs_lightning.files import atomic_path
 
-Row = Mapping[float, Mapping[str, float]]
+Row = Mapping[float, Mapping[str, Any]]
 """Metrics at each ratio."""
+WORST = "worst"
 PAPER = "FlexGS"
 DIFFERENCE = "difference"
 DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4}
@@ -79,10 +81,14 @@ def summarise(
     }
 
 
-def scene_row(metrics: Mapping[str, Any]) -> dict[float, dict[str, float]]:
-    """Metrics of one scene at each ratio, the full model as ratio 1, from its ``metrics.json``."""
+def scene_row(metrics: Mapping[str, Any]) -> dict[float, dict[str, Any]]:
+    """Metrics of one scene at each ratio, the full model as ratio 1, from its ``metrics.json``.
+
+    "worst" has name and PSNR of the worst view; None where the file, an older one, does not.
+    """
     ratios = {float(ratio): dict(result) for ratio, result in metrics["ratios"].items()}
-    return dict(sorted((ratios | {1.0: {"gaussians": metrics["gaussians"], **metrics["mean"]}}).items()))
+    full = {"gaussians": metrics["gaussians"], **metrics["mean"], "worst": metrics.get("worst")}
+    return dict(sorted((ratios | {1.0: full}).items()))
 
 
 def _mean(rows: Sequence[Row]) -> dict[float, dict[str, float]]:
@@ -93,7 +99,7 @@ def _mean(rows: Sequence[Row]) -> dict[float, dict[str, float]]:
         ratio: {
             name: statistics.fmean(row[ratio][name] for row in rows)
             for name in rows[0][ratio]
-            if all(name in row[ratio] for row in rows)
+            if name != WORST and all(name in row[ratio] for row in rows)
         }
         for ratio in rows[0]
         if all(ratio in row for row in rows)
@@ -110,7 +116,7 @@ def _difference(ours: Row, theirs: Row) -> dict[float, dict[str, float]]:
     }
 
 
-def _plain(row: Row) -> dict[str, Mapping[str, float]]:
+def _plain(row: Row) -> dict[str, Mapping[str, Any]]:
     return {f"{ratio:g}": values for ratio, values in row.items()}
 
 
@@ -148,6 +154,7 @@ def as_markdown(title: str, report: Mapping[str, Any]) -> str:
     if published is not None:
         lines += [*_remarks(report, published), ""]
     lines += ["## Scenes", "", *_table(_scene_rows(report), list(mean), names), ""]
+    lines += ["## Worst views", "", *_worst_views(report["scenes"], list(mean)), ""]
     lines += ["## Protocol", "", *(f"- {key}: {value}" for key, value in report["protocol"].items()), ""]
     return "\n".join(lines)
 
@@ -176,6 +183,13 @@ def _scene_rows(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         if name in tables:
             rows[f"{name}, {PAPER} (paper)"] = _plain(tables[name].methods[PAPER])
     return rows
+
+
+def _worst_views(scenes: Mapping[str, Mapping[str, Any]], ratios: Sequence[str]) -> list[str]:
+    """Markdown lines: PSNR and name of each scene's worst view at each ratio."""
+    titles = (f"{100 * float(ratio):g} %" for ratio in ratios)
+    rows = (f"| {name} | {' | '.join(worst_text(row[r]) for r in ratios)} |" for name, row in scenes.items())
+    return [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(ratios)}", *rows]
 
 
 def _table(
