@@ -14,6 +14,7 @@ from flexgs_lightning.data.ordering import HeldOutOrder
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.metrics.protocol import ImageMetrics
 from flexgs_lightning.metrics.psnr import psnr
+from flexgs_lightning.metrics.ssim import SSIMReference
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, CHECKPOINT_VERSION, SCENE, scene_state
 from flexgs_lightning.model.elastic import ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
@@ -235,13 +236,14 @@ class FlexGSModule(lightning.LightningModule):
         set_rates(self._optimizers(), step, self.elastic_training.steps)
         background = self._training_background()
         photos = batch.targets(background)
+        reference = SSIMReference.of(photos)
         image = photos
 
         def photometric(splats: Splats) -> Tensor:
             nonlocal image
             drawn = self.draw(splats, batch, background).image
             image = drawn.detach()  # without its graph, which ends with its own backward pass
-            return photometric_loss(drawn, photos, self.ssim_weight)
+            return photometric_loss(drawn, reference, self.ssim_weight)
 
         loss, parts = descend(
             self.scene,
