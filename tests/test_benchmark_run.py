@@ -174,6 +174,19 @@ def test_missing_scenes_are_named_and_leave_no_difference() -> None:
     assert "images_2/ as shipped (alameda); images/ reduced by 2 (area filter) (nyc)" in text
 
 
+def test_the_worst_views_are_stated_where_the_scenes_state_them() -> None:
+    told, older = measured(20.0), measured(21.0)
+    told["worst"] = {"name": "a.png", "psnr": 7.4}
+    told["ratios"]["0.01"]["worst"] = {"name": "b.png", "psnr": 7.1}
+    report = summarise("zipnerf", "zipnerf", {"alameda": told, "nyc": older}, {})
+    lines = as_markdown("Zip-NeRF", report).splitlines()
+    table = lines[lines.index("## Worst views") + 2 :][:4]
+    assert table[0] == "| | 1 % | 2 % | 5 % | 100 % |"
+    assert table[2] == "| alameda | 7.10 (b.png) | – | – | 7.40 (a.png) |"
+    assert table[3] == "| nyc | – | – | – | – |"
+    assert set(report["mean"]["0.01"]) == {"gaussians", "psnr", "ssim", "lpips"}
+
+
 def test_a_metric_that_a_scene_lacks_has_no_mean() -> None:
     scenes = {"alameda": measured(20.0), "nyc": measured(21.0)}
     del scenes["nyc"]["mean"]["lpips"]

@@ -263,13 +263,13 @@ def test_the_exported_ply_draws_as_the_trained_model(
 
 def test_the_demos_table_names_the_ratios_asked_for(tmp_path: Path) -> None:
     """1 % of 1,234 Gaussians are 12, which are 0.972 %."""
-    results = {"0.01": {"gaussians": 12, "psnr": 16.5}}
+    results = {"0.01": {"gaussians": 12, "psnr": 16.5, "worst": {"name": "a.png", "psnr": 7.4}}}
     report = {"ratios": results, "gaussians": 1234, "mean": {"psnr": 25.25}, "iteration": 3000}
     report |= {"capture": "demo", "milliseconds": 4.0}
     (tmp_path / "metrics.json").write_text(json.dumps(report))
     table = [line.split() for line in summary(tmp_path).splitlines()]
-    assert ["1", "%", "12", "16.500"] in table
-    assert ["100", "%", "1,234", "25.250"] in table
+    assert ["1", "%", "12", "16.500", "7.400", "dB,", "a.png"] in table
+    assert ["100", "%", "1,234", "25.250", "–"] in table, "an older file without the worst view"
 
 
 # -- bad captures --------------------------------------------------------------------------------------

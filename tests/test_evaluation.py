@@ -30,7 +30,7 @@ from flexgs_lightning.evaluation.methods import (
 from flexgs_lightning.evaluation.scores import Score, pruning_order, pruning_scores
 from flexgs_lightning.evaluation.scratch import first_refined, growth_needed, refinements, scratch_settings
 from flexgs_lightning.evaluation.study import Schedule
-from flexgs_lightning.evaluation.tables import difference_table, quality_table
+from flexgs_lightning.evaluation.tables import difference_table, quality_table, worst_table
 from flexgs_lightning.evaluation.training import merged, train
 from flexgs_lightning.evaluation.unseen import dips
 from flexgs_lightning.model.checkpoint import load
@@ -247,6 +247,13 @@ def test_best_and_second_best_are_marked_for_each_ratio_and_metric() -> None:
     assert table["| prune"][1] == "**30.00** / 0.900 / 0.100"  # what all share is no distinction
     assert table["| flexgs+less"][1] == "failed"
     assert table["| flexgs"][2:] == ["1", "2,000", "61 |"]
+
+
+def test_worst_views_are_stated_and_older_reports_without_them_still_read() -> None:
+    report = comparison()
+    assert worst_table(report).splitlines()[2] == "| prune | – | – |"
+    report["cells"][0]["worst"] = {"name": "wall.png", "psnr": 7.4}
+    assert worst_table(report).splitlines()[2] == "| prune | 7.40 (wall.png) | – |"
 
 
 def test_an_ablation_is_compared_with_its_base() -> None:

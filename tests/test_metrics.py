@@ -14,7 +14,7 @@ from flexgs_lightning.data.ordering import HeldOutOrder
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.metrics import lpips
 from flexgs_lightning.metrics.lpips import LPIPS
-from flexgs_lightning.metrics.protocol import ImageMetrics
+from flexgs_lightning.metrics.protocol import ImageMetrics, worst_view
 from flexgs_lightning.metrics.psnr import psnr
 from flexgs_lightning.metrics.ssim import ssim, ssim_by_convolution
 
@@ -280,6 +280,51 @@ def test_means_are_over_images_not_batches_and_reset_forgets(shared_data: Path) 
     metrics.reset()
     metrics.update(prediction[:1], target[:1])
     assert metrics.compute()["psnr"].item() == pytest.approx(one["psnr"].item())
+
+
+def test_photos_are_prepared_once_for_all_renders(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = ImageMetrics("squeeze", shared_data / "lpips_squeeze")
+    prediction, target = images(2, 64, 64)
+    renders = [prediction, prediction * 0.9, prediction * 0.8]
+    expected = [metrics.update(render, target) for render in renders]
+    calls = []
+    features = LPIPS.features
+
+    def counted(self: LPIPS, shown: Tensor):
+        calls.append(shown)
+        return features(self, shown)
+
+    monkeypatch.setattr(LPIPS, "features", counted)
+    photo = metrics.photo(target)
+    for render, values in zip(renders, expected, strict=True):
+        found = metrics.like().update(render, photo)
+        assert set(found) == {"psnr", "ssim", "lpips"}
+        assert all(torch.equal(found[name], values[name]) for name in values)
+    assert len(calls) == 1 + len(renders)
+
+
+def test_photos_may_be_prepared_without_lpips(shared_data: Path) -> None:
+    metrics = ImageMetrics("squeeze", shared_data / "lpips_squeeze")
+    prediction, target = images(1, 64, 64)
+    assert set(metrics.update(prediction, metrics.photo(target, lpips=False))) == {"psnr", "ssim"}
+    assert set(metrics.compute()) == {"psnr", "ssim"}
+
+
+def test_lpips_is_what_the_lpips_package_computes(shared_data: Path) -> None:
+    metric = LPIPS("squeeze", weights=shared_data / "lpips_squeeze")
+    pair = lpips_inputs(2, torch.Generator().manual_seed(7))
+    found = metric(*pair)
+    assert metric._model is not None
+    theirs = metric._model(*(image.permute(0, 3, 1, 2) for image in pair), normalize=True).flatten()
+    torch.testing.assert_close(found, theirs)
+
+
+def test_the_worst_view_is_that_of_the_lowest_psnr() -> None:
+    psnr = {"a": 30.0, "b": 7.4, "c": float("inf")}
+    views = [{"name": name, "psnr": value, "ssim": 0.5} for name, value in psnr.items()]
+    assert worst_view(views) == {"name": "b", "psnr": 7.4}
+    assert worst_view([*views, {"name": "broken", "psnr": float("nan")}])["name"] == "broken"
+    assert worst_view([]) is None
 
 
 def _measure_on_rank(rank: int, world_size: int, counts: tuple[int, ...], store: str, results: str) -> None:

@@ -193,6 +193,11 @@ def test_views_that_the_processes_cannot_share_evenly(
     means = {name: float(value) for name, value in alone.trainer.callback_metrics.items()}
     assert metrics["mean"]["psnr"] == pytest.approx(means["test/psnr"], abs=1e-5)
     assert metrics["ratios"]["0.05"]["ssim"] == pytest.approx(means["test_ssim/5%"], abs=1e-6)
+    (report,) = (tmp_path / "alone").glob("small/**/metrics.json")
+    single = json.loads(report.read_text())
+    lowest = min(metrics["images"], key=lambda image: image["psnr"])
+    assert metrics["worst"] == {"name": lowest["name"], "psnr": lowest["psnr"]}
+    assert metrics["ratios"]["0.05"]["worst"]["name"] == single["ratios"]["0.05"]["worst"]["name"]
 
 
 def _drift(rank: int) -> None:

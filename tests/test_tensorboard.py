@@ -27,6 +27,7 @@ OPTIONS = (
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
     "--model.lpips=squeeze",
+    "--model.validation_lpips=true",
 )
 
 

@@ -71,9 +71,12 @@ def summary(folder: Path) -> str:
     report: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     names = list(report["mean"])
     lines = ["".join(f"{title:>12}" for title in ("ratio", "Gaussians", *(name.upper() for name in names)))]
+    lines[0] += "  worst view"
     for ratio, result in scene_row(report).items():
         values = "".join(f"{result[name]:>12.3f}" for name in names)
-        lines.append(f"{f'{100 * ratio:g} %':>12}{result['gaussians']:>12,}{values}")
+        worst = result.get("worst")
+        view = "–" if worst is None else f"{worst['psnr']:.3f} dB, {worst['name']}"
+        lines.append(f"{f'{100 * ratio:g} %':>12}{result['gaussians']:>12,}{values}  {view}")
     table = "\n".join(lines)
     files = {name: folder / name for name in FILES if (folder / name).exists()}
     shown = "\n".join(f"  {FILES[name]:<24} {path}" for name, path in files.items())

@@ -12,10 +12,12 @@ from typing import Any
 from flexgs_lightning.data.benchmarks import Benchmark
 from flexgs_lightning.evaluation.benchmark_scene import SceneRun
 from flexgs_lightning.evaluation.published import METRICS, benchmark_means, scene_tables
+from flexgs_lightning.evaluation.tables import worst_text
 from flexgs_lightning.files import atomic_path
 
-Row = Mapping[float, Mapping[str, float]]
+Row = Mapping[float, Mapping[str, Any]]
 """Metrics at each ratio."""
+WORST = "worst"
 PAPER = "FlexGS"
 DIFFERENCE = "difference"
 DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4}
@@ -85,10 +87,14 @@ def summarise(
     }
 
 
-def scene_row(metrics: Mapping[str, Any]) -> dict[float, dict[str, float]]:
-    """Metrics of one scene at each ratio, the full model as ratio 1, from its ``metrics.json``."""
+def scene_row(metrics: Mapping[str, Any]) -> dict[float, dict[str, Any]]:
+    """Metrics of one scene at each ratio, the full model as ratio 1, from its ``metrics.json``.
+
+    "worst" has name and PSNR of the worst view; None where the file, an older one, does not.
+    """
     ratios = {float(ratio): dict(result) for ratio, result in metrics["ratios"].items()}
-    return dict(sorted((ratios | {1.0: {"gaussians": metrics["gaussians"], **metrics["mean"]}}).items()))
+    full = {"gaussians": metrics["gaussians"], **metrics["mean"], "worst": metrics.get("worst")}
+    return dict(sorted((ratios | {1.0: full}).items()))
 
 
 def _mean(rows: Sequence[Row]) -> dict[float, dict[str, float]]:
@@ -99,7 +105,7 @@ def _mean(rows: Sequence[Row]) -> dict[float, dict[str, float]]:
         ratio: {
             name: statistics.fmean(row[ratio][name] for row in rows)
             for name in rows[0][ratio]
-            if all(name in row[ratio] for row in rows)
+            if name != WORST and all(name in row[ratio] for row in rows)
         }
         for ratio in rows[0]
         if all(ratio in row for row in rows)
@@ -116,7 +122,7 @@ def _difference(ours: Row, theirs: Row) -> dict[float, dict[str, float]]:
     }
 
 
-def _plain(row: Row) -> dict[str, Mapping[str, float]]:
+def _plain(row: Row) -> dict[str, Mapping[str, Any]]:
     return {f"{ratio:g}": values for ratio, values in row.items()}
 
 
@@ -151,6 +157,7 @@ def as_markdown(title: str, report: Mapping[str, Any]) -> str:
     lines += [*_table(rows, list(mean), names), ""]
     if published is not None:
         lines += [*_remarks(report, published), ""]
+    lines += ["## Worst views", "", *_worst_views(report["scenes"], list(mean)), ""]
     lines += _scene_parts(report, names)
     lines += ["## Protocol", "", *(f"- {key}: {value}" for key, value in report["protocol"].items()), ""]
     return "\n".join(lines)
@@ -184,6 +191,13 @@ def _beside(difference: Mapping[str, Any], published: Mapping[str, Any]) -> dict
     """Rows to stand below ours: the difference, if there is one, and the paper's, best first."""
     rows = {f"{DIFFERENCE} to {PAPER} (paper)": difference} if difference else {}
     return rows | {f"{method} (paper)": _plain(row) for method, row in reversed(published["methods"].items())}
+
+
+def _worst_views(scenes: Mapping[str, Mapping[str, Any]], ratios: Sequence[str]) -> list[str]:
+    """Markdown lines: PSNR and name of each scene's worst view at each ratio."""
+    titles = (f"{100 * float(ratio):g} %" for ratio in ratios)
+    rows = (f"| {name} | {' | '.join(worst_text(row[r]) for r in ratios)} |" for name, row in scenes.items())
+    return [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(ratios)}", *rows]
 
 
 def _table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from flexgs_lightning.evaluation.pictures import picture_grid
 from flexgs_lightning.evaluation.study import Study
 from flexgs_lightning.evaluation.tables import markdown
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.metrics.protocol import worst_view
 from flexgs_lightning.model.checkpoint import read_checkpoint
 from flexgs_lightning.training.callbacks.clock import seconds_of
 from flexgs_lightning.training.callbacks.test_report import LIBRARIES, device_name
@@ -25,7 +26,7 @@ JSON_NAME, MARKDOWN_NAME = "comparison.json", "comparison.md"
 def comparison_of(study: Study, cells: Sequence[Cell]) -> Comparison:
     """Everything that is reported, as plain values: a function of the cells' folders alone."""
     done = [cell for cell in cells if cell.finished]
-    results = [{key: value for key, value in cell.result().items() if key != "images"} for cell in done]
+    results = [_of_all_images(cell.result()) for cell in done]
     methods = {cell.method.name: cell.method for cell in cells}
     return {
         "capture": study.capture.name,
@@ -74,6 +75,12 @@ def write_report(study: Study, cells: Sequence[Cell], output: Path) -> Compariso
     curves = write_curves(comparison, output) if comparison["cells"] else []
     _write(output / MARKDOWN_NAME, markdown(comparison, [path.name for path in curves], pictures))
     return comparison
+
+
+def _of_all_images(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell's result without each image's, but with the worst."""
+    rest = {key: value for key, value in result.items() if key != "images"}
+    return {**rest, "worst": worst_view(result["images"])}
 
 
 def _cost(trainings: Sequence[dict[str, Any] | None], per_ratio: bool) -> dict[str, Any]:

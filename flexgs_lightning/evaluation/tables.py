@@ -25,6 +25,8 @@ def markdown(comparison: Mapping[str, Any], curves: Sequence[str], pictures: Map
         "those of all ratios together; steps of different methods take different times.",
         quality_table(comparison),
         difference_table(comparison),
+        "PSNR of the worst held-out view, and which it is: a mean hides it.",
+        worst_table(comparison),
         "Milliseconds to render a view / to switch to this ratio. A method that trains for each ratio "
         "switches by reading another file.",
         time_table(comparison),
@@ -77,6 +79,23 @@ def difference_table(comparison: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     return "What each change does to PSNR, in dB:\n\n" + _table(["change", *map(_percent, ratios)], rows)
+
+
+def worst_table(comparison: Mapping[str, Any]) -> str:
+    """The worst view of each method at each ratio; a dash where a report has none."""
+    cells = _by_method_and_ratio(comparison)
+    ratios = sorted({ratio for _, ratio in cells})
+    rows = [
+        [method, *(worst_text(cells.get((method, ratio), {})) for ratio in ratios)]
+        for method in comparison["methods"]
+    ]
+    return _table(["worst view", *map(_percent, ratios)], rows)
+
+
+def worst_text(result: Mapping[str, Any]) -> str:
+    """PSNR and name of a result's worst view; a dash where it states none."""
+    worst = result.get("worst")
+    return "–" if worst is None else f"{worst['psnr']:.2f} ({worst['name']})"
 
 
 def time_table(comparison: Mapping[str, Any]) -> str:

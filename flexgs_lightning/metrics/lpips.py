@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,8 @@ CHECKPOINTS: dict[str, str] = {
 BASE_URL = "https://download.pytorch.org/models/"
 RANGES = {"unit": "[0, 1]", "signed": "[-1, 1]"}
 CONNECT_SECONDS = 20.0
+Features = tuple[Tensor, ...]
+"""Activations [C, K, h, w] of each layer that counts, of unit length along K."""
 
 _warned: set[str] = set()
 
@@ -68,7 +70,6 @@ class LPIPS:
         self._model: nn.Module | None = None
         self._unavailable = False
 
-    @torch.no_grad()
     def __call__(
         self, prediction: Float[Tensor, "C H W 3"], target: Float[Tensor, "C H W 3"]
     ) -> Float[Tensor, " C"] | None:
@@ -77,14 +78,33 @@ class LPIPS:
         Raises:
             InputError: a weights file is damaged, or not of this network.
         """
+        features = self.features(target)
+        return None if features is None else self.distance(prediction, features)
+
+    @torch.no_grad()
+    def features(self, images: Float[Tensor, "C H W 3"]) -> Features | None:
+        """What the network makes of images in [0, 1], for ``distance``; None and errors as for a call."""
         if self._model is None and not self._unavailable:
             self._model = self._load()
             self._unavailable = self._model is None
         if self._model is None:
             return None
-        model = self._model.to(prediction.device)
-        images = (image.permute(0, 3, 1, 2).float() for image in (prediction, target))
-        return model(*images, normalize=self.input_range == "signed").flatten()
+        model: Any = self._model.to(images.device)
+        inputs = images.permute(0, 3, 1, 2).float()
+        if self.input_range == "signed":
+            inputs = 2 * inputs - 1
+        return tuple(map(_unit_length, model.net(model.scaling_layer(inputs))))
+
+    @torch.no_grad()
+    def distance(self, prediction: Float[Tensor, "C H W 3"], target: Features) -> Float[Tensor, " C"]:
+        """[C] distance of images in [0, 1] from those whose features are given (Zhang et al., Eq. 1)."""
+        features, model = self.features(prediction), self._model
+        assert features is not None
+        assert model is not None
+        layers: Any = model.lins
+        differences = ((mine - theirs).square() for mine, theirs in zip(features, target, strict=True))
+        parts = [layer(d).mean(dim=(1, 2, 3)) for layer, d in zip(layers, differences, strict=True)]
+        return torch.stack(parts).sum(dim=0)
 
     def protocol(self) -> str:
         """Network and input range, for reports."""
@@ -140,6 +160,10 @@ class LPIPS:
             name,
             self.weights or Path(torch.hub.get_dir()) / "checkpoints",
         )
+
+
+def _unit_length(activations: Float[Tensor, "C K h w"]) -> Float[Tensor, "C K h w"]:
+    return activations / (activations.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
 
 
 def _architecture(network: str) -> str:

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from flexgs_lightning.metrics.lpips import LPIPS, LPIPSNetwork
+from flexgs_lightning.metrics.lpips import LPIPS, Features, LPIPSNetwork
 from flexgs_lightning.metrics.psnr import psnr
-from flexgs_lightning.metrics.ssim import ssim
+from flexgs_lightning.metrics.ssim import SSIMReference, ssim
+
+
+@dataclass(frozen=True)
+class Photo:
+    """Photos that several renders are measured against, with what the metrics need of them.
+
+    Attributes:
+        reference: the photos and their moments, for SSIM.
+        features: theirs in the LPIPS network; None leaves LPIPS out.
+    """
+
+    reference: SSIMReference
+    features: Features | None
+
+    @property
+    def image(self) -> Float[Tensor, "C H W 3"]:
+        """The photos."""
+        return self.reference.image
+
+
+def worst_view(images: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Name and PSNR of the worst image, which a mean hides; None of no images. NaN is worse than any number.
+
+    Args:
+        images: "name" and "psnr" of each.
+    """
+    found = [{"name": image["name"], "psnr": image["psnr"]} for image in images]
+    return min(found, key=lambda image: (image["psnr"] == image["psnr"], image["psnr"]), default=None)
 
 
 class ImageMetrics(nn.Module):
@@ -51,19 +81,34 @@ class ImageMetrics(nn.Module):
         return other
 
     @torch.no_grad()
+    def photo(self, target: Float[Tensor, "C H W 3"], lpips: bool = True) -> Photo:
+        """Prepare photos that several renders are measured against: their part is computed once.
+
+        Args:
+            target: photos in [0, 1].
+            lpips: whether to measure LPIPS, if these metrics have it.
+        """
+        features = self._lpips.features(target) if lpips and self._lpips is not None else None
+        return Photo(SSIMReference.of(target.detach()), features)
+
+    @torch.no_grad()
     def update(
-        self, prediction: Float[Tensor, "C H W 3"], target: Float[Tensor, "C H W 3"]
+        self, prediction: Float[Tensor, "C H W 3"], target: Float[Tensor, "C H W 3"] | Photo
     ) -> dict[str, Float[Tensor, " C"]]:
         """Measure C images and remember them for the means. Predictions are clamped to [0, 1].
+
+        Args:
+            prediction: renders.
+            target: photos; those of ``photo``, of these metrics or ones ``like`` them, save work.
 
         Returns:
             "psnr" (dB), "ssim" and, unless left out or without weights, "lpips"; each [C].
         """
         prediction = prediction.detach().clamp(0.0, 1.0)
-        values = {"psnr": psnr(prediction, target), "ssim": ssim(prediction, target.detach())}
-        lpips = None if self._lpips is None else self._lpips(prediction, target)
-        if lpips is not None:
-            values["lpips"] = lpips
+        photo = target if isinstance(target, Photo) else self.photo(target)
+        values = {"psnr": psnr(prediction, photo.image), "ssim": ssim(prediction, photo.reference)}
+        if self._lpips is not None and photo.features is not None:
+            values["lpips"] = self._lpips.distance(prediction, photo.features)
         self._means.update(values)
         return values
 

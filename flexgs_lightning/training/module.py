@@ -14,6 +14,7 @@ from flexgs_lightning.data.ordering import HeldOutOrder
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.metrics.protocol import ImageMetrics
 from flexgs_lightning.metrics.psnr import psnr
+from flexgs_lightning.metrics.ssim import SSIMReference
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, CHECKPOINT_VERSION, SCENE, scene_state
 from flexgs_lightning.model.elastic import ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
@@ -72,6 +73,7 @@ class FlexGSModule(lightning.LightningModule):
         elastic_training: ElasticTraining = ElasticTraining(),  # noqa: B008  (frozen)
         lpips: Literal["vgg", "alex", "squeeze", "none"] = "vgg",
         lpips_weights: Path | None = None,
+        validation_lpips: bool = False,
         seed: int = 42,
     ) -> None:
         """Describe the training.
@@ -91,6 +93,8 @@ class FlexGSModule(lightning.LightningModule):
             elastic_training: how the second stage trains; ``steps`` is its length.
             lpips: network of the LPIPS metric; "none" leaves it out.
             lpips_weights: folder with the network's weights; by default torch's own cache.
+            validation_lpips: measure LPIPS in validation, too, and not only in the test: the network takes
+                longer than drawing does.
             seed: every iteration's random draws are a function of this and the iteration's number.
         """
         super().__init__()
@@ -108,6 +112,7 @@ class FlexGSModule(lightning.LightningModule):
         self.initialization = initialization
         self.seed = seed
         self.image_metrics = ImageMetrics(lpips=lpips, lpips_weights=lpips_weights)
+        self.validation_lpips = validation_lpips
         self.elastic_options = elastic
         self.elastic_training = elastic_training
         self.temperature = 1.0
@@ -233,13 +238,14 @@ class FlexGSModule(lightning.LightningModule):
         set_rates(self._optimizers(), step, self.elastic_training.steps)
         background = self._training_background()
         photos = batch.targets(background)
+        reference = SSIMReference.of(photos)
         image = photos
 
         def photometric(splats: Splats) -> Tensor:
             nonlocal image
             drawn = self.draw(splats, batch, background).image
             image = drawn.detach()  # without its graph, which ends with its own backward pass
-            return photometric_loss(drawn, photos, self.ssim_weight)
+            return photometric_loss(drawn, reference, self.ssim_weight)
 
         loss, parts = descend(
             self.scene,
@@ -349,13 +355,16 @@ class FlexGSModule(lightning.LightningModule):
 
     # -- validation and test ---------------------------------------------------------------------------
 
-    def validation_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor] | None:
-        """Render and measure held-out views; returns images, None for another process's view."""
-        return self._evaluate(batch, batch_idx)
+    def validation_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any] | None:
+        """Render and measure held-out views; returns "render", "photo" and "metrics".
 
-    def test_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor] | None:
+        None for another process's view.
+        """
+        return self._evaluate(batch, batch_idx, lpips=self.validation_lpips)
+
+    def test_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any] | None:
         """As validation."""
-        return self._evaluate(batch, batch_idx)
+        return self._evaluate(batch, batch_idx, lpips=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log the per-image means."""
@@ -365,7 +374,7 @@ class FlexGSModule(lightning.LightningModule):
         """Log the per-image means."""
         self._log_metrics("test")
 
-    def _evaluate(self, batch: ViewBatch, batch_idx: int) -> dict[str, Tensor] | None:
+    def _evaluate(self, batch: ViewBatch, batch_idx: int, lpips: bool) -> dict[str, Any] | None:
         views, trainer = len(self.capture.test_views), self.trainer
         repeated = HeldOutOrder.repeats(views, batch_idx, trainer.global_rank, trainer.world_size)
         if repeated and not self.shards.several:
@@ -374,8 +383,8 @@ class FlexGSModule(lightning.LightningModule):
         render = self.render(batch, background).image.clamp(0, 1)
         if repeated:  # drawn for the other processes' sake
             return None
-        photo = batch.targets(background)
-        return {"render": render, "photo": photo, **self.image_metrics.update(render, photo)}
+        photo = self.image_metrics.photo(batch.targets(background), lpips)
+        return {"render": render, "photo": photo, "metrics": self.image_metrics.update(render, photo)}
 
     def _log_metrics(self, split: str) -> None:
         means = self.image_metrics.compute()

@@ -11,7 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from flexgs_lightning.data.capture import ViewBatch
 from flexgs_lightning.images import side_by_side
-from flexgs_lightning.metrics.protocol import ImageMetrics
+from flexgs_lightning.metrics.protocol import ImageMetrics, worst_view
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.processes import gather
 from flexgs_lightning.splats import Splats
@@ -40,9 +40,10 @@ class ElasticValidation(Callback):
             count_at(ratio, 10**9)  # refuses ratios outside (0, 1]
         self.ratios = ratios
         self.views = views
-        self.results: dict[float, dict[str, float]] = {}
+        self.results: dict[float, dict[str, Any]] = {}
         self._splats: dict[float, Splats] = {}
         self._metrics: dict[float, ImageMetrics] = {}
+        self._images: dict[float, list[dict[str, Any]]] = {}
         self._panels: dict[float, dict[int, UInt8[np.ndarray, "H W 3"]]] = {}
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -63,7 +64,7 @@ class ElasticValidation(Callback):
         """Log the per-image means; ``results`` keeps them for the report."""
         self._log(pl_module, "test")
 
-    def _measure(self, module: LightningModule, outputs: dict[str, Tensor] | None, batch: ViewBatch) -> None:
+    def _measure(self, module: LightningModule, outputs: dict[str, Any] | None, batch: ViewBatch) -> None:
         assert isinstance(module, FlexGSModule)
         if not module.scene.elastic or (outputs is None and not module.shards.several):
             return
@@ -73,22 +74,25 @@ class ElasticValidation(Callback):
             render = module.draw(self._splats[ratio], batch, module.evaluation_background).image
             if outputs is None:  # drawn for the other processes' sake
                 continue
-            self._metrics_at(ratio, module).update(render, outputs["photo"])
+            values = self._metrics_at(ratio, module).update(render, outputs["photo"])
+            named = zip(batch.names, values["psnr"].tolist(), strict=True)
+            self._images.setdefault(ratio, []).extend({"name": name, "psnr": psnr} for name, psnr in named)
             if module.trainer.validating:
-                self._keep_panels(ratio, render, outputs["photo"], batch.indices.tolist(), module)
+                self._keep_panels(ratio, render, outputs["photo"].image, batch.indices.tolist(), module)
 
     def _log(self, module: LightningModule, split: str) -> None:
         """Every process has all ratios, also one without a held-out view: the others would wait for it."""
         assert isinstance(module, FlexGSModule)
-        self.results = {}
+        self.results, of_processes = {}, gather(self._images)
         total = len(module.scene)
         for ratio in self._drawable(module):
             metrics = self._metrics_at(ratio, module)
             means = {name: value.item() for name, value in metrics.compute().items()}
             metrics.reset()
-            self.results[ratio] = {"gaussians": count_at(ratio, total), **means}
+            worst = worst_view(image for images in of_processes for image in images.get(ratio, ()))
+            self.results[ratio] = {"gaussians": count_at(ratio, total), **means, "worst": worst}
             module.log_dict({f"{split}_{name}/{100 * ratio:g}%": value for name, value in means.items()})
-        self._splats = {}
+        self._splats, self._images = {}, {}
 
     def _keep_panels(
         self,

@@ -6,14 +6,17 @@ import logging
 import platform
 import statistics
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.metrics.protocol import worst_view
 from flexgs_lightning.processes import gather
 from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
 from flexgs_lightning.training.module import FlexGSModule
@@ -25,8 +28,9 @@ LIBRARIES = ("flexgs-lightning", "torch", "lightning", "gsplat", "numba")
 class TestReport(Callback):
     """Writes ``metrics.json`` into the run folder when a test ends.
 
-    It holds PSNR, SSIM and LPIPS for each image and averaged over images, number of Gaussians, megabytes of
-    parameters, milliseconds for a render, the protocol and the versions of the libraries.
+    It holds PSNR, SSIM and LPIPS for each image and averaged over images, the worst view, number of
+    Gaussians, megabytes of parameters, milliseconds for a render, the protocol and the versions of the
+    libraries. TensorBoard's "Text" page gets the worst view at each ratio.
     """
 
     __test__ = False  # the name is no invitation to pytest
@@ -54,9 +58,8 @@ class TestReport(Callback):
         milliseconds = self._time_render(pl_module, batch) / len(batch)
         if outputs is None:  # drawn for the other processes' sake
             return
-        values = {key: value for key, value in outputs.items() if key not in ("render", "photo")}
         for i, name in enumerate(batch.names):
-            metrics = {key: value[i].item() for key, value in values.items()}
+            metrics = {key: value[i].item() for key, value in outputs["metrics"].items()}
             self._images.append({"name": name, **metrics, "milliseconds": milliseconds})
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,6 +74,9 @@ class TestReport(Callback):
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n")
         log.info("Metrics of each image: %s", path)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            text = worst_views(report)
+            trainer.logger.experiment.add_text("worst views", text, pl_module.iterations_trained)
 
     def _time_render(self, module: FlexGSModule, batch: Any) -> float:
         """Milliseconds of one render, the second of this view: caches are warm, as in a viewer."""
@@ -93,6 +99,7 @@ class TestReport(Callback):
         ratios = next((c.results for c in callbacks if isinstance(c, ElasticValidation)), {})
         return {
             "mean": {key: statistics.fmean(image[key] for image in self._images) for key in keys},
+            "worst": worst_view(self._images),
             "ratios": {f"{ratio:g}": result for ratio, result in ratios.items()},
             "gaussians": len(module.scene),
             "megabytes": 4 * parameters / 1e6,
@@ -104,6 +111,14 @@ class TestReport(Callback):
             "versions": {library: version(library) for library in LIBRARIES},
             "images": self._images,
         }
+
+
+def worst_views(report: Mapping[str, Any]) -> str:
+    """The worst held-out view at each ratio, as a Markdown table; 100 % is the full model."""
+    found = {ratio: result["worst"] for ratio, result in report["ratios"].items()}
+    found = {ratio: worst for ratio, worst in (found | {"1": report["worst"]}).items() if worst is not None}
+    rows = (f"| {100 * float(r):g} % | {found[r]['name']} | {found[r]['psnr']:.2f} |" for r in found)
+    return "\n".join(["| ratio | worst view | PSNR |", "|---|---|---|", *rows])
 
 
 def _parameter_count(module: FlexGSModule) -> int:

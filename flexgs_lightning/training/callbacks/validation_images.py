@@ -37,7 +37,7 @@ class ValidationImages(Callback):
         if outputs is None or trainer.sanity_checking or not isinstance(trainer.logger, TensorBoardLogger):
             return
         for render, photo, index, name in zip(
-            outputs["render"], outputs["photo"], batch.indices.tolist(), batch.names, strict=True
+            outputs["render"], outputs["photo"].image, batch.indices.tolist(), batch.names, strict=True
         ):
             if index in evenly_spread(self.views, len(trainer.datamodule.capture.test_views)):  # type: ignore[attr-defined]
                 self._panels[name] = side_by_side(render, photo)
