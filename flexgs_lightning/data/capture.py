@@ -183,8 +183,8 @@ class ViewBatch:
 
     def targets(self, background: Float[Tensor, " 3"]) -> Float[Tensor, "C H W 3"]:
         """Photos in [0, 1], composited over ``background`` where they have alpha."""
-        images = self.images.float() / 255.0
+        images = self.images / 255.0  # to float32 in one pass
         if self.alphas is None:
             return images
-        alphas = self.alphas.float() / 255.0
+        alphas = self.alphas / 255.0
         return images * alphas + background * (1.0 - alphas)

@@ -44,14 +44,15 @@ def blend(
     """The second step of drawing; reads no radii."""
     means2d, features, extents, _ = projection
     channels = background.shape[1]
-    missing = max(raster.CHANNELS - channels, 0)
-    features, background = pad(features, (0, missing)), pad(background, (0, missing))
+    missing = raster.CHANNELS - channels
+    if missing > 0:
+        features, background = pad(features, (0, missing)), pad(background, (0, missing))
     absolute: list[Tensor] = []
     image, alpha, depth, weights, hits = _Blending.apply(
         means2d, features, extents, width, height, background, outputs, absolute
     )
     absgrad = (lambda: absolute[-1]) if outputs.absgrad else None
-    return Picture(image[..., :channels], alpha, depth, weights, hits, absgrad)
+    return Picture(image if missing <= 0 else image[..., :channels], alpha, depth, weights, hits, absgrad)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -111,7 +111,7 @@ class AdaptiveDensityControl(Densification):
         cameras = gradient.shape[0] * (1 if self._shards.several else world_size())
         across, down = rendering.width * (cameras / 2), rendering.height * (cameras / 2)
         scaled = torch.stack([gradient[..., 0] * across, gradient[..., 1] * down], dim=-1)
-        visible = (rendering.radii > 0).all(dim=-1)
+        visible = (rendering.radii[..., 0] > 0) & (rendering.radii[..., 1] > 0)
         norms = torch.where(visible, scaled.norm(dim=-1), 0.0)
         seen = torch.stack([norms.sum(dim=0), visible.sum(dim=0)])
         if not self._shards.several:
