@@ -146,7 +146,7 @@ class _Blending(torch.autograd.Function):
         ctx.absolute = absolute if outputs.absgrad else None
         weights = hits = None
         if slots is not None:
-            sums = _sum_slots(lists.entry_offsets, slots).view(count, n, 2)
+            sums = _sum_slots(lists.entry_offsets, slots)[0].view(count, n, 2)
             weights = sums[..., 0].contiguous() if outputs.weights else None
             hits = sums[..., 1].int() if outputs.hits else None
             ctx.mark_non_differentiable(*(tensor for tensor in (weights, hits) if tensor is not None))
@@ -173,13 +173,14 @@ class _Blending(torch.autograd.Function):
             absolute,
         )
         if absolute is not None:
-            ctx.absolute.append(_sum_slots(ctx.entry_offsets, absolute).view(means2d.shape))
-        sums = _sum_slots(ctx.entry_offsets, slots).view(*means2d.shape[:2], slots.shape[1])
-        return sums[..., :2], sums[..., 2:], *[None] * 6
+            ctx.absolute.append(_sum_slots(ctx.entry_offsets, absolute)[0].view(means2d.shape))
+        v_means2d, v_features = _sum_slots(ctx.entry_offsets, slots)
+        return v_means2d.view(means2d.shape), v_features.view(features.shape), *[None] * 6
 
 
-def _sum_slots(entry_offsets: np.ndarray, slots: np.ndarray) -> Tensor:
-    """[C N, K] sums of each Gaussian's slots [M, K]."""
-    sums = torch.empty(len(entry_offsets) - 1, slots.shape[1])
-    run(raster.sum_slots, -(-len(sums) // raster.CHUNK), entry_offsets, slots, sums.numpy())
+def _sum_slots(entry_offsets: np.ndarray, slots: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Sums [C N, 2] and [C N, K] of each Gaussian's slots [M, 2 + K]."""
+    count, columns = len(entry_offsets) - 1, slots.shape[1]
+    sums = torch.empty(count, 2), torch.empty(count, columns - 2)
+    run(raster.sum_slots, -(-count // raster.CHUNK), entry_offsets, slots, *map(_array, sums))
     return sums

@@ -26,8 +26,8 @@ CHANNELS = 3
 _GRADIENTS = 10
 """Columns of an intersection's gradients: means2d (2), features; those of further channels follow."""
 _PIXELS = TILE_WIDTH * TILE_HEIGHT
-_CHECK_EVERY = 16
-"""Gaussians between two checks whether a whole tile is finished."""
+_BATCH = 16
+"""Gaussians that are fetched at once, and between two checks whether a whole tile is finished."""
 CHUNK = 2048
 """Gaussians in one work item of ``sum_slots``."""
 
@@ -69,6 +69,31 @@ def _load_splat(means2d, features, i, left, top):
     return (
         means2d[i, 0] - left, means2d[i, 1] - top, features[i, 0], features[i, 1], features[i, 2],
         features[i, 3], features[i, 4], features[i, 5], features[i, 6], features[i, 7],
+    )  # fmt: skip
+
+
+@inlined
+def _fetch(batch, spans, tile_splats, begin, end, means2d, features, extents, left, top):
+    """Copy Gaussians from all over memory to where they are at hand: centre in the tile, features, pixels.
+
+    In a loop of its own the processor waits for many of them at once: drawing takes a quarter less time. (The
+    way back, with more to compute for each, is slower with it.)
+    """
+    for j in range(end - begin):
+        i = tile_splats[begin + j]
+        my = means2d[i, 1] - top
+        batch[j, 0], batch[j, 1] = means2d[i, 0] - left, my
+        for column in range(_FEATURES):
+            batch[j, 2 + column] = features[i, column]
+        spans[j, 0], spans[j, 1] = _covered(my, extents[i, 1])
+
+
+@inlined
+def _at_hand(batch, j):
+    """As ``_load_splat``, of one that was fetched."""
+    return (
+        batch[j, 0], batch[j, 1], batch[j, 2], batch[j, 3], batch[j, 4], batch[j, 5], batch[j, 6],
+        batch[j, 7], batch[j, 8], batch[j, 9],
     )  # fmt: skip
 
 
@@ -132,23 +157,28 @@ def draw(
     """
     height, width = stop.shape[1], stop.shape[2]
     state = _new_state(rest)
+    batch, spans = np.empty((_BATCH, 2 + _FEATURES), np.float32), np.empty((_BATCH, 2), np.uint64)
     tile = next_item(counter)
     while tile < count:
         c = tile // tiles
         top, left = tile % tiles // columns * TILE_HEIGHT, tile % tiles % columns * TILE_WIDTH
         _reset(state, width - left, height - top)
-        first, finished = tile_offsets[tile], False
-        for place in range(tile_offsets[tile + 1] - first):
-            if place % _CHECK_EVERY == 0 and not finished:
+        first, size, finished = tile_offsets[tile], tile_offsets[tile + 1] - tile_offsets[tile], False
+        for place in range(size):
+            if place % _BATCH == 0 and not finished:
                 finished = _all_finished(state, np.float32(place))
+                if not finished:
+                    _fetch(
+                        batch, spans, tile_splats, first + place, first + min(place + _BATCH, size),
+                        means2d, features, extents, np.float32(left), np.float32(top),
+                    )  # fmt: skip
             weight, hits = _ZERO, _ZERO
             if not finished:
-                index = tile_splats[first + place]
-                splat = _load_splat(means2d, features, index, np.float32(left), np.float32(top))
-                begin, end = _covered(splat[1], extents[index, 1])
-                weight, hits = _blend(state, begin, end, np.float32(place), splat, depth, rest)
+                j = place % _BATCH
+                begin, end = spans[j, 0], spans[j, 1]
+                weight, hits = _blend(state, begin, end, np.float32(place), _at_hand(batch, j), depth, rest)
                 if rest is not None:
-                    _blend_rest(state, begin, end, features, index, rest)
+                    _blend_rest(state, begin, end, features, tile_splats[first + place], rest)
             elif importance is None:
                 break
             if importance is not None:
@@ -175,14 +205,13 @@ def _blend(state, begin, end, place, splat, with_depth, with_rest):
         reached = (alpha >= _ALPHA_MIN) & (stop > place)
         drawn = reached & (after > _T_MIN)
         weight = alpha * T if drawn else _ZERO
-        state[_T + i] = after if drawn else T
-        state[_STOP + i] = place if reached & (after <= _T_MIN) else stop
+        state[_T + i] = T - weight
+        state[_STOP + i] = min(stop, place if reached & (after <= _T_MIN) else _NEVER)
         state[_RED + i] += weight * red
         state[_GREEN + i] += weight * green
         state[_BLUE + i] += weight * blue
         if with_depth is not None:
             state[_DEPTH + i] += weight * z
-        state[_ALPHA + i] += weight
         if with_rest is not None:
             state[_SCRATCH + i] = weight
         total += weight
@@ -215,7 +244,7 @@ def _store(
             if rest is not None:
                 for r in range(rest):
                     image[c, y, x, CHANNELS + r] = state[_plane(r) + i] + T * background[c, CHANNELS + r]
-            opaque = state[_ALPHA + i]  # 1 - T, but exact where little is drawn
+            opaque = _ONE - T
             alpha[c, y, x, 0] = opaque
             if depth is not None:
                 depth[c, y, x, 0] = state[_DEPTH + i] / opaque if opaque > _ZERO else _ZERO
@@ -388,13 +417,16 @@ def _rest_backward(state, begin, end, gradients, row, rest):
 
 
 @kernel
-def sum_slots(counter, count, entry_offsets, slots, sums):
-    """sums [C N, K] = sums of each Gaussian's adjoining rows of slots [M, K], in order."""
+def sum_slots(counter, count, entry_offsets, slots, first, others):
+    """[first | others] [C N, 2 | K] = sums of a Gaussian's adjoining rows of slots [M, 2 + K], in order."""
     item = next_item(counter)
     while item < count:
-        for index in range(item * CHUNK, min((item + 1) * CHUNK, sums.shape[0])):
-            sums[index] = _ZERO
+        for index in range(item * CHUNK, min((item + 1) * CHUNK, len(first))):
+            first[index] = _ZERO
+            others[index] = _ZERO
             for entry in range(entry_offsets[index], entry_offsets[index + 1]):
-                for column in range(sums.shape[1]):
-                    sums[index, column] += slots[entry, column]
+                first[index, 0] += slots[entry, 0]
+                first[index, 1] += slots[entry, 1]
+                for column in range(others.shape[1]):
+                    others[index, column] += slots[entry, 2 + column]
         item = next_item(counter)
