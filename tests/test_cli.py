@@ -207,6 +207,12 @@ def test_test_measures_lpips_with_real_weights(
     assert report["mean"]["lpips"] == pytest.approx(sum(values) / len(values))
     assert report["mean"]["psnr"] == pytest.approx(before["mean"]["psnr"])
     assert report["protocol"]["lpips"].startswith("squeeze")
+    for chosen, names in {"false": {"psnr", "ssim"}, "true": {"psnr", "ssim", "lpips"}}.items():
+        command = ["validate", f"--data.root={small_capture}", f"--ckpt_path={checkpoint}", *options]
+        cli = FlexGSCLI([*command, f"--model.validation_lpips={chosen}"])
+        assert {name for name in cli.trainer.callback_metrics if name.startswith("val/")} == {
+            f"val/{name}" for name in names
+        }
 
 
 def test_a_checkpoint_measured_otherwise_than_it_was_trained_is_told(

@@ -1,5 +1,6 @@
 """What a training leaves for TensorBoard, read back from its event files."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,14 @@ def test_the_protocol_is_stated(events: EventAccumulator) -> None:
         "| average | mean of per-image values |",
     ):
         assert part in text, text
+
+
+def test_the_worst_view_of_each_ratio_is_stated(run: FlexGSCLI, events: EventAccumulator) -> None:
+    text = serialized(events, "worst views/text_summary").decode()
+    report = json.loads((run.run_folder / "metrics.json").read_text())
+    lowest = min(report["images"], key=lambda image: image["psnr"])
+    assert f"| 100 % | {lowest['name']} | {lowest['psnr']:.2f} |" in text
+    for ratio in ("0.05", "0.2"):
+        worst = report["ratios"][ratio]["worst"]
+        assert worst["psnr"] <= report["ratios"][ratio]["psnr"], "no view is worse than the worst"
+        assert f"| {100 * float(ratio):g} % | {worst['name']} | {worst['psnr']:.2f} |" in text
