@@ -10,16 +10,21 @@ import torch
 from jaxtyping import Float, Int
 from scipy.spatial.transform import Rotation
 
-from flexgs_lightning.codec.arrays import ElasticModelArrays, Level
+from flexgs_lightning.codec.arrays import PLACES, ElasticModelArrays, Level
+from flexgs_lightning.model import residuals
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import Model
-from flexgs_lightning.model.elastic import ElasticGaussians
+from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
+from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.normalization import SceneFrame
 from flexgs_lightning.splats import Splats
 
 FIELD_ANCHORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Levels of a model whose displacements are no tables (a transform field): it is sampled at these."""
 _LEAST_REAL_PART = 0.05
 """A level's quaternion is divided by its real part, which a displacement must not bring to 0."""
+_LEAST_T = 2.0**-12
+"""Opacities of decoded models lie this far from 0 and 1 in t, where a logit is finite."""
 
 
 def arrays_of(model: Model) -> ElasticModelArrays:
@@ -41,10 +46,10 @@ def _anchors(model: Model) -> tuple[float, ...]:
     """Ratios below 1 at which levels are taken; each holds a Gaussian, and each more than the one before."""
     if not isinstance(model.scene, ElasticGaussians):
         return ()
-    residuals = model.scene.residuals
-    wanted = residuals.anchors if residuals is not None and model.scene.field is None else FIELD_ANCHORS
-    if residuals is None and model.scene.field is None:
+    tables = model.scene.residuals
+    if tables is None and model.scene.field is None:
         return ()
+    wanted = FIELD_ANCHORS if tables is None or model.scene.field is not None else tables.anchors
     counts = {count_at(anchor, len(model)): anchor for anchor in wanted if anchor * len(model) >= 1}
     return tuple(anchor for count, anchor in sorted(counts.items()) if count < len(model))
 
@@ -137,3 +142,72 @@ def _unit(quats: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N 4"]:
 
 def _double(values: torch.Tensor) -> Float[np.ndarray, "..."]:
     return values.detach().cpu().double().numpy()
+
+
+def model_of(arrays: ElasticModelArrays) -> Model:
+    """What is at hand of a decoded file, as a checkpoint would hold it.
+
+    Ratios are then shares of the Gaussians at hand. Draws as ``arrays`` do: exactly at levels, and between
+    them up to opacities, whose logits are interpolated in place of t.
+    """
+    count = len(arrays)
+    top = arrays.values_at(arrays.largest_ratio)
+    levels = [
+        (len(level.values), raw_rows(level.values, top))
+        for level in arrays.levels
+        if len(level.values) < count
+    ]
+    levels.append((count, raw_rows(top, top)))
+    tables = [rows - after[: len(rows)] for (_, rows), (_, after) in itertools.pairwise(levels)]
+    gaussians = _gaussians(levels[-1][1], arrays.sh_rest)
+    return Model(
+        scene=_elastic(gaussians, tables) if tables else gaussians,
+        sh_degree=arrays.sh_degree,
+        antialiased=arrays.antialiased,
+        background=torch.tensor(arrays.background),
+        data={},
+        iteration=0,
+    )
+
+
+def raw_rows(
+    values: Float[np.ndarray, "M 13"], base: Float[np.ndarray, "N 13"]
+) -> Float[np.ndarray, "M 14"]:
+    """[M, 14] raw parameters in the columns of ``residuals.COLUMNS``.
+
+    Quaternions are in units of the length of ``base``'s, so that those of ``base`` have length 1 and
+    displacements may be added to them.
+    """
+    part = {name: values[:, place].astype(np.float64) for name, place in PLACES.items()}
+    t = np.clip(part["opacities"], _LEAST_T, 1 - _LEAST_T)
+    alpha = t * t * (3.0 - 2.0 * t)
+    rest = base[: len(values), PLACES["rotations"]].astype(np.float64)
+    length = np.sqrt(1.0 + np.square(rest).sum(axis=1, keepdims=True))
+    parts = {
+        "means": part["means"],
+        "quats": np.concatenate([np.ones((len(values), 1)), part["rotations"]], axis=1) / length,
+        "scales": part["scales"],
+        "opacities": np.log(alpha / (1.0 - alpha)),
+        "sh0": part["sh0"],
+    }
+    return np.concatenate([parts[name] for name in residuals.COLUMNS], axis=1)
+
+
+def _gaussians(rows: Float[np.ndarray, "N 14"], sh_rest: Float[np.ndarray, "N K 3"]) -> Gaussians:
+    widths = list(residuals.COLUMNS.values())
+    columns = np.split(rows.astype(np.float32), np.cumsum(widths)[:-1], axis=1)
+    raw = {name: torch.from_numpy(c.copy()) for name, c in zip(residuals.COLUMNS, columns, strict=True)}
+    raw["opacities"] = raw["opacities"].squeeze(1)
+    raw["sh0"] = raw["sh0"][:, None]
+    raw["shN"] = torch.from_numpy(sh_rest.copy())
+    return Gaussians(raw)
+
+
+def _elastic(gaussians: Gaussians, tables: list[Float[np.ndarray, "M 14"]]) -> ElasticGaussians:
+    anchors = tuple(len(table) / len(gaussians) for table in tables)
+    options = ElasticOptions(residual_anchors=anchors, lowest_ratio=anchors[0])
+    scene = ElasticGaussians(gaussians, SceneFrame(torch.zeros(3), 1.0), options)
+    assert scene.residuals is not None
+    for parameter, table in zip(scene.residuals.tables, tables, strict=True):
+        parameter.data.copy_(torch.from_numpy(table))
+    return scene.eval()

@@ -29,7 +29,13 @@ class Sensitivity(NamedTuple):
 
 
 def measure_sensitivity(
-    arrays: ElasticModelArrays, cameras: Sequence[Cameras], ratio: float, *, samples: int, seed: int
+    arrays: ElasticModelArrays,
+    cameras: Sequence[Cameras],
+    ratio: float,
+    *,
+    samples: int,
+    seed: int,
+    device: torch.device,
 ) -> Sensitivity:
     """Hutchinson's estimate of the diagonal of J^T J, J the Jacobian of all pixels of all views.
 
@@ -41,20 +47,21 @@ def measure_sensitivity(
         ratio: which prefix is drawn.
         samples: random images a view.
         seed: of the random signs.
+        device: where to draw.
     """
     generator = torch.Generator().manual_seed(seed)
-    values = torch.from_numpy(arrays.values_at(ratio)).requires_grad_()
-    sh_rest = torch.from_numpy(arrays.sh_rest[: len(values)].copy()).requires_grad_()
-    background = torch.tensor(arrays.background)
+    values = torch.from_numpy(arrays.values_at(ratio)).to(device).requires_grad_()
+    sh_rest = torch.from_numpy(arrays.sh_rest[: len(values)].copy()).to(device).requires_grad_()
+    background = torch.tensor(arrays.background, device=device)
     sums = [torch.zeros_like(values), torch.zeros_like(sh_rest)]
     pixels = 0
     for camera in cameras:
         image = rasterize(
-            activated(values, sh_rest), camera, background=background, antialiased=arrays.antialiased
+            activated(values, sh_rest), camera.to(device), background=background, antialiased=arrays.antialiased
         ).image
         pixels += samples * image[..., 0].numel()
         for sample in range(samples):
-            signs = torch.randint(0, 2, image.shape, generator=generator).float().mul_(2).sub_(1)
+            signs = torch.randint(0, 2, image.shape, generator=generator).to(device).float().mul_(2).sub_(1)
             gradients = torch.autograd.grad(
                 image, (values, sh_rest), signs, retain_graph=sample + 1 < samples
             )
@@ -62,4 +69,4 @@ def measure_sensitivity(
                 total += gradient.square()
     # Mean over pixels and channels of the squared error: its second derivative is 2 J^T J / (3 pixels).
     scale = 2.0 / (3 * pixels)
-    return Sensitivity(*(total.double().numpy() * scale for total in sums))
+    return Sensitivity(*(total.double().cpu().numpy() * scale for total in sums))
