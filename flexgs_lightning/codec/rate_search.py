@@ -24,7 +24,7 @@ PREFIX_LOSS = 0.1
 ROUNDS = 5
 CLOSE = 0.9
 """A loss from this share of what is allowed up to it ends the search."""
-BALANCE = {"opacities": 1.2, "means": 1.25, "rotations": 1.15, "sh0": 1.35, "sh_rest": 0.8}
+BALANCE = {"opacities": 1.25, "means": 1.0, "rotations": 1.1, "sh0": 1.3, "sh_rest": 0.82}
 """Steps of attributes relative to the predicted ones: errors of different numbers are not quite independent.
 Where one more byte gains the same with each, found on training views of one capture."""
 
