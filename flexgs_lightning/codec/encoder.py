@@ -191,10 +191,10 @@ def encode(plan: Plan, rule: StepRule) -> Encoding:
             sizes[name] = sizes.get(name, 0) + size
     arrays = plan.arrays
     ratios = tuple(level.ratio for level in arrays.levels)
-    header = Header(
-        arrays.total, arrays.sh_degree, arrays.antialiased, arrays.background, ratios, plan.numbers
-    )
-    decoded = coder.arrays(arrays.background, arrays.antialiased)
+    red, green, blue = (float(np.float32(level)) for level in arrays.background)
+    background = (red, green, blue)
+    header = Header(arrays.total, arrays.sh_degree, arrays.antialiased, background, ratios, plan.numbers)
+    decoded = coder.arrays(background, arrays.antialiased)
     return Encoding(header, [(stop, data) for _, stop, data, _ in parts], decoded, sizes)
 
 

@@ -138,25 +138,28 @@ def _advance(start, frequency, slot, data, state):
 
 
 @inlined
-def symbol(encoding, value, table, intervals, data, state):
-    """Code one symbol of 0..15 by an adaptive table (a row of ``new_tables``); returns it."""
+def symbol(encoding, value, tables, place, intervals, data, state):
+    """Code one symbol of 0..15 by the adaptive table ``tables[place]``; returns it.
+
+    Tables are not passed as slices: numba would count references to each.
+    """
     if encoding:
-        start = table[value]
-        intervals[state[1]] = (np.uint32(start) << np.uint32(16)) | np.uint32(table[value + 1] - start - 1)
+        start = tables[place, value]
+        intervals[state[1]] = (np.uint32(start) << np.uint32(16)) | np.uint32(tables[place, value + 1] - start - 1)
         state[1] += 1
     else:
         slot = np.int32(state[0] & 65535)
         value = 0
         for i in range(1, 16):
-            value += table[i] <= slot
-        start = table[value]
-        _advance(np.int64(start), np.int64(table[value + 1] - start), np.int64(slot), data, state)
-    count = table[17]
+            value += tables[place, i] <= slot
+        start = tables[place, value]
+        _advance(np.int64(start), np.int64(tables[place, value + 1] - start), np.int64(slot), data, state)
+    count = tables[place, 17]
     rate = np.int32(4 + (count > 15) + (count > 50) + (count > 150))
-    table[17] = count + (count < 255)
+    tables[place, 17] = count + (count < 255)
     for i in range(1, 16):
         target = np.int32(i) + (np.int32(65520) if i > value else np.int32(0))
-        table[i] += (target - table[i]) >> rate
+        tables[place, i] += (target - tables[place, i]) >> rate
     return value
 
 
@@ -198,8 +201,8 @@ def bit_length(value):
 
 
 @inlined
-def magnitude(encoding, value, table, intervals, data, state):
-    """Code a non-negative integer below 2^25: a token by an adaptive table, and plain bits; returns it.
+def magnitude(encoding, value, tables, place, intervals, data, state):
+    """Code a non-negative integer below 2^25: a token by ``tables[place]``, and plain bits; returns it.
 
     Tokens 0..7 are the values themselves; 8..13 halves of the octaves from 8, 16 and 32; 14 is 64..127; 15
     all that is larger, with its number of bits.
@@ -214,7 +217,7 @@ def magnitude(encoding, value, table, intervals, data, state):
             token = 8 + 2 * (bits - 4) + ((value >> (bits - 2)) & 1)
         else:
             token = 14 if value < 128 else 15
-    token = symbol(encoding, token, table, intervals, data, state)
+    token = symbol(encoding, token, tables, place, intervals, data, state)
     if token < 8:
         return np.int64(token)
     if token < 14:

@@ -21,15 +21,17 @@ FEATURES = 7
 """What a step depends on, besides its chunk: see ``_step_class``."""
 FRACTION = 16
 """Bits behind the point of the rule's weights."""
-_BUCKETS = 24
 
-CELL_TABLES = 16 + 16 * 4 + 64
-COLUMN_TABLES = 13 * _BUCKETS * 3 + 13 * 4
-"""Tables of the columns of one level: magnitudes by column, step and what came before; signs."""
-_SIGNS = 13 * _BUCKETS * 3
+CELL_TABLES = 16 + 16 + 48
+"""Tables of places: high part of a gap's length by the one before; low part by the high; leading bits."""
+_SIGNS = 13 * 48 * 3
+COLUMN_TABLES = _SIGNS + 13 * 4
+"""Tables of columns: magnitudes by column, step and what came before in the row; signs of new rows."""
 SH_GROUPS = 10
-_SH_ACTIVITY = 12
-SH_TABLES = _BUCKETS + SH_GROUPS * _SH_ACTIVITY
+_SH_FIRST = 48
+SH_TABLES = _SH_FIRST + SH_GROUPS * 4 * 12
+"""Tables of spherical harmonics: how many are coded, by step; magnitudes by group, how many are left, and
+the magnitudes before."""
 
 SH_RULE = 13
 """Row of the rule's weights that belongs to the other spherical harmonics."""
@@ -53,24 +55,30 @@ def step_size(step_class):
 
 
 @inlined
+def _limited(value):
+    """The nearest integer that a model may hold."""
+    return min(max(value, np.int64(-16777215)), np.int64(16777215))
+
+
+@inlined
 def _short(value):
     """The nearest 16-bit integer."""
     return min(max(np.int64(value), np.int64(-32768)), np.int64(32767))
 
 
 @inlined
-def _step_class(row, weights, offset, lowest, highest):
+def _step_class(rows, i, weights, c, offset, bounds):
     """The rule: a chunk's offset, and weights times what the row already says about its Gaussian."""
-    t = min(max(np.int64(row[0]), np.int64(0)), np.int64(4096))
+    t = min(max(np.int64(rows[i, 0]), np.int64(0)), np.int64(4096))
     total = np.int64(offset) << 10
-    total += np.int64(weights[0]) << 12
-    total += np.int64(weights[1]) * t
-    total += np.int64(weights[2]) * ((t * t) >> 12)
-    total += np.int64(weights[3]) * _short(row[1])
-    total += np.int64(weights[4]) * _short(row[2])
-    total += np.int64(weights[5]) * _short(row[3])
-    total += np.int64(weights[6]) * row[13]
-    return min(max((total + 32768) >> 16, np.int64(lowest)), np.int64(highest))
+    total += np.int64(weights[c, 0]) << 12
+    total += np.int64(weights[c, 1]) * t
+    total += np.int64(weights[c, 2]) * ((t * t) >> 12)
+    total += np.int64(weights[c, 3]) * _short(rows[i, 1])
+    total += np.int64(weights[c, 4]) * _short(rows[i, 2])
+    total += np.int64(weights[c, 5]) * _short(rows[i, 3])
+    total += np.int64(weights[c, 6]) * rows[i, 13]
+    return min(max((total + 32768) >> 16, np.int64(bounds[c, 0])), np.int64(bounds[c, 1]))
 
 
 @inlined
@@ -104,8 +112,8 @@ def code_cells(encoding, codes, bits, tables, intervals, data, state):
     for i in range(len(codes)):
         gap = codes[i] - previous if encoding else np.int64(0)
         length = bit_length(gap) if encoding else 0
-        high = symbol(encoding, length >> 2, tables[before], intervals, data, state)
-        low = symbol(encoding, length & 3, tables[16 + high], intervals, data, state)
+        high = symbol(encoding, length >> 2, tables, before, intervals, data, state)
+        low = symbol(encoding, length & 3, tables, 16 + high, intervals, data, state)
         length = 4 * high + (low & 3)
         if length > bits:
             state[3] = 1
@@ -114,7 +122,7 @@ def code_cells(encoding, codes, bits, tables, intervals, data, state):
             rest = length - 1
             top = min(rest, 3)
             part = (gap >> (rest - top)) & ((1 << top) - 1)
-            part = symbol(encoding, part, tables[32 + length], intervals, data, state) & ((1 << top) - 1)
+            part = symbol(encoding, part, tables, 31 + length, intervals, data, state) & ((1 << top) - 1)
             rest -= top
             plain = long_bits(encoding, gap & ((np.int64(1) << rest) - 1), rest, intervals, data, state)
             gap = (((np.int64(1) << top) | part) << rest) | plain
@@ -153,45 +161,43 @@ def code_columns(
         state: of the trace or stream.
     """
     for i in range(len(rows)):
-        row = rows[i]
         active = 0
         for c in range(start, stop):
-            step_class = _step_class(row, weights[c], offset, bounds[c, 0], bounds[c, 1])
+            step_class = _step_class(rows, i, weights, c, offset, bounds)
             step = step_size(step_class)
-            predicted = np.int64(row[c])
+            predicted = np.int64(rows[i, c])
             mixed = new and not 4 <= c < 7
             if mixed:
                 total = np.int64(0)
                 for d in range(c):
-                    total += np.int64(mixing[c, d]) * row[d]
+                    total += np.int64(mixing[c, d]) * rows[i, d]
                 if i > 0:
                     total += np.int64(mixing[c, 13]) * rows[i - 1, c]
-                predicted = ((total + 2048) >> 12) + ((means[c] + 128) >> 8)
-            bucket = min(step_class >> 2, 23)
-            context = (c * 24 + bucket) * 3 + min(active, 2)
+                predicted = _limited(((total + 2048) >> 12) + ((means[c] + 128) >> 8))
+            bucket = step_class >> (1 if new else 2)
+            context = (c * 48 + bucket) * 3 + min(active, 2)
             steps = np.int64(0)
             if encoding:
                 error = np.int64(targets[i, c]) - predicted
                 steps = (abs(error) * 2 + step) // (2 * step)
                 if error < 0:
                     steps = -steps
-            size = magnitude(encoding, abs(steps), tables[context], intervals, data, state)
+            size = magnitude(encoding, abs(steps), tables, context, intervals, data, state)
             if size > 0:
                 sign = 1 if steps < 0 else 0
                 if new:
-                    table = tables[936 + c * 4 + min(size, 4) - 1]
-                    sign = symbol(encoding, sign, table, intervals, data, state) & 1
+                    context = 1872 + c * 4 + min(size, 4) - 1
+                    sign = symbol(encoding, sign, tables, context, intervals, data, state) & 1
                 else:
                     sign = plain_bits(encoding, sign, 1, intervals, data, state)
                 steps = -size if sign else size
                 active += 1
             else:
                 steps = np.int64(0)
-            value = predicted + steps * step
-            value = min(max(value, np.int64(-16777215)), np.int64(16777215))
+            value = _limited(predicted + steps * step)
             if mixed:
                 means[c] += ((value - predicted) * 256) >> 6
-            row[c] = value
+            rows[i, c] = value
 
 
 @kernel
@@ -218,7 +224,7 @@ def code_sh(
     """
     width = coefficients.shape[1]
     for i in range(len(coefficients)):
-        step_class = _step_class(rows[i], weights[13], offset, bounds[13, 0], bounds[13, 1])
+        step_class = _step_class(rows, i, weights, 13, offset, bounds)
         classes[i] = step_class
         coded = 0
         if encoding:
@@ -228,7 +234,7 @@ def code_sh(
                 coefficients[i, j] = steps
                 if steps != 0:
                     coded = j + 1
-        coded = magnitude(encoding, coded, tables[min(step_class >> 1, 23)], intervals, data, state)
+        coded = magnitude(encoding, coded, tables, step_class >> 1, intervals, data, state)
         if coded > width:
             state[3] = 1
             return
@@ -237,9 +243,11 @@ def code_sh(
             activity = 2 * first + second + third
             if activity >= 8:
                 activity = min(6 + bit_length(activity >> 2), 11)
-            context = 24 + groups[j] * 12 + activity
+            left = coded - 1 - j
+            left = 0 if left == 0 else (1 if left < 4 else (2 if left < 12 else 3))
+            context = 48 + (groups[j] * 4 + left) * 12 + activity
             steps = np.int64(coefficients[i, j])
-            size = magnitude(encoding, abs(steps), tables[context], intervals, data, state)
+            size = magnitude(encoding, abs(steps), tables, context, intervals, data, state)
             if size >= 32768:
                 state[3] = 1
                 return
