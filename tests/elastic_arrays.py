@@ -11,7 +11,7 @@ from flexgs_lightning.codec.sensitivity import Sensitivity
 from flexgs_lightning.model.budget import count_at
 
 
-def random_arrays(total: int = 900, sh_degree: int = 1, seed: int = 0, elastic: bool = True) -> ElasticModelArrays:
+def random_arrays(total: int = 2000, sh_degree: int = 1, seed: int = 0, elastic: bool = True) -> ElasticModelArrays:
     """Gaussians of all sizes in two clouds, with levels at 10 and 30 % if elastic."""
     rng = np.random.default_rng(seed)
     values = np.empty((total, 13), dtype=np.float32)

@@ -57,14 +57,12 @@ def test_tiny_models(total: int, sh_degree: int, tmp_path: Path) -> None:
 def test_finer_steps_are_nearer_and_cost_more() -> None:
     arrays = one_size(random_arrays(400))
     sizes, errors = [], []
-    for harm in (1e-3, 1e-4, 1e-5):
+    for harm in (1e-2, 1e-3, 1e-4):
         encoding = encoded(arrays, harm)
-        order = np.lexsort(arrays.levels[-1].values[:, PLACES["means"]].T)
         sizes.append(encoding.size())
         errors.append(_nearest_error(arrays, encoding.decoded))
-        assert len(order) == len(encoding.decoded)
     assert sizes[0] < sizes[1] < sizes[2]
-    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[0] > 2 * errors[1] > 3 * errors[2]
 
 
 def _nearest_error(arrays: ElasticModelArrays, decoded: ElasticModelArrays) -> float:

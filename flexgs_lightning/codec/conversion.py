@@ -11,12 +11,12 @@ from jaxtyping import Float, Int
 from scipy.spatial.transform import Rotation
 
 from flexgs_lightning.codec.arrays import PLACES, ElasticModelArrays, Level
-from flexgs_lightning.model import residuals
+from flexgs_lightning.model.attributes import residual_columns
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import Model
-from flexgs_lightning.model.elastic import ElasticGaussians, ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
-from flexgs_lightning.model.normalization import SceneFrame
+from flexgs_lightning.model.residuals import RatioResiduals
+from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.splats import Splats
 
 FIELD_ANCHORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
@@ -29,8 +29,7 @@ _LEAST_T = 2.0**-12
 
 def arrays_of(model: Model) -> ElasticModelArrays:
     """A trained model as arrays: exact where residual tables (or nothing) make it elastic."""
-    anchors = _anchors(model)
-    sizes = [(anchor, model.at(anchor)) for anchor in anchors]
+    sizes = [(anchor, model.at(anchor)) for anchor in _anchors(model)]
     background = tuple(float(level) for level in model.background)
     return _arrays(
         sizes, model.splats(), (background[0], background[1], background[2]), model.antialiased
@@ -44,12 +43,11 @@ def arrays_of_splats(splats: Splats) -> ElasticModelArrays:
 
 def _anchors(model: Model) -> tuple[float, ...]:
     """Ratios below 1 at which levels are taken; each holds a Gaussian, and each more than the one before."""
-    if not isinstance(model.scene, ElasticGaussians):
+    parts = model.scene.each_part()
+    if not model.elastic or not parts:
         return ()
-    tables = model.scene.residuals
-    if tables is None and model.scene.field is None:
-        return ()
-    wanted = FIELD_ANCHORS if tables is None or model.scene.field is not None else tables.anchors
+    tables = [part.anchors for part in parts if isinstance(part, RatioResiduals)]
+    wanted = tables[0] if len(tables) == len(parts) else FIELD_ANCHORS
     counts = {count_at(anchor, len(model)): anchor for anchor in wanted if anchor * len(model) >= 1}
     return tuple(anchor for count, anchor in sorted(counts.items()) if count < len(model))
 
@@ -144,7 +142,7 @@ def _double(values: torch.Tensor) -> Float[np.ndarray, "..."]:
     return values.detach().cpu().double().numpy()
 
 
-def model_of(arrays: ElasticModelArrays) -> Model:
+def model_of(arrays: ElasticModelArrays, name: str = "scene") -> Model:
     """What is at hand of a decoded file, as a checkpoint would hold it.
 
     Ratios are then shares of the Gaussians at hand. Draws as ``arrays`` do: exactly at levels, and between
@@ -161,19 +159,20 @@ def model_of(arrays: ElasticModelArrays) -> Model:
     tables = [rows - after[: len(rows)] for (_, rows), (_, after) in itertools.pairwise(levels)]
     gaussians = _gaussians(levels[-1][1], arrays.sh_rest)
     return Model(
-        scene=_elastic(gaussians, tables) if tables else gaussians,
+        scene=_scene(gaussians, tables),
         sh_degree=arrays.sh_degree,
         antialiased=arrays.antialiased,
         background=torch.tensor(arrays.background),
         data={},
         iteration=0,
+        name=name,
     )
 
 
 def raw_rows(
     values: Float[np.ndarray, "M 13"], base: Float[np.ndarray, "N 13"]
 ) -> Float[np.ndarray, "M 14"]:
-    """[M, 14] raw parameters in the columns of ``residuals.COLUMNS``.
+    """[M, 14] raw parameters in the columns of a residual table.
 
     Quaternions are in units of the length of ``base``'s, so that those of ``base`` have length 1 and
     displacements may be added to them.
@@ -188,26 +187,25 @@ def raw_rows(
         "quats": np.concatenate([np.ones((len(values), 1)), part["rotations"]], axis=1) / length,
         "scales": part["scales"],
         "opacities": np.log(alpha / (1.0 - alpha)),
-        "sh0": part["sh0"],
+        "sh": part["sh0"],
     }
-    return np.concatenate([parts[name] for name in residuals.COLUMNS], axis=1)
+    return np.concatenate([parts[name] for name in residual_columns()], axis=1)
 
 
 def _gaussians(rows: Float[np.ndarray, "N 14"], sh_rest: Float[np.ndarray, "N K 3"]) -> Gaussians:
-    widths = list(residuals.COLUMNS.values())
+    names, widths = zip(*residual_columns().items(), strict=True)
     columns = np.split(rows.astype(np.float32), np.cumsum(widths)[:-1], axis=1)
-    raw = {name: torch.from_numpy(c.copy()) for name, c in zip(residuals.COLUMNS, columns, strict=True)}
+    raw = {name: torch.from_numpy(values.copy()) for name, values in zip(names, columns, strict=True)}
     raw["opacities"] = raw["opacities"].squeeze(1)
-    raw["sh0"] = raw["sh0"][:, None]
-    raw["shN"] = torch.from_numpy(sh_rest.copy())
+    raw["sh"] = torch.cat([raw["sh"][:, None], torch.from_numpy(sh_rest.copy())], dim=1)
     return Gaussians(raw)
 
 
-def _elastic(gaussians: Gaussians, tables: list[Float[np.ndarray, "M 14"]]) -> ElasticGaussians:
-    anchors = tuple(len(table) / len(gaussians) for table in tables)
-    options = ElasticOptions(residual_anchors=anchors, lowest_ratio=anchors[0])
-    scene = ElasticGaussians(gaussians, SceneFrame(torch.zeros(3), 1.0), options)
-    assert scene.residuals is not None
-    for parameter, table in zip(scene.residuals.tables, tables, strict=True):
+def _scene(gaussians: Gaussians, tables: list[Float[np.ndarray, "M 14"]]) -> Scene:
+    if not tables:
+        return Scene(gaussians, elastic=True).eval()
+    anchors = [len(table) / len(gaussians) for table in tables]
+    part = RatioResiduals(len(gaussians), anchors, dict.fromkeys(residual_columns(), 1.0))
+    for parameter, table in zip(part.tables, tables, strict=True):
         parameter.data.copy_(torch.from_numpy(table))
-    return scene.eval()
+    return Scene(gaussians, parts={part.kind: part}, elastic=True).eval()

@@ -152,7 +152,8 @@ def _predicted_sh(rows: Int32[np.ndarray, "N 14"], rule: StepRule) -> Float[np.n
     weights[0] *= 1 << 12
     classes = row_features(rows) @ weights / (1 << 16)
     slope = rule.curves[-1]["sh_rest"][1]
-    return np.asarray(np.exp(-classes * math.log(2) / 2 + slope * np.log(np.arange(len(rows)) + 1.0)))
+    logs = -classes * math.log(2) / 2 + slope * np.log(np.arange(len(rows)) + 1.0)
+    return np.asarray(np.exp(np.maximum(logs - logs.max(), -50.0)))
 
 
 def distances(

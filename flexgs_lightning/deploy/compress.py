@@ -2,21 +2,19 @@
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from flexgs_lightning.codec.conversion import arrays_of, arrays_of_splats
+from flexgs_lightning.codec.conversion import arrays_of
 from flexgs_lightning.codec.decoder import SUFFIX
 from flexgs_lightning.codec.encoder import Encoding
 from flexgs_lightning.codec.rate_search import plan_for, search_bytes, search_loss
-from flexgs_lightning.codec.views import mean_psnr, read_views, split_views
-from flexgs_lightning.deploy.opening import choose_device, open_capture
-from flexgs_lightning.deploy.ply import read_ply
+from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_views
+from flexgs_lightning.deploy.opening import choose_device, open_capture, open_model
 from flexgs_lightning.deploy.render import require_free
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import MEGABYTE
-from flexgs_lightning.model.checkpoint import load
 
 log = logging.getLogger(__name__)
 
@@ -56,21 +54,15 @@ def compress(
     """
     if output.suffix.lower() != SUFFIX:
         raise InputError(f"{output}: expected the name of an {SUFFIX} file.")
-    if (ckpt is None) == (ply is None):
-        raise InputError(f"expected either --ckpt or --ply, found {'neither' if ckpt is None else 'both'}.")
     if max_megabytes is not None and (psnr_loss is not None or prefix_psnr_loss is not None):
         raise InputError("expected either --max-megabytes or --psnr-loss, found both.")
     if max_megabytes is not None and not max_megabytes > 0:
         raise InputError(f"--max-megabytes: expected a positive number, found {max_megabytes}.")
     require_free(output, overwrite, (SUFFIX,))
-    data: dict[str, Any] = {}
-    if ckpt is not None:
-        model = load(ckpt)
-        arrays, data = arrays_of(model), model.data
-    elif ply is not None:
-        arrays = arrays_of_splats(read_ply(ply))
+    model = open_model(ckpt, ply)
+    arrays = arrays_of(model)
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
-    data = data | {name: value for name, value in wished.items() if value is not None}
+    data = model.data | {name: value for name, value in wished.items() if value is not None}
     if not data.get("root"):
         raise InputError("--data-root: expected the scene's capture; its views tell what each number is worth.")
     place = choose_device(device)
@@ -91,7 +83,7 @@ def compress(
     )
 
 
-def _psnr(encoding: Encoding, judging: list[Any], device: torch.device) -> dict[str, float]:
+def _psnr(encoding: Encoding, judging: list[Judged], device: torch.device) -> dict[str, float]:
     """PSNR of what the file decodes to at each level, on the judging views."""
     decoded = encoding.decoded
     return {
