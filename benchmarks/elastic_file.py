@@ -38,6 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--ckpt", type=Path, required=True)
     parser.add_argument("--losses", type=float, nargs="+", default=[0.35, 0.08])
+    parser.add_argument("--prefix-loss", type=float, help="likewise at smaller levels")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -46,13 +47,20 @@ def main() -> None:
     measuring, judging = (read_views(v, arrays.background) for v in split_views(capture.train_views))
     test = read_views(capture.test_views, arrays.background)
     uncoded = {ratio: mean_psnr(arrays, ratio, test, CPU) for ratio in RATIOS}
-    print(f"{capture.name}: {len(arrays):,} Gaussians, {len(test)} test views; uncoded {_row(uncoded)}\n", flush=True)
+    print(
+        f"{capture.name}: {len(arrays):,} Gaussians, {len(test)} test views; uncoded {_row(uncoded)}\n",
+        flush=True,
+    )
     start = time.process_time()
     plan = plan_for(arrays, measuring, CPU)
     print(f"Sensitivities and rule: {time.process_time() - start:.1f} s\n", flush=True)
     for loss in options.losses:
-        found = search_loss(plan, judging, CPU, loss, report=lambda line: print(f"  {line}", flush=True))
+        found = search_loss(plan, judging, CPU, loss, options.prefix_loss, _tell)
         report(loss, found.encoding, plan, uncoded, test)
+
+
+def _tell(line: str) -> None:
+    print(f"  {line}", flush=True)
 
 
 def report(
@@ -70,13 +78,22 @@ def report(
     writing = time.process_time() - start
     lost = {ratio: uncoded[ratio] - mean_psnr(decoded, ratio, test, CPU) for ratio in RATIOS}
     print(f"\n### {loss:g} dB on judging views: {size / 1e6:.3f} MB, {size / total:.2f} bytes a Gaussian\n")
-    print("| | " + " | ".join(f"{100 * ratio:g} %" for ratio in RATIOS) + " |\n|---" + "|---" * len(RATIOS) + "|")
+    print(
+        "| | "
+        + " | ".join(f"{100 * ratio:g} %" for ratio in RATIOS)
+        + " |\n|---"
+        + "|---" * len(RATIOS)
+        + "|"
+    )
     print("| dB lost on test views | " + " | ".join(f"{lost[ratio]:.3f}" for ratio in RATIOS) + " |")
     cut = [min(v for k, v in lengths.items() if k >= count_at(ratio, total)) for ratio in RATIOS]
     print("| kB of the cut | " + " | ".join(f"{length / 1e3:.1f}" for length in cut) + " |\n")
     parts = {name: count / total for name, count in encoding.bytes_by_stream.items()}
     print(", ".join(f"{name} {value:.2f}" for name, value in parts.items()) + " bytes a Gaussian")
-    print(f"\nDecoding: {total / seconds:,.0f} Gaussians/s; encoding once: {total / writing:,.0f} Gaussians/s\n", flush=True)
+    print(
+        f"\nGaussians/s: decoding {total / seconds:,.0f}, encoding once {total / writing:,.0f}\n",
+        flush=True,
+    )
 
 
 def _timed(path: Path) -> tuple[ElasticModelArrays, float]:

@@ -11,13 +11,17 @@ from flexgs_lightning.codec.sensitivity import Sensitivity
 from flexgs_lightning.model.budget import count_at
 
 
-def random_arrays(total: int = 2000, sh_degree: int = 1, seed: int = 0, elastic: bool = True) -> ElasticModelArrays:
+def random_arrays(
+    total: int = 2000, sh_degree: int = 1, seed: int = 0, elastic: bool = True
+) -> ElasticModelArrays:
     """Gaussians of all sizes in two clouds, with levels at 10 and 30 % if elastic."""
     rng = np.random.default_rng(seed)
     values = np.empty((total, 13), dtype=np.float32)
     values[:, 0] = rng.uniform(0.05, 0.95, total)
     values[:, PLACES["scales"]] = np.sort(rng.normal(-4, 1, (total, 3)), axis=1)[:, ::-1]
-    values[:, PLACES["means"]] = rng.normal(0, 1, (total, 3)) * np.where(rng.random(total) < 0.2, 20, 1)[:, None]
+    values[:, PLACES["means"]] = (
+        rng.normal(0, 1, (total, 3)) * np.where(rng.random(total) < 0.2, 20, 1)[:, None]
+    )
     values[:, PLACES["rotations"]] = rng.uniform(-0.4, 0.4, (total, 3))
     values[:, PLACES["sh0"]] = rng.normal(0, 0.6, (total, 1)) + rng.normal(0, 0.2, (total, 3))
     ratios = [0.1, 0.3, 1.0] if elastic else [1.0]
@@ -60,7 +64,9 @@ def digest(arrays: ElasticModelArrays) -> str:
 
 def same(one: ElasticModelArrays, other: ElasticModelArrays) -> bool:
     """Whether two models are equal to the bit, background and all."""
-    plain = [(m.total, m.background, m.antialiased, [level.ratio for level in m.levels]) for m in (one, other)]
+    plain = [
+        (m.total, m.background, m.antialiased, [level.ratio for level in m.levels]) for m in (one, other)
+    ]
     return plain[0] == plain[1] and digest(one) == digest(other)
 
 

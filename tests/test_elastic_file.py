@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from elastic_arrays import digest, encoded, one_size, random_arrays, same
+
 from flexgs_lightning.codec.arrays import PLACES, ElasticModelArrays
 from flexgs_lightning.codec.chunks import cells_of, morton_codes, spread
 from flexgs_lightning.codec.conversion import arrays_of, arrays_of_splats, model_of, quaternion_product
@@ -204,7 +204,14 @@ def test_tables_never_run_out_of_room() -> None:
     tables = new_tables(1)
     trace = Trace()
     trace.reserve(20_000)
-    _code(True, np.zeros(9000, dtype=np.int64), np.repeat(tables, 3, axis=0), trace.intervals, trace.data, trace.state)
+    _code(
+        True,
+        np.zeros(9000, dtype=np.int64),
+        np.repeat(tables, 3, axis=0),
+        trace.intervals,
+        trace.data,
+        trace.state,
+    )
     many = np.repeat(tables, 3, axis=0)
     for value in (0, 200, 0, 5):
         trace = Trace()

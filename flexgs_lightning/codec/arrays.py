@@ -113,7 +113,7 @@ class ElasticModelArrays:
         max_gaussians: int | None = None,
         max_megabytes: float | None = None,
     ) -> Splats:
-        """The model within a budget, as ``model.checkpoint.Model.at`` has it; megabytes are an exported PLY's.
+        """The model within a budget, as ``checkpoint.Model.at`` has it; megabytes are an exported PLY's.
 
         Raises:
             InputError: no or several budgets, or one that is out of range or holds no Gaussian.

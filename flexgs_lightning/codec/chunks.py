@@ -25,7 +25,7 @@ _SYMBOLS_EACH = 6
 Pipe = Trace | Stream
 
 
-class BrokenStream(ValueError):
+class DamagedChunkError(ValueError):
     """A chunk holds what no encoder writes; the message says what."""
 
 
@@ -79,7 +79,7 @@ class ChunkCoder:
             targets: rows of each chunk so far at the next level, or None to decode.
 
         Raises:
-            BrokenStream: naming the stream.
+            DamagedChunkError: naming the stream.
         """
         moved = [rows.copy() for rows in self.rows]
         for attribute, (name, place) in enumerate(PLACES.items()):
@@ -111,7 +111,7 @@ class ChunkCoder:
             sh_targets: transformed spherical harmonics in that order, or None.
 
         Raises:
-            BrokenStream: naming the stream.
+            DamagedChunkError: naming the stream.
         """
         numbers, encoding = self.numbers, targets is not None
         codes = np.zeros(count, dtype=np.int64) if codes is None else codes
@@ -175,7 +175,7 @@ class ChunkCoder:
     @staticmethod
     def _check(pipe: Pipe, name: str) -> None:
         if isinstance(pipe, Stream) and not pipe.ended_well():
-            raise BrokenStream(f"its stream {name} holds what no encoder writes")
+            raise DamagedChunkError(f"its stream {name} holds what no encoder writes")
 
     def arrays(self, background: tuple[float, float, float], antialiased: bool) -> ElasticModelArrays:
         """The model of all rows so far; within a chunk, rows are spread evenly over the scene."""

@@ -90,10 +90,17 @@ def pack_header(header: Header, chunks: Sequence[tuple[int, bytes]]) -> bytes:
     facts = json.dumps(header.facts, separators=(",", ":")).encode()
     parts = [
         _FACTS.pack(
-            header.total, header.sh_degree, header.antialiased, len(header.ratios), numbers.cell_bits,
-            *header.background, len(numbers.basis), *numbers.origin.tolist(), float(numbers.means_unit),
+            header.total,
+            header.sh_degree,
+            header.antialiased,
+            len(header.ratios),
+            numbers.cell_bits,
+            *header.background,
+            len(numbers.basis),
+            *numbers.origin.tolist(),
+            float(numbers.means_unit),
             *numbers.centre.tolist(),
-        ),  # fmt: skip
+        ),
         np.array(header.ratios, dtype="<f8").tobytes(),
         numbers.weights.astype("<i4").tobytes(),
         numbers.bounds.astype("u1").tobytes(),
@@ -145,7 +152,9 @@ def read_header(path: Path, start: bytes) -> Header:
     length, checksum = _start(path, start)
     end = _START.size + length
     if len(start) < end:
-        raise InputError(f"{path}: header: expected {end:,} bytes, found {len(start):,}: the file is cut off.")
+        raise InputError(
+            f"{path}: header: expected {end:,} bytes, found {len(start):,}: the file is cut off."
+        )
     body = start[_START.size : end]
     if zlib.crc32(body) != checksum:
         raise InputError(f"{path}: header: its checksum is not that of its bytes, the file is damaged.")
@@ -153,7 +162,7 @@ def read_header(path: Path, start: bytes) -> Header:
     (total, sh_degree, antialiased, levels, cell_bits, *rest) = reader.struct(_FACTS)
     components = rest[3]
     width = 3 * ((sh_degree + 1) ** 2 - 1)
-    _check(path, 1 <= total, "Gaussians", total)
+    _check(path, total >= 1, "Gaussians", total)
     _check(path, sh_degree <= 3, "SH degree", sh_degree)
     _check(path, antialiased <= 1, "antialiased", antialiased)
     _check(path, 1 <= levels <= MOST_LEVELS, "levels", levels)
@@ -166,16 +175,16 @@ def read_header(path: Path, start: bytes) -> Header:
     scales = reader.array("<f4", width).astype(np.float32)
     basis = reader.array("i1", components, width).astype(np.int8)
     origin, centre = np.array(rest[4:7], dtype=np.float32), np.array(rest[8:11], dtype=np.int32)
-    numbers = Numbers(
-        origin, np.float32(rest[7]), centre, cell_bits, weights, bounds, mixing, basis, scales
-    )
+    numbers = Numbers(origin, np.float32(rest[7]), centre, cell_bits, weights, bounds, mixing, basis, scales)
     _check_numbers(path, numbers, np.array(rest[:3]))
     _check_ratios(path, ratios, total)
     facts = _facts(path, reader.bytes(reader.number()))
     levels_end = {count_at(ratio, total) for ratio in ratios}
     entries = _entries(path, reader, end, total)
     missing = levels_end - {entry.stop for entry in entries}
-    _check(path, not missing, "index", f"no chunk that ends at {sorted(missing)} Gaussians, where a level does")
+    _check(
+        path, not missing, "index", f"no chunk that ends at {sorted(missing)} Gaussians, where a level does"
+    )
     background = (float(rest[0]), float(rest[1]), float(rest[2]))
     return Header(total, sh_degree, bool(antialiased), background, ratios, numbers, facts, entries)
 
@@ -194,7 +203,9 @@ def _start(path: Path, start: bytes) -> tuple[int, int]:
     if start[: len(MAGIC)] != MAGIC[: len(start)] or not start:
         raise InputError(f"{path}: not an elastic file (.egs), it does not begin like one.")
     if len(start) < _START.size:
-        raise InputError(f"{path}: header: expected {_START.size} bytes, found {len(start)}: the file is cut off.")
+        raise InputError(
+            f"{path}: header: expected {_START.size} bytes, found {len(start)}: the file is cut off."
+        )
     _, version, flags, length, checksum = _START.unpack(start[: _START.size])
     if version != VERSION:
         raise InputError(f"{path}: elastic file of version {version}, this release reads version {VERSION}.")
@@ -219,7 +230,9 @@ def _check_numbers(path: Path, numbers: Numbers, background: np.ndarray) -> None
     _check(path, bool((low <= high).all() and (high < STEPS).all()), "step classes", numbers.bounds.tolist())
     inside = (np.abs(numbers.centre) < 1 << (MEANS_BITS + 2)).all()
     _check(path, bool(inside), "centre", numbers.centre.tolist())
-    _check(path, int(np.abs(numbers.weights.astype(np.int64)).max()) <= MOST_WEIGHT, "rule", "a larger weight")
+    _check(
+        path, int(np.abs(numbers.weights.astype(np.int64)).max()) <= MOST_WEIGHT, "rule", "a larger weight"
+    )
 
 
 def _check_ratios(path: Path, ratios: tuple[float, ...], total: int) -> None:
@@ -252,8 +265,8 @@ def _entries(path: Path, reader: _Reader, offset: int, total: int) -> tuple[Entr
         rows = stop - before
         if not (before < stop <= total and rows <= length * MOST_ROWS_A_BYTE):
             raise InputError(
-                f"{path}: header: chunk {i} says it has {rows:,} Gaussians in {length:,} bytes; expected 1 to "
-                f"{MOST_ROWS_A_BYTE} a byte, and {total:,} in all."
+                f"{path}: header: chunk {i} says it has {rows:,} Gaussians in {length:,} bytes; expected "
+                f"1 to {MOST_ROWS_A_BYTE} a byte, and {total:,} in all."
             )
         entries.append(Entry(stop, offset, length, checksum))
         before, offset = stop, offset + length

@@ -1,4 +1,4 @@
-"""Models to and from ``ElasticModelArrays``: the one place where the elastic file meets the model's classes."""
+"""Models to and from ``ElasticModelArrays``: where the elastic file meets the model's classes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def arrays_of(model: Model) -> ElasticModelArrays:
     """A trained model as arrays: exact where residual tables (or nothing) make it elastic."""
     sizes = [(anchor, model.at(anchor)) for anchor in _anchors(model)]
     background = tuple(float(level) for level in model.background)
-    return _arrays(
-        sizes, model.splats(), (background[0], background[1], background[2]), model.antialiased
-    )
+    return _arrays(sizes, model.splats(), (background[0], background[1], background[2]), model.antialiased)
 
 
 def arrays_of_splats(splats: Splats) -> ElasticModelArrays:
@@ -138,7 +136,7 @@ def _unit(quats: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N 4"]:
     return quats / np.linalg.norm(quats, axis=-1, keepdims=True)
 
 
-def _double(values: torch.Tensor) -> Float[np.ndarray, "..."]:
+def _double(values: torch.Tensor) -> Float[np.ndarray, ...]:
     return values.detach().cpu().double().numpy()
 
 
@@ -169,9 +167,7 @@ def model_of(arrays: ElasticModelArrays, name: str = "scene") -> Model:
     )
 
 
-def raw_rows(
-    values: Float[np.ndarray, "M 13"], base: Float[np.ndarray, "N 13"]
-) -> Float[np.ndarray, "M 14"]:
+def raw_rows(values: Float[np.ndarray, "M 13"], base: Float[np.ndarray, "N 13"]) -> Float[np.ndarray, "M 14"]:
     """[M, 14] raw parameters in the columns of a residual table.
 
     Quaternions are in units of the length of ``base``'s, so that those of ``base`` have length 1 and

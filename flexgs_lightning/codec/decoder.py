@@ -12,7 +12,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from flexgs_lightning.codec.arrays import ElasticModelArrays
-from flexgs_lightning.codec.chunks import BrokenStream, ChunkCoder
+from flexgs_lightning.codec.chunks import DamagedChunkError, ChunkCoder
 from flexgs_lightning.codec.container import (
     MOST_HEADER,
     START_BYTES,
@@ -98,7 +98,9 @@ def open_file(path: str | Path, recover: bool = False) -> ElasticFile:
         )
     if found.broken_off and not recover:
         if available == len(header.entries):
-            raise InputError(f"{path}: {length - found._end:,} bytes stand behind the last chunk; --recover opens it.")
+            raise InputError(
+                f"{path}: {length - found._end:,} bytes stand behind the last chunk; --recover opens it."
+            )
         raise InputError(
             f"{path}: chunk {available} is cut off: the file has {length:,} bytes, expected "
             f"{header.indexed_lengths()[available]:,}. --recover opens the {available} chunks before it."
@@ -133,7 +135,7 @@ def read_elastic(
         for index in range(wanted):
             try:
                 decode_chunk(coder, _bytes_of(stream, header.entries[index]), header.entries[index])
-            except BrokenStream as error:
+            except DamagedChunkError as error:
                 message = f"{file.path}: chunk {index} of {len(header.entries)} is damaged: {error}."
                 if not recover or index == 0:
                     hint = f" --recover opens the {index} chunks before it." if index else ""
@@ -150,12 +152,12 @@ def _bytes_of(stream: BinaryIO, entry: Entry) -> bytes:
     """A chunk's bytes.
 
     Raises:
-        BrokenStream: they are not those that were written.
+        DamagedChunkError: they are not those that were written.
     """
     stream.seek(entry.offset)
     data = stream.read(entry.length)
     if zlib.crc32(data) != entry.checksum:
-        raise BrokenStream("its checksum is not that of its bytes")
+        raise DamagedChunkError("its checksum is not that of its bytes")
     return data
 
 
@@ -163,13 +165,13 @@ def decode_chunk(coder: ChunkCoder, data: bytes, entry: Entry) -> None:
     """Add one chunk to what was decoded before it; a broken one leaves that as it was.
 
     Raises:
-        BrokenStream: with what is wrong.
+        DamagedChunkError: with what is wrong.
     """
     updates = coder.needs_update()
     try:
         update, (offsets, streams), _ = unpack_chunk(data, len(coder.rows), updates)
     except ValueError as error:
-        raise BrokenStream(str(error)) from error
+        raise DamagedChunkError(str(error)) from error
     if update is not None:
         coder.update([Stream(part) for part in update[1]], update[0], None)
     pipes = [Stream(part) for part in streams]

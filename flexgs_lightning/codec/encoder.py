@@ -18,7 +18,6 @@ from flexgs_lightning.codec.chunks import (
     ROW_STREAMS,
     UPDATE_STREAMS,
     ChunkCoder,
-    cells_of,
     morton_codes,
 )
 from flexgs_lightning.codec.container import MOST_ROWS_A_BYTE, UPDATE, Header, pack_chunk, pack_header
@@ -140,9 +139,7 @@ def make_plan(
     predicted = _predicted_sh(rows, rule)
     basis, scales = fit_basis(flat, predicted, np.maximum(by_coefficient.mean(axis=0), 1e-30))
     mixing = fit_mixing(rows)
-    numbers = Numbers(
-        origin, unit, centre, bits, rule.weights, bounds_table(), mixing, basis, scales
-    )
+    numbers = Numbers(origin, unit, centre, bits, rule.weights, bounds_table(), mixing, basis, scales)
     return Plan(arrays, numbers, rule, stops)
 
 

@@ -73,9 +73,7 @@ class Numbers:
         scaled = values.astype(np.float64)
         scaled[:, PLACES["means"]] -= self.origin.astype(np.float64)
         scaled /= self.units.astype(np.float64)
-        scaled[:, PLACES["opacities"]] = np.clip(
-            scaled[:, PLACES["opacities"]], 0, 1 / UNITS["opacities"]
-        )
+        scaled[:, PLACES["opacities"]] = np.clip(scaled[:, PLACES["opacities"]], 0, 1 / UNITS["opacities"])
         rows = np.zeros((len(values), WIDTH + 1), dtype=np.int32)
         rows[:, :WIDTH] = np.clip(np.rint(scaled), -(LIMIT - 1) / 2, LIMIT - 1)
         return rows
@@ -154,5 +152,3 @@ def fit_mixing(rows: Int[np.ndarray, "N 14"], sample: int = 200_000) -> Int32[np
         square += np.diag(np.full(len(used), 1e-3 * np.trace(square) / len(used) + 1e-9))
         mixing[column, used] = np.linalg.solve(square, centred[:, used].T @ centred[:, column])
     return np.clip(np.rint(mixing * 4096), -32768, 32767).astype(np.int32)
-
-

@@ -145,7 +145,9 @@ def symbol(encoding, value, tables, place, intervals, data, state):
     """
     if encoding:
         start = tables[place, value]
-        intervals[state[1]] = (np.uint32(start) << np.uint32(16)) | np.uint32(tables[place, value + 1] - start - 1)
+        intervals[state[1]] = (np.uint32(start) << np.uint32(16)) | np.uint32(
+            tables[place, value + 1] - start - 1
+        )
         state[1] += 1
     else:
         slot = np.int32(state[0] & 65535)

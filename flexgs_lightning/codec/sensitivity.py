@@ -57,7 +57,10 @@ def measure_sensitivity(
     pixels = 0
     for camera in cameras:
         image = rasterize(
-            activated(values, sh_rest), camera.to(device), background=background, antialiased=arrays.antialiased
+            activated(values, sh_rest),
+            camera.to(device),
+            background=background,
+            antialiased=arrays.antialiased,
         ).image
         pixels += samples * image[..., 0].numel()
         for sample in range(samples):

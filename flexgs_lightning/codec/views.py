@@ -36,7 +36,7 @@ class Judged:
 
 
 def split_views(views: Sequence[View]) -> tuple[list[View], list[View]]:
-    """Training views to measure sensitivities on, and others to judge the rate by; disjoint if there are two."""
+    """Training views to measure sensitivities on, and others to judge the rate by."""
     judging = list(views[::JUDGE_EVERY])
     measuring = [view for i, view in enumerate(views) if i % JUDGE_EVERY] or judging
     return evenly(measuring), evenly(judging)
@@ -65,7 +65,9 @@ def _over(
 
 
 @torch.no_grad()
-def mean_psnr(arrays: ElasticModelArrays, ratio: float, views: Sequence[Judged], device: torch.device) -> float:
+def mean_psnr(
+    arrays: ElasticModelArrays, ratio: float, views: Sequence[Judged], device: torch.device
+) -> float:
     """Mean PSNR over views of the model at a ratio, in dB."""
     splats = arrays.at(ratio).to(device)
     background = torch.tensor(arrays.background, device=device)

@@ -64,7 +64,9 @@ def compress(
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
     data = model.data | {name: value for name, value in wished.items() if value is not None}
     if not data.get("root"):
-        raise InputError("--data-root: expected the scene's capture; its views tell what each number is worth.")
+        raise InputError(
+            "--data-root: expected the scene's capture; its views tell what each number is worth."
+        )
     place = choose_device(device)
     measuring, judging = (
         read_views(views, arrays.background) for views in split_views(open_capture(data).train_views)

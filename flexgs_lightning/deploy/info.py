@@ -26,7 +26,8 @@ def _lines(file: ElasticFile) -> Iterator[str]:
     chunks = len(header.entries)
     state = f"{file.available} of {chunks} chunks" if file.available < chunks else f"{chunks} chunks"
     yield (
-        f"{file.path}: {file.gaussians:,} of {header.total:,} Gaussians, {state}, {file.length / MEGABYTE:.3f} MB, "
+        f"{file.path}: {file.gaussians:,} of {header.total:,} Gaussians, {state}, "
+        f"{file.length / MEGABYTE:.3f} MB, "
         f"{file.length / file.gaussians:.2f} bytes each; SH degree {header.sh_degree}"
     )
     yield "Levels: " + ", ".join(

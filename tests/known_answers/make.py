@@ -1,4 +1,4 @@
-"""Write the known answers again, after a change of the format's version: python tests/known_answers/make.py"""
+"""Write the known answers again, for a new version of the format: python tests/known_answers/make.py"""
 
 import sys
 from pathlib import Path
