@@ -1,24 +1,26 @@
 """flexgs compress, decompress and info, and elastic files where checkpoints are opened."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
 from elastic_arrays import encoded, random_arrays
+from small_scene import around, ball
+
 from flexgs_lightning.cli import main
-from flexgs_lightning.codec.arrays import ElasticModelArrays
+from flexgs_lightning.codec.arrays import PLACES, ElasticModelArrays
 from flexgs_lightning.codec.conversion import arrays_of_splats
 from flexgs_lightning.codec.decoder import open_file, read_elastic
 from flexgs_lightning.codec.rate_search import plan_for, search_bytes, search_loss
+from flexgs_lightning.codec.steps import row_features
 from flexgs_lightning.codec.views import Judged, mean_psnr
 from flexgs_lightning.deploy.ply import read_ply, write_ply
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import Splats
-from small_scene import around, ball
 
 CPU = torch.device("cpu")
 
@@ -150,11 +152,14 @@ def test_the_rule_beats_equal_steps(views: list[Judged]) -> None:
     """At equal bytes, steps by predicted sensitivity lose less than steps that are the same for all."""
     arrays = _faint_and_strong()
     plan = plan_for(arrays, views[::2], CPU)
-    flat = dataclasses.replace(
-        plan.rule,
-        weights=np.zeros_like(plan.rule.weights),
-        curves=tuple({name: (c, 0.0) for name, (c, _) in curve.items()} for curve in plan.rule.curves),
-    )
+    rule = plan.rule
+    features = row_features(plan.numbers.integers(arrays.levels[-1].values)).mean(axis=0)
+    features[0] = 1 << 12
+    known = -(rule.weights @ features) / (1 << 16) * math.log(2) / 2  # mean of what the weights say of ln S
+    middle = np.log(np.arange(len(arrays)) + 1.0).mean()
+    places = {name: place.start for name, place in PLACES.items()} | {"sh_rest": 13}
+    curve = {name: (c + m * middle + known[places[name]], 0.0) for name, (c, m) in rule.curves[-1].items()}
+    flat = dataclasses.replace(rule, weights=np.zeros_like(rule.weights), curves=(curve,))
     plain = dataclasses.replace(
         plan, numbers=dataclasses.replace(plan.numbers, weights=flat.weights), rule=flat
     )

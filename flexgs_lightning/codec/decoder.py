@@ -12,7 +12,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from flexgs_lightning.codec.arrays import ElasticModelArrays
-from flexgs_lightning.codec.chunks import DamagedChunkError, ChunkCoder
+from flexgs_lightning.codec.chunks import ChunkCoder, DamagedChunkError
 from flexgs_lightning.codec.container import (
     MOST_HEADER,
     START_BYTES,

@@ -130,6 +130,8 @@ def fit_basis(
     """
     if sh_rest.shape[1] == 0:
         return np.zeros((0, 0), dtype=np.int8), np.zeros(0, dtype=np.float32)
+    every = max(1, len(sh_rest) // 200_000)
+    sh_rest, weights = sh_rest[::every], weights[::every]
     unit = 1.0 / np.sqrt(importance / importance.mean())
     scaled = sh_rest / unit * np.sqrt(weights / weights.mean())[:, None]
     variances, vectors = np.linalg.eigh(scaled.T @ scaled)

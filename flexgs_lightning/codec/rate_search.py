@@ -138,10 +138,10 @@ def search_bytes(plan: Plan, limit: float, report: Callable[[str], None] = log.i
     """
     total = plan.arrays.total
     levels = len(plan.arrays.levels)
-    limit -= FACTS_BYTES
+    room = limit - FACTS_BYTES
     low, high = -8.0, 8.0  # log2 of the factor: the finest and the coarsest
     coarsest = encode(plan, plan.rule.scaled((2.0**high,) * levels))
-    if coarsest.size() > limit:
+    if coarsest.size() > room:
         raise InputError(
             f"max_megabytes: {limit / 1e6:g} is too little for {total:,} Gaussians; even coarse steps take "
             f"{coarsest.size() / 1e6:.3f} MB. Export fewer Gaussians."
@@ -151,15 +151,15 @@ def search_bytes(plan: Plan, limit: float, report: Callable[[str], None] = log.i
         encoding = encode(plan, plan.rule.scaled((2.0**middle,) * levels))
         size = encoding.size()
         report(f"{size / 1e6:.3f} MB, {size / total:.2f} bytes a Gaussian")
-        if size <= limit:
+        if size <= room:
             best, high = encoding, middle
-            if size >= 0.99 * limit or high - low < 0.01:
+            if size >= 0.99 * room or high - low < 0.01:
                 break
         else:
             low = middle
         # A step twice as large takes about 2.5 bytes off a Gaussian.
         middle = min(
-            max(middle + (size - limit) / total / 2.5 + 0.02, low + 0.2 * (high - low)),
+            max(middle + (size - room) / total / 2.5 + 0.02, low + 0.2 * (high - low)),
             high - 0.1 * (high - low),
         )
     return best

@@ -27,6 +27,8 @@ _OFFSET_UNITS = 64
 """Offsets of chunks are in this part of a step class."""
 _CLASSES_AN_OCTAVE = 4
 _ROUNDS = 30
+_SAMPLE = 100_000
+"""Gaussians that a fit looks at, evenly spread over the ranks."""
 _RIDGE = 1e-2
 
 
@@ -157,6 +159,8 @@ def _fit(
     design: Float[np.ndarray, "R F"], measured: Float[np.ndarray, " R"], known: Float[np.ndarray, " R"]
 ) -> Float[np.ndarray, " G"]:
     """[1 + F] constant and weights of ln p, beside what is ``known`` of it."""
+    every = max(1, len(measured) // _SAMPLE)
+    design, measured, known = design[::every], measured[::every], known[::every]
     floor = max(float(measured.mean()) * 1e-6, 1e-300)
     logs = np.log(np.maximum(measured, floor)) - known
     middle, width = design.mean(axis=0), design.std(axis=0) + 1e-9
