@@ -21,6 +21,9 @@ training
 deployment
   export         write a checkpoint as a standard 3DGS PLY, at any size: --ratio 0.05, --max-megabytes 15
   render         draw a checkpoint or PLY: test views, an orbit or a camera path, to PNG and video
+  compress       write a checkpoint or PLY as one small elastic file (.egs) with every size in it
+  decompress     write an elastic file, or a part of it, as a PLY
+  info           what an elastic file holds, and where it can be cut
   view           look at a checkpoint or PLY in the browser, at any share of its Gaussians
 evaluation
   benchmark      train and measure every scene of a benchmark, and report it beside the paper
@@ -38,6 +41,9 @@ TRAINING = ("fit", "validate", "test")
 COMMANDS = {
     "export": "deploy.export",
     "render": "deploy.render_command",
+    "compress": "deploy.compress",
+    "decompress": "deploy.decompress",
+    "info": "deploy.info",
     "view": "deploy.viewer.command",
     "data download": "data.download",
     "demo": "demo.command",
@@ -47,7 +53,7 @@ COMMANDS = {
     "unseen": "evaluation.unseen",
 }
 """The other commands, and the module that holds the function of each; imported when it runs, for speed."""
-POSITIONAL = ("benchmark", "data download")
+POSITIONAL = ("benchmark", "data download", "decompress", "info")
 """Commands whose required arguments are given by place."""
 
 

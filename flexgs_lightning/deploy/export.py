@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flexgs_lightning.deploy.opening import load_any
 from flexgs_lightning.deploy.ply import write_ply
 from flexgs_lightning.deploy.render import require_free
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
-from flexgs_lightning.model.checkpoint import Model, load
+from flexgs_lightning.model.checkpoint import Model
 from flexgs_lightning.splats import Splats
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def export(
     Without a budget the full model is written.
 
     Args:
-        ckpt: Checkpoint of a training.
+        ckpt: Checkpoint of a training, or an elastic file (.egs).
         output: The .ply file to write; with several budgets a folder, which gets a file for each and an
             index.json: file, ratio (the one asked for, or else what the budget comes to), Gaussians, bytes,
             and PSNR where the run was tested at that ratio.
@@ -49,7 +50,7 @@ def export(
     """
     budgets = _budgets(ratio, max_gaussians, max_megabytes)
     require_free(output, overwrite, EXPORTS)
-    model = load(ckpt)
+    model = load_any(ckpt)
     if len(budgets) == 1:
         if output.suffix.lower() != ".ply":
             raise InputError(f"{output}: expected the name of a .ply file.")

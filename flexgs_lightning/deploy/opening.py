@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.codec.conversion import model_of
+from flexgs_lightning.codec.decoder import SUFFIX, read_elastic
 from flexgs_lightning.data.capture import Capture, View
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.deploy.ply import read_ply
@@ -22,16 +24,25 @@ _CAPTURE_OPTIONS = ("downscale", "test_every", "images", "masks")
 
 
 def open_model(ckpt: Path | None, ply: Path | None) -> Model:
-    """Open a checkpoint or a PLY file.
+    """Open a checkpoint (or an elastic file in its place) or a PLY file.
 
     Raises:
-        InputError: both or neither given; see ``load`` and ``read_ply``.
+        InputError: both or neither given; see ``load_any`` and ``read_ply``.
     """
     if ckpt is not None and ply is None:
-        return load(ckpt)
+        return load_any(ckpt)
     if ply is not None and ckpt is None:
         return Model.of_splats(read_ply(ply), ply.stem)
     raise InputError(f"expected either --ckpt or --ply, found {'both' if ckpt else 'neither'}.")
+
+
+def load_any(path: Path) -> Model:
+    """Open a checkpoint, or an elastic file in its place.
+
+    Raises:
+        InputError: see ``load`` and ``read_elastic``.
+    """
+    return model_of(read_elastic(path), path.stem) if path.suffix.lower() == SUFFIX else load(path)
 
 
 def open_capture(data: dict[str, Any]) -> Capture:

@@ -41,7 +41,7 @@ def render(
 
     Args:
         output: An .mp4 file, or a folder for PNG frames.
-        ckpt: Checkpoint to draw.
+        ckpt: Checkpoint to draw, or an elastic file (.egs).
         ply: 3DGS PLY file to draw, instead of a checkpoint.
         ratio: Share of an elastic scene's Gaussians to draw, in (0, 1].
         path: Cameras: "test" or "train" views of the capture, an "orbit" around what it shows, or a camera

@@ -22,7 +22,8 @@ def view(
     """Show a checkpoint or PLY file in the browser, at any share of its Gaussians.
 
     Args:
-        ckpt: Checkpoint to show; one of elastic training can be drawn at any ratio.
+        ckpt: Checkpoint to show, or an elastic file (.egs); one of elastic training can be drawn at any
+            ratio.
         ply: 3DGS PLY file to show, instead of a checkpoint.
         data_root: COLMAP folder of the capture, for its test views and photos; by default the one that the
             checkpoint was trained on, if it is still there.

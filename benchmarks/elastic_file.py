@@ -1,0 +1,159 @@
+"""Bytes and quality of the elastic file of a trained scene, and the time to write and read it.
+
+    python benchmarks/elastic_file.py --ckpt runs/fox/version_0/checkpoints/last.ckpt --losses 0.35 0.08
+    python benchmarks/elastic_file.py --gaussians 1000000
+
+The second form times a scene of random numbers, at about as many bytes a Gaussian as real ones take.
+Each loss is what the full model may lose on training views that judge the rate; test views are only reported.
+Prints Markdown tables: quality of the file cut at each ratio against the uncoded model at that ratio, on test
+views; bytes a Gaussian by attribute; seconds. Times are CPU seconds of this process, so that other work on
+the machine counts little.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import flexgs_lightning  # noqa: F401  (before torch: it sets the thread policy)
+
+# isort: split
+import numpy as np
+import torch
+
+from flexgs_lightning.codec.arrays import ElasticModelArrays, Level
+from flexgs_lightning.codec.conversion import arrays_of
+from flexgs_lightning.codec.decoder import open_file, read_elastic
+from flexgs_lightning.codec.encoder import Encoding, Plan, encode, make_plan
+from flexgs_lightning.codec.rate_search import plan_for, search_loss
+from flexgs_lightning.codec.sensitivity import Sensitivity
+from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_views
+from flexgs_lightning.deploy.opening import open_capture
+from flexgs_lightning.model.budget import count_at
+from flexgs_lightning.model.checkpoint import load
+
+RATIOS = (0.01, 0.05, 0.1, 0.3, 1.0)
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ckpt", type=Path)
+    parser.add_argument("--gaussians", type=int)
+    parser.add_argument("--losses", type=float, nargs="+", default=[0.35, 0.08])
+    parser.add_argument("--prefix-loss", type=float, help="likewise at smaller levels")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.gaussians:
+        speed(options.gaussians)
+    if options.ckpt is None:
+        return
+    model = load(options.ckpt)
+    arrays, capture = arrays_of(model), open_capture(model.data)
+    measuring, judging = (read_views(v, arrays.background) for v in split_views(capture.train_views))
+    test = read_views(capture.test_views, arrays.background)
+    uncoded = {ratio: mean_psnr(arrays, ratio, test, CPU) for ratio in RATIOS}
+    print(
+        f"{capture.name}: {len(arrays):,} Gaussians, {len(test)} test views; uncoded {_row(uncoded)}\n",
+        flush=True,
+    )
+    start = time.process_time()
+    plan = plan_for(arrays, measuring, CPU)
+    print(f"Sensitivities and rule: {time.process_time() - start:.1f} s\n", flush=True)
+    for loss in options.losses:
+        found = search_loss(plan, judging, CPU, loss, options.prefix_loss, _tell)
+        report(loss, found.encoding, plan, uncoded, test)
+
+
+def speed(count: int) -> None:
+    """Seconds to fit, encode and decode a random model with four levels, and the process's peak memory."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 1, (count, 13)).astype(np.float32)
+    values[:, 0] = rng.uniform(0.05, 0.95, count)
+    values[:, 1:4] -= 4
+    values[:, 7:10] *= 0.2
+    levels = [Level(1.0, values)]
+    for ratio in (0.3, 0.1, 0.03):
+        lower = levels[0].values[: count_at(ratio, count)]
+        levels.insert(0, Level(ratio, lower + rng.normal(0, 0.02, lower.shape).astype(np.float32)))
+    sh_rest = rng.laplace(0, 0.05, (count, 15, 3)).astype(np.float32)
+    arrays = ElasticModelArrays(count, tuple(levels), sh_rest)
+    worth = [level.values[:, :1] ** 2 / (np.arange(len(level.values)) + 1000.0)[:, None] for level in levels]
+    measured = [Sensitivity(np.repeat(w, 13, 1), np.repeat(w, 45, 1).reshape(-1, 15, 3)) for w in worth]
+    start = time.process_time()
+    plan = make_plan(arrays, measured, (1e-3,) * len(levels))
+    fitted = time.process_time()
+    encoding = encode(plan, plan.rule)
+    written = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        encoding.write(Path(folder) / "scene.egs")
+        _, seconds = _timed(Path(folder) / "scene.egs")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(
+        f"{count:,} random Gaussians, {encoding.size() / count:.1f} bytes each: rule {fitted - start:.1f} s, "
+        f"encoding {written - fitted:.1f} s, decoding {seconds:.2f} s; peak memory {peak:.1f} GB\n",
+        flush=True,
+    )
+
+
+def _tell(line: str) -> None:
+    print(f"  {line}", flush=True)
+
+
+def report(
+    loss: float, encoding: Encoding, plan: Plan, uncoded: dict[float, float], test: list[Judged]
+) -> None:
+    total = plan.arrays.total
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scene.egs"
+        encoding.write(path)
+        size = path.stat().st_size
+        decoded, seconds = _timed(path)
+        lengths = dict(zip(_stops(path), open_file(path).header.indexed_lengths(), strict=True))
+    start = time.process_time()
+    encode(plan, plan.rule)
+    writing = time.process_time() - start
+    lost = {ratio: uncoded[ratio] - mean_psnr(decoded, ratio, test, CPU) for ratio in RATIOS}
+    print(f"\n### {loss:g} dB on judging views: {size / 1e6:.3f} MB, {size / total:.2f} bytes a Gaussian\n")
+    print(
+        "| | "
+        + " | ".join(f"{100 * ratio:g} %" for ratio in RATIOS)
+        + " |\n|---"
+        + "|---" * len(RATIOS)
+        + "|"
+    )
+    print("| dB lost on test views | " + " | ".join(f"{lost[ratio]:.3f}" for ratio in RATIOS) + " |")
+    cut = [min(v for k, v in lengths.items() if k >= count_at(ratio, total)) for ratio in RATIOS]
+    print("| kB of the cut | " + " | ".join(f"{length / 1e3:.1f}" for length in cut) + " |\n")
+    parts = {name: count / total for name, count in encoding.bytes_by_stream.items()}
+    print(", ".join(f"{name} {value:.2f}" for name, value in parts.items()) + " bytes a Gaussian")
+    print(
+        f"\nGaussians/s: decoding {total / seconds:,.0f}, encoding once {total / writing:,.0f}\n",
+        flush=True,
+    )
+
+
+def _timed(path: Path) -> tuple[ElasticModelArrays, float]:
+    """The decoded file, and the least CPU seconds of five decodings after one that compiles."""
+    times = []
+    for _ in range(6):
+        start = time.process_time()
+        decoded = read_elastic(path)
+        times.append(time.process_time() - start)
+    return decoded, min(times[1:])
+
+
+def _stops(path: Path) -> list[int]:
+    return [entry.stop for entry in open_file(path).header.entries]
+
+
+def _row(values: dict[float, float]) -> str:
+    return ", ".join(f"{100 * ratio:g} %: {value:.2f} dB" for ratio, value in values.items())
+
+
+if __name__ == "__main__":
+    main()

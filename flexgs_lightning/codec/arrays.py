@@ -1,0 +1,153 @@
+"""ElasticModelArrays: an elastic model as the elastic file sees it, plain arrays in rank order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.budget import PLY_HEADER_BYTES, count_at, ply_bytes_per_gaussian, ratio_for
+from flexgs_lightning.splats import Splats
+
+COLUMNS = {"opacities": 1, "scales": 3, "means": 3, "rotations": 3, "sh0": 3}
+"""What changes with the ratio, in the order of coding, and how many numbers of a row each takes."""
+WIDTH = sum(COLUMNS.values())
+PLACES = {
+    name: slice(stop - width, stop)
+    for (name, width), stop in zip(COLUMNS.items(), np.cumsum(list(COLUMNS.values())).tolist(), strict=True)
+}
+"""Columns of each attribute in a row."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """The Gaussians of a prefix as they are drawn at its ratio.
+
+    Attributes:
+        ratio: in (0, 1].
+        values: [M, 13] float32, columns as in ``COLUMNS``:
+            t of the opacity t^2 (3 - 2 t), a polynomial stand-in for sin^2, in which equal errors look alike;
+            natural logarithms of the scales, those of the full model in descending order;
+            means in world units;
+            (x, y, z) of the quaternion (1, x, y, z), see ``conversion.canonical_frames``;
+            constant spherical-harmonics coefficients of R, G, B.
+    """
+
+    ratio: float
+    values: Float32[np.ndarray, "M 13"]
+
+
+@dataclass(frozen=True)
+class ElasticModelArrays:
+    """N Gaussians in rank order, of which the first M may be at hand.
+
+    Between the ratios of two levels a row moves linearly in log e from one to the other; rows beyond the
+    smaller level's prefix are the larger one's. That is what ``model.residuals`` does.
+
+    Attributes:
+        total: N.
+        levels: by ascending ratio, the last one at ratio 1. Where Gaussians are missing (M < N), up to the
+            first level whose prefix is not complete.
+        sh_rest: [M, K - 1, 3] float32 the other spherical-harmonics coefficients.
+        background: colour behind the scene.
+        antialiased: see ``rendering.rasterize``.
+    """
+
+    total: int
+    levels: tuple[Level, ...]
+    sh_rest: Float32[np.ndarray, "M K 3"]
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    antialiased: bool = False
+
+    def __len__(self) -> int:
+        """M, the Gaussians that are at hand."""
+        return len(self.sh_rest)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether there are levels below the full model, or Gaussians are missing."""
+        return len(self.levels) > 1 or self.levels[-1].ratio < 1 or len(self) < self.total
+
+    @property
+    def sh_degree(self) -> int:
+        """Degree of the spherical harmonics."""
+        return math.isqrt(self.sh_rest.shape[1] + 1) - 1
+
+    @property
+    def largest_ratio(self) -> float:
+        """Ratio of all that is at hand."""
+        return len(self) / self.total
+
+    def values_at(self, ratio: float) -> Float32[np.ndarray, "R 13"]:
+        """[floor(e N), 13] values drawn at a ratio, columns as in ``Level``.
+
+        Raises:
+            InputError: the ratio lies outside (0, 1], holds no Gaussian or more than are at hand.
+        """
+        count = count_at(ratio, self.total)
+        if count > len(self):
+            raise InputError(
+                f"ratio: {ratio:.6g} is {count:,} Gaussians, of which {len(self):,} are at hand; expected at "
+                f"most {self.largest_ratio:.6g}."
+            )
+        above = next((i for i, level in enumerate(self.levels) if level.ratio >= ratio), len(self.levels) - 1)
+        upper = self.levels[above]
+        values = upper.values[:count].copy()
+        if above > 0 and upper.ratio > ratio:
+            lower = self.levels[above - 1]
+            weight = np.float32(math.log(upper.ratio / ratio) / math.log(upper.ratio / lower.ratio))
+            rows = min(count, len(lower.values))
+            values[:rows] += weight * (lower.values[:rows] - values[:rows])
+        return values
+
+    def at(
+        self,
+        ratio: float | None = None,
+        *,
+        max_gaussians: int | None = None,
+        max_megabytes: float | None = None,
+    ) -> Splats:
+        """The model within a budget, as ``checkpoint.Model.at`` has it; megabytes are an exported PLY's.
+
+        Raises:
+            InputError: no or several budgets, or one that is out of range or holds no Gaussian.
+        """
+        ratio = ratio_for(
+            self.total,
+            ratio=ratio,
+            max_gaussians=max_gaussians,
+            max_megabytes=max_megabytes,
+            bytes_per_gaussian=ply_bytes_per_gaussian(self.sh_degree),
+            overhead_bytes=PLY_HEADER_BYTES,
+        )
+        values = self.values_at(ratio)
+        return activated(torch.from_numpy(values), torch.from_numpy(self.sh_rest[: len(values)].copy()))
+
+    def splats(self) -> Splats:
+        """All that is at hand, ready to draw."""
+        return self.at(self.largest_ratio)
+
+    def only(self, ratios: Sequence[float]) -> ElasticModelArrays:
+        """The same without the levels at other ratios below 1."""
+        kept = tuple(level for level in self.levels if level.ratio == 1.0 or level.ratio in ratios)
+        return replace(self, levels=kept)
+
+
+def activated(values: Float[Tensor, "R 13"], sh_rest: Float[Tensor, "R K 3"]) -> Splats:
+    """Values of a level, ready to draw; differentiable."""
+    parts = {name: values[:, place] for name, place in PLACES.items()}
+    t = parts["opacities"].squeeze(1).clamp(0.0, 1.0)
+    rotations = parts["rotations"]
+    return Splats(
+        means=parts["means"],
+        quats=torch.cat([torch.ones_like(rotations[:, :1]), rotations], dim=1),
+        scales=parts["scales"].exp(),
+        opacities=t * t * (3.0 - 2.0 * t),
+        sh=torch.cat([parts["sh0"][:, None], sh_rest], dim=1),
+    )

@@ -1,0 +1,251 @@
+"""Arrays to an elastic file."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int32, Int64
+
+from flexgs_lightning.codec import rows as kernels
+from flexgs_lightning.codec.arrays import PLACES, WIDTH, ElasticModelArrays
+from flexgs_lightning.codec.chunks import (
+    ROW_STREAMS,
+    UPDATE_STREAMS,
+    ChunkCoder,
+    morton_codes,
+)
+from flexgs_lightning.codec.container import MOST_ROWS_A_BYTE, UPDATE, Header, pack_chunk, pack_header
+from flexgs_lightning.codec.quantization import (
+    MEANS_BITS,
+    Numbers,
+    bounds_table,
+    fit_basis,
+    fit_box,
+    fit_mixing,
+)
+from flexgs_lightning.codec.rans import Trace, new_tables
+from flexgs_lightning.codec.sensitivity import Sensitivity
+from flexgs_lightning.codec.steps import StepRule, fit_rule, row_features
+from flexgs_lightning.files import atomic_path
+from flexgs_lightning.model.budget import count_at
+
+FIRST_CHUNK = 256
+"""Gaussians of the first chunk."""
+GROWTH = 1.5
+"""Each chunk is this much larger than the one before, until the largest."""
+LARGEST_CHUNK = 8192
+CELL_BITS = range(8, 17)
+"""What is tried for the cells that places are coded in."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about an encoding but its quality.
+
+    Attributes:
+        arrays: the model.
+        numbers: what the file will say about its numbers.
+        rule: steps at the finest sensible quality; ``StepRule.scaled`` makes them coarser.
+        stops: Gaussians up to each chunk's end.
+    """
+
+    arrays: ElasticModelArrays
+    numbers: Numbers
+    rule: StepRule
+    stops: tuple[int, ...]
+
+
+@dataclass
+class Encoding:
+    """A file in memory, and the model that it decodes to.
+
+    Attributes:
+        header: without facts and index.
+        chunks: Gaussians up to each one's end, and its bytes.
+        decoded: what a decoder will find.
+        bytes_by_stream: of all chunks.
+    """
+
+    header: Header
+    chunks: list[tuple[int, bytes]]
+    decoded: ElasticModelArrays
+    bytes_by_stream: dict[str, int] = field(default_factory=dict)
+
+    def size(self) -> int:
+        """Bytes of the file, without facts."""
+        return len(pack_header(self.header, self.chunks)) + sum(len(data) for _, data in self.chunks)
+
+    def write(self, path: str | Path, facts: dict[str, Any] | None = None) -> None:
+        """Write the file.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        header = Header(**{**vars(self.header), "facts": facts or {}})
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            file.write(pack_header(header, self.chunks))
+            file.writelines(data for _, data in self.chunks)
+
+
+def chunk_stops(total: int, counts: Sequence[int]) -> tuple[int, ...]:
+    """Gaussians up to each chunk's end: growing chunks, with an end at each level."""
+    stops = [0]
+    size = float(FIRST_CHUNK)
+    while stops[-1] < total:
+        level = next(count for count in counts if count > stops[-1])
+        left = level - stops[-1]
+        pieces = max(1, round(left / min(size, LARGEST_CHUNK)))
+        stops.append(stops[-1] + math.ceil(left / pieces) if pieces > 1 else level)
+        size = min(size * GROWTH, LARGEST_CHUNK)
+    return tuple(stops[1:])
+
+
+def make_plan(
+    arrays: ElasticModelArrays,
+    sensitivities: list[Sensitivity],
+    harms: tuple[float, ...],
+    balance: dict[str, float] | None = None,
+) -> Plan:
+    """Fit all that a file says once to a model and its sensitivities.
+
+    Args:
+        arrays: a whole model.
+        sensitivities: of each of its levels.
+        harms: see ``StepRule``.
+        balance: see ``StepRule``.
+    """
+    full = arrays.levels[-1].values
+    origin, unit = fit_box(full[:, PLACES["means"]])
+    blank = Numbers(
+        origin, unit, np.zeros(3, np.int32), 1, np.zeros((14, 7), np.int32), bounds_table(),
+        np.zeros((WIDTH, WIDTH + 1), np.int32), np.zeros((0, 0), np.int8), np.zeros(0, np.float32),
+    )  # fmt: skip
+    rows = blank.integers(full)
+    means = rows[:, PLACES["means"]]
+    centre = np.median(means, axis=0).astype(np.int32)
+    counts = [count_at(level.ratio, arrays.total) for level in arrays.levels]
+    stops = chunk_stops(arrays.total, counts)
+    bits = best_cell_bits(means, stops)
+    rows[:, WIDTH] = distances(means, centre, bits)
+    rule = fit_rule(row_features(rows), sensitivities, harms, float(unit), balance or {})
+    flat = arrays.sh_rest.reshape(len(arrays), -1)
+    by_coefficient = sensitivities[-1].sh_rest.reshape(len(arrays), -1)
+    predicted = _predicted_sh(rows, rule)
+    basis, scales = fit_basis(flat, predicted, np.maximum(by_coefficient.mean(axis=0), 1e-30))
+    mixing = fit_mixing(rows)
+    numbers = Numbers(origin, unit, centre, bits, rule.weights, bounds_table(), mixing, basis, scales)
+    return Plan(arrays, numbers, rule, stops)
+
+
+def _predicted_sh(rows: Int32[np.ndarray, "N 14"], rule: StepRule) -> Float[np.ndarray, " N"]:
+    """What the rule says errors in each Gaussian's other spherical harmonics cost, up to a factor."""
+    weights = rule.weights[-1].astype(np.float64)
+    weights[0] *= 1 << 12
+    classes = row_features(rows) @ weights / (1 << 16)
+    slope = rule.curves[-1]["sh_rest"][1]
+    logs = -classes * math.log(2) / 2 + slope * np.log(np.arange(len(rows)) + 1.0)
+    return np.asarray(np.exp(np.maximum(logs - logs.max(), -50.0)))
+
+
+def distances(
+    means: Int32[np.ndarray, "N 3"], centre: Int32[np.ndarray, " 3"], bits: int
+) -> Int32[np.ndarray, " N"]:
+    """[N] the distance feature of Gaussians at given places."""
+    rows = np.zeros((len(means), WIDTH + 1), dtype=np.int32)
+    shift = MEANS_BITS - bits
+    kernels.place_rows((means >> shift).astype(np.int64), shift, centre, rows)
+    return rows[:, WIDTH]
+
+
+def best_cell_bits(means: Int32[np.ndarray, "N 3"], stops: Sequence[int]) -> int:
+    """Bits of the cells that leave the fewest in all, if what is left of a place costs its plain bits."""
+    first = stops[-2] if len(stops) > 1 else 0
+    sample = means[first:]  # the last chunk
+    costs = {}
+    for bits in CELL_BITS:
+        trace = Trace()
+        trace.reserve(6 * len(sample))
+        codes = np.sort(morton_codes(sample >> (MEANS_BITS - bits), bits))
+        tables = new_tables(kernels.CELL_TABLES)
+        kernels.code_cells(True, codes, 3 * bits, tables, trace.intervals, trace.data, trace.state)
+        costs[bits] = trace.bits() - 3.0 * bits * len(sample)
+    least = min(costs.values())
+    return next(bits for bits in CELL_BITS if costs[bits] < least + 0.1 * len(sample))
+
+
+def encode(plan: Plan, rule: StepRule) -> Encoding:
+    """Encode a whole model."""
+    parts = list(encoded_chunks(plan, rule))
+    coder = parts[-1][0]
+    sizes: dict[str, int] = {}
+    for _, _, _, by_stream in parts:
+        for name, size in by_stream.items():
+            sizes[name] = sizes.get(name, 0) + size
+    arrays = plan.arrays
+    ratios = tuple(level.ratio for level in arrays.levels)
+    red, green, blue = (float(np.float32(level)) for level in arrays.background)
+    background = (red, green, blue)
+    header = Header(arrays.total, arrays.sh_degree, arrays.antialiased, background, ratios, plan.numbers)
+    decoded = coder.arrays(background, arrays.antialiased)
+    return Encoding(header, [(stop, data) for _, stop, data, _ in parts], decoded, sizes)
+
+
+def encoded_chunks(plan: Plan, rule: StepRule) -> Iterator[tuple[ChunkCoder, int, bytes, dict[str, int]]]:
+    """The coder, Gaussians so far, bytes, and bytes by stream of one chunk after the other."""
+    arrays, numbers = plan.arrays, plan.numbers
+    ratios = tuple(level.ratio for level in arrays.levels)
+    coder = ChunkCoder(numbers, arrays.total, ratios, tuple(len(level.values) for level in arrays.levels))
+    chunks: list[np.ndarray] = []
+    for first, stop in itertools.pairwise((0, *plan.stops)):
+        update = _update(coder, arrays, rule, chunks) if coder.needs_update() else None
+        level = len(coder.levels)
+        targets = numbers.integers(arrays.levels[level].values[first:stop])
+        order, codes = _places(targets, numbers.cell_bits)
+        ranks = first + order
+        offsets = rule.offsets(level, first, stop)
+        pipes = [Trace() for _ in ROW_STREAMS]
+        sh = numbers.transformed(arrays.sh_rest[ranks])
+        coder.code_rows(pipes, stop - first, offsets, codes, targets[order], sh)
+        chunks.append(ranks)
+        streams = [pipe.to_bytes() for pipe in pipes]
+        sizes = dict(zip(ROW_STREAMS, map(len, streams), strict=True))
+        if update is not None:
+            names = [UPDATE + name for name in UPDATE_STREAMS]
+            sizes |= dict(zip(names, map(len, update[1]), strict=True))
+        data = pack_chunk(update, (offsets, streams))
+        least = -(-(stop - first) // MOST_ROWS_A_BYTE)
+        sizes["lengths"] = max(len(data), least) - sum(sizes.values())
+        yield coder, stop, data.ljust(least, b"\0"), sizes
+
+
+def _update(
+    coder: ChunkCoder, arrays: ElasticModelArrays, rule: StepRule, chunks: Sequence[np.ndarray]
+) -> tuple[Int32[np.ndarray, "c 5"], list[bytes]]:
+    level = len(coder.levels) + 1
+    values = arrays.levels[level].values
+    targets = [coder.numbers.integers(values[ranks]) for ranks in chunks]
+    offsets = np.stack(
+        [
+            rule.offsets(level, int(ranks.min()), int(ranks.max()) + 1)[: len(UPDATE_STREAMS)]
+            for ranks in chunks
+        ]
+    )
+    pipes = [Trace() for _ in UPDATE_STREAMS]
+    coder.update(pipes, offsets, targets)
+    return offsets, [pipe.to_bytes() for pipe in pipes]
+
+
+def _places(
+    rows: Int32[np.ndarray, "n 14"], bits: int
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Order of rows by their cells, and the cells' codes in that order."""
+    cells = np.clip(rows[:, PLACES["means"]], 0, (1 << MEANS_BITS) - 1) >> (MEANS_BITS - bits)
+    codes = morton_codes(cells, bits)
+    order = np.argsort(codes, kind="stable")
+    return order, codes[order]

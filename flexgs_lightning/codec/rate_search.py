@@ -1,0 +1,170 @@
+"""The coarsest steps that keep a promise: a loss of PSNR at every level, or a number of bytes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from flexgs_lightning.codec.arrays import WIDTH, ElasticModelArrays
+from flexgs_lightning.codec.encoder import Encoding, Plan, encode, make_plan
+from flexgs_lightning.codec.sensitivity import measure_sensitivity
+from flexgs_lightning.codec.views import Judged, mean_psnr
+from flexgs_lightning.errors import InputError
+
+SAMPLES = 2
+"""Random images a view for sensitivities."""
+FIRST_LOSS = 0.05
+"""Predicted loss in dB that the search starts from."""
+PREFIX_LOSS = 0.2
+"""Loss in dB allowed at levels below the full model, if the full model's is larger."""
+ROUNDS = 6
+FACTS_BYTES = 1024
+"""Room left for a file's facts."""
+CLOSE = 0.92
+"""A loss from this share of what is allowed up to it ends the search."""
+SLACK = 1.05
+"""A smaller level may exceed what is allowed by this factor: with few views its loss is not smooth in the
+steps. The full model may not."""
+BALANCE = {"opacities": 1.25, "means": 1.0, "rotations": 1.1, "sh0": 1.3, "sh_rest": 0.82}
+"""Steps of attributes relative to the predicted ones: errors of different numbers are not quite independent.
+Where one more byte gains the same with each, found on training views of one capture."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ends with.
+
+    Attributes:
+        encoding: the file.
+        psnr: of the uncoded and the coded model by level's ratio, on the judging views.
+    """
+
+    encoding: Encoding
+    psnr: dict[float, tuple[float, float]]
+
+
+def plan_for(
+    arrays: ElasticModelArrays, measuring: Sequence[Judged], device: torch.device, seed: int = 0
+) -> Plan:
+    """Measure sensitivities and fit everything but the quality.
+
+    Args:
+        arrays: a whole model.
+        measuring: views, of training.
+        device: where to draw.
+        seed: of the random images.
+    """
+    cameras = [view.camera for view in measuring]
+    sensitivities, harms = [], []
+    for level in arrays.levels:
+        sensitivities.append(
+            measure_sensitivity(arrays, cameras, level.ratio, samples=SAMPLES, seed=seed, device=device)
+        )
+        error = 10 ** (-mean_psnr(arrays, level.ratio, measuring, device) / 10)
+        numbers = len(level.values) * (WIDTH + 3 * arrays.sh_rest.shape[1])
+        # Each number costs S step^2 / 24 if S is the second derivative and its error is uniform.
+        harms.append(math.sqrt(error * (10 ** (FIRST_LOSS / 10) - 1) * 24 / numbers))
+    return make_plan(arrays, sensitivities, tuple(harms), BALANCE)
+
+
+def search_loss(
+    plan: Plan,
+    judging: Sequence[Judged],
+    device: torch.device,
+    psnr_loss: float,
+    prefix_loss: float | None = None,
+    report: Callable[[str], None] = log.info,
+) -> Found:
+    """The smallest file whose levels lose no more PSNR than allowed on the judging views.
+
+    Levels hardly depend on each other's steps, and losses grow with the square of steps, so all levels are
+    adjusted at once. If the last round is still above, the best round that was not is taken.
+
+    Args:
+        plan: see ``plan_for``.
+        judging: training views that the plan has not seen.
+        device: where to draw.
+        psnr_loss: allowed at full size, in dB.
+        prefix_loss: allowed at smaller levels; None for the smaller of ``psnr_loss`` and ``PREFIX_LOSS``.
+        report: takes a line for people a round.
+
+    Raises:
+        InputError: a loss that is not positive.
+    """
+    prefix_loss = min(psnr_loss, PREFIX_LOSS) if prefix_loss is None else prefix_loss
+    for name, loss in (("psnr_loss", psnr_loss), ("prefix_loss", prefix_loss)):
+        if not (math.isfinite(loss) and loss > 0):
+            raise InputError(f"{name}: expected a positive number of dB, found {loss}.")
+    ratios = [level.ratio for level in plan.arrays.levels]
+    uncoded = [mean_psnr(plan.arrays, ratio, judging, device) for ratio in ratios]
+    allowed = [prefix_loss] * (len(ratios) - 1) + [psnr_loss]
+    factors = [1.0] * len(ratios)
+    best: Found | None = None
+    for round_ in range(2 * ROUNDS):
+        encoding = encode(plan, plan.rule.scaled(tuple(factors)))
+        coded = [mean_psnr(encoding.decoded, ratio, judging, device) for ratio in ratios]
+        losses = [before - after for before, after in zip(uncoded, coded, strict=True)]
+        size = encoding.size()
+        report(_round_line(size, plan.arrays.total, ratios, losses))
+        shares = [loss / limit for loss, limit in zip(losses, allowed, strict=True)]
+        good = shares[-1] <= 1 and max(shares) <= SLACK
+        if good and (best is None or size < best.encoding.size()):
+            best = Found(encoding, dict(zip(ratios, zip(uncoded, coded, strict=True), strict=True)))
+        if best is not None and (round_ + 1 >= ROUNDS or (good and min(shares) >= CLOSE)):
+            return best
+        aim = 0.97 if round_ < ROUNDS else 0.8
+        factors = [
+            factor * min(max(math.sqrt(aim / max(share, 0.05)), 0.5), 2.0)
+            for factor, share in zip(factors, shares, strict=True)
+        ]
+    if best is None:
+        raise InputError(
+            f"psnr_loss: {psnr_loss} dB is not reached even with the finest steps; allow a larger loss."
+        )
+    return best
+
+
+def search_bytes(plan: Plan, limit: float, report: Callable[[str], None] = log.info) -> Encoding:
+    """The finest steps whose file keeps within a number of bytes; the same factor for all levels.
+
+    Raises:
+        InputError: not even very coarse steps do.
+    """
+    total = plan.arrays.total
+    levels = len(plan.arrays.levels)
+    room = limit - FACTS_BYTES
+    low, high = -8.0, 8.0  # log2 of the factor: the finest and the coarsest
+    coarsest = encode(plan, plan.rule.scaled((2.0**high,) * levels))
+    if coarsest.size() > room:
+        raise InputError(
+            f"max_megabytes: {limit / 1e6:g} is too little for {total:,} Gaussians; even coarse steps take "
+            f"{coarsest.size() / 1e6:.3f} MB. Export fewer Gaussians."
+        )
+    best, middle = coarsest, 0.0
+    for _ in range(2 * ROUNDS):
+        encoding = encode(plan, plan.rule.scaled((2.0**middle,) * levels))
+        size = encoding.size()
+        report(f"{size / 1e6:.3f} MB, {size / total:.2f} bytes a Gaussian")
+        if size <= room:
+            best, high = encoding, middle
+            if size >= 0.99 * room or high - low < 0.01:
+                break
+        else:
+            low = middle
+        # A step twice as large takes about 2.5 bytes off a Gaussian.
+        middle = min(
+            max(middle + (size - room) / total / 2.5 + 0.02, low + 0.2 * (high - low)),
+            high - 0.1 * (high - low),
+        )
+    return best
+
+
+def _round_line(size: int, total: int, ratios: Sequence[float], losses: Sequence[float]) -> str:
+    lost = ", ".join(f"{100 * ratio:g} % {loss:.3f}" for ratio, loss in zip(ratios, losses, strict=True))
+    return f"{size / 1e6:.3f} MB, {size / total:.2f} bytes a Gaussian; dB lost at {lost}"
