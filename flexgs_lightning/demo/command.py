@@ -15,8 +15,8 @@ from flexgs_lightning.deploy.export import export
 from flexgs_lightning.deploy.ply import write_ply
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.benchmark_report import scene_row
-from flexgs_lightning.lightning_cli import FlexGSCLI
 from flexgs_lightning.model.checkpoint import Model, load
+from flexgs_lightning.training.run import TrainingRun
 
 SHEET_VIEWS = 4
 RATIOS = (0.01, 0.05, 0.1, 0.3, 1.0)
@@ -44,10 +44,11 @@ def demo(
         raise InputError(f"--config {config}: no such file; run `flexgs demo` in a checkout of the project.")
     if not root.is_dir():
         write_demo_capture(root)
-    cli = FlexGSCLI(["fit", "--config", str(config), "--data.root", str(root), "--runs", str(runs)])
-    folder = cli.run_folder
+    run = TrainingRun(["--config", str(config), "--data.root", str(root), "--runs", str(runs)])
+    run.train()
+    folder = run.run_folder
     model = load(folder / "checkpoints" / "last.ckpt")
-    views = cli.datamodule.capture.test_views
+    views = run.datamodule.capture.test_views
     sheet_views = views[:: max(1, len(views) // SHEET_VIEWS)]
     contact_sheet_of(model.splats(), sheet_views, folder / "contact_sheet.png")
     write_ply(model.splats(), folder / "scene.ply")

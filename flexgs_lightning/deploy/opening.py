@@ -34,6 +34,15 @@ def open_model(ckpt: Path | None, ply: Path | None) -> Model:
     raise InputError(f"expected either --ckpt or --ply, found {'both' if ckpt else 'neither'}.")
 
 
+def open_splats(path: Path) -> Splats:
+    """The full scene of a checkpoint, or of a PLY file by its name's ending.
+
+    Raises:
+        InputError: see ``load`` and ``read_ply``.
+    """
+    return read_ply(path) if path.suffix.lower() == ".ply" else load(path).splats()
+
+
 def open_capture(data: dict[str, Any]) -> Capture:
     """Read the capture that ``Model.data`` names.
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 
 import lightning
 import torch
-from jsonargparse import lazy_instance
+from lightning import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
@@ -66,7 +66,7 @@ class FlexGSModule(lightning.LightningModule):
         antialiased: bool = False,
         ssim_weight: float = 0.2,
         learning_rates: LearningRates = LearningRates(),  # noqa: B008  (frozen)
-        densification: Densification = lazy_instance(AdaptiveDensityControl),  # noqa: B008
+        densification: Densification | None = None,
         initialization: Initialization = Initialization(),  # noqa: B008  (frozen)
         elastic: ElasticOptions = ElasticOptions(),  # noqa: B008  (frozen)
         elastic_training: ElasticTraining = ElasticTraining(),  # noqa: B008  (frozen)
@@ -85,7 +85,8 @@ class FlexGSModule(lightning.LightningModule):
             antialiased: keep each Gaussian's total weight under the rasterizer's low-pass filter.
             ssim_weight: share w of the loss (1 - w) L1 + w (1 - SSIM).
             learning_rates: Adam's learning rate for each attribute.
-            densification: how Gaussians are added and removed.
+            densification: how Gaussians are added and removed, by default ``AdaptiveDensityControl``; it
+                belongs to this module from now on.
             initialization: what a new scene starts from.
             elastic: what makes the scene elastic in the second stage.
             elastic_training: how the second stage trains; ``steps`` is its length.
@@ -104,7 +105,7 @@ class FlexGSModule(lightning.LightningModule):
         self.antialiased = antialiased
         self.ssim_weight = ssim_weight
         self.learning_rates = learning_rates
-        self.densification = densification
+        self.densification = AdaptiveDensityControl() if densification is None else densification
         self.initialization = initialization
         self.seed = seed
         self.image_metrics = ImageMetrics(lpips=lpips, lpips_weights=lpips_weights)
@@ -139,6 +140,11 @@ class FlexGSModule(lightning.LightningModule):
         return renderer_of(self.shards)
 
     @property
+    def total_steps(self) -> int:
+        """Iterations of both stages together."""
+        return self.reconstruction_steps + self.elastic_training.steps
+
+    @property
     def elastic_step(self) -> int | None:
         """Iterations of the second stage completed; None in the first stage."""
         step = self.iteration - self.reconstruction_steps
@@ -160,6 +166,12 @@ class FlexGSModule(lightning.LightningModule):
         return self.trainer.datamodule.capture  # type: ignore[attr-defined]
 
     # -- setting up ------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Give the trainer what this training needs; see ``training.trainer.set_up``."""
+        from flexgs_lightning.training.trainer import set_up  # it knows the callbacks, and these know us
+
+        return set_up(self.trainer, self.total_steps)
 
     def setup(self, stage: str) -> None:
         """Place the initial Gaussians; a checkpoint replaces them right afterwards."""

@@ -17,13 +17,16 @@ from flexgs_lightning.model.checkpoint import read_checkpoint
 
 LAST = "last.ckpt"
 FOLDER = "checkpoints"
+BESIDE_TRAINING = {"wait": False}
+"""Storage options that let training go on while ``SafeCheckpointIO`` writes."""
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
     """Writes whole files or none, beside training; reads tensors and plain values only, with clear messages.
 
     Training pauses for as long as a copy in memory takes. One file is written at a time, and training does
-    not end before the last is complete.
+    not end before the last is complete. ``trainer.save_checkpoint``, which others call, returns when its file
+    is complete.
     """
 
     def __init__(self) -> None:
@@ -31,13 +34,15 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self._writing: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Take a copy and begin to write it.
+        """Take a copy and write it; with ``BESIDE_TRAINING`` as ``storage_options`` only begin to.
 
         Raises:
-            InputError: the checkpoint before this one could not be written.
+            InputError: this checkpoint, or the one before it, could not be written.
         """
         self.teardown()
         self._writing = self._writer.submit(_write, apply_to_collection(checkpoint, Tensor, _copy), path)
+        if storage_options != BESIDE_TRAINING:
+            self.teardown()
 
     def teardown(self) -> None:
         """Wait for the file being written; Lightning calls this when training ends or fails.
@@ -104,7 +109,9 @@ class Checkpointing(Checkpoint):
                 self._save(trainer, f"step_{step}.ckpt")
 
     def _save(self, trainer: Trainer, name: str) -> None:
-        trainer.save_checkpoint(checkpoint_folder(trainer) / name, weights_only=False)
+        safe = isinstance(trainer.strategy.checkpoint_io, SafeCheckpointIO)
+        path, options = checkpoint_folder(trainer) / name, BESIDE_TRAINING if safe else None
+        trainer.save_checkpoint(path, weights_only=False, storage_options=options)
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:
