@@ -11,6 +11,7 @@ from flexgs_lightning.evaluation.cells import ERROR, plan, run
 from flexgs_lightning.evaluation.methods import ablations, parse_methods
 from flexgs_lightning.evaluation.report import MARKDOWN_NAME, write_report
 from flexgs_lightning.evaluation.study import Schedule, open_study
+from flexgs_lightning.settings import CONFIGS
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 1.0)
 
 def compare(
     ckpt: Path,
-    config: list[Path] | None = None,
+    config: list[str] | None = None,
     methods: list[str] = list(METHODS),  # noqa: B006 (never changed)
     ratios: list[float] = list(RATIOS),  # noqa: B006
     steps: int = 20_000,
@@ -39,7 +40,7 @@ def compare(
     iterative_scale: float | None = None,
     output: Path | None = None,
     report: Path | None = None,
-    configs: Path = Path("configs"),
+    configs: Path = CONFIGS,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 42,
 ) -> None:
@@ -53,7 +54,8 @@ def compare(
 
     Args:
         ckpt: Checkpoint of the first stage: flexgs fit without an elastic stage.
-        config: YAML files with settings of data and metrics; by default the checkpoint's own config.yaml.
+        config: Configs (files or names) with settings of data and metrics; by default the checkpoint's own
+            config.yaml.
         methods: Any of prune, prune-finetune, iterative, matryoshka, flexgs-paper, flexgs; the first two also
             by another score (prune:opacity): removal, as flexgs ranks and the default, blending, importance,
             lightgaussian, opacity, random; an ablation such as flexgs+ratio_list; or the YAML file of an
@@ -65,7 +67,7 @@ def compare(
             this; by default finetune_steps for each ratio are shared out in that proportion.
         output: Folder of the comparison; by default runs/compare/SCENE.
         report: Folder of the report, if not that of the comparison.
-        configs: Folder of the elastic methods' settings and ablations.
+        configs: Folder of the elastic methods' settings and ablations; by default those that are shipped.
         device: Where to train and measure; "auto" takes CUDA where there is a device.
         seed: Seed of every training.
     """
@@ -75,13 +77,13 @@ def compare(
 
 def ablate(
     ckpt: Path,
-    config: list[Path] | None = None,
+    config: list[str] | None = None,
     bases: list[str] = ["flexgs-paper", "flexgs"],  # noqa: B006
     ratios: list[float] = [0.01, 0.05, 0.1, 0.15],  # noqa: B006
     steps: int = 20_000,
     output: Path | None = None,
     report: Path | None = None,
-    configs: Path = Path("configs"),
+    configs: Path = CONFIGS,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 42,
 ) -> None:
@@ -92,13 +94,14 @@ def ablate(
 
     Args:
         ckpt: Checkpoint of the first stage: flexgs fit without an elastic stage.
-        config: YAML files with settings of data and metrics; by default the checkpoint's own config.yaml.
+        config: Configs (files or names) with settings of data and metrics; by default the checkpoint's own
+            config.yaml.
         bases: What is ablated: flexgs-paper (Table 3 of the paper), flexgs (this project's choices).
         ratios: Shares of the Gaussians in (0, 1].
         steps: Length of every training.
         output: Folder of the comparison; by default runs/ablate/SCENE.
         report: Folder of the report, if not that of the comparison.
-        configs: Folder of the elastic methods' settings and ablations.
+        configs: Folder of the elastic methods' settings and ablations; by default those that are shipped.
         device: Where to train and measure; "auto" takes CUDA where there is a device.
         seed: Seed of every training.
     """
@@ -109,7 +112,7 @@ def ablate(
 
 def _run(
     ckpt: Path,
-    config: Sequence[Path],
+    config: Sequence[str],
     names: Sequence[str],
     ratios: Sequence[float],
     schedule: Schedule,

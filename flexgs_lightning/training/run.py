@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.settings import element_of, with_config_files, with_lists
 from flexgs_lightning.training.callbacks import WITH_OPTIONS
 from flexgs_lightning.training.callbacks.checkpointing import FOLDER
 from flexgs_lightning.training.callbacks.interruption import signals_given_back
@@ -87,6 +88,7 @@ class TrainingRun(LightningCLI):
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
         """Subcommands have Lightning's own ``--ckpt_path``."""
+        self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         if not add_subcommands:
             self.parser.add_argument(
@@ -112,8 +114,15 @@ class TrainingRun(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; the arguments are never the program's own by accident."""
-        self.config = parser.parse_args(cast(Sequence[str], args))
+        """Parse; configs may be named, and lists be written with commas or spaces."""
+        own = next(iter(self._subcommand_parsers.values()), parser)
+        lists = {
+            action.option_strings[0]: element
+            for action in own._actions
+            if action.option_strings and (element := element_of(getattr(action, "_typehint", None)))
+        }
+        typed = with_config_files(cast(Sequence[str], args))
+        self.config = parser.parse_args(with_lists(typed, lists))
 
     @property
     def options(self) -> Any:
