@@ -38,6 +38,7 @@ from flexgs_lightning.training.optimization import (
     set_rates,
     step_all,
 )
+from flexgs_lightning.training.options import plain_arguments
 from flexgs_lightning.training.parallel import (
     check_strategy,
     mean_over_processes,
@@ -94,7 +95,10 @@ class FlexGSModule(lightning.LightningModule):
             lpips_weights: folder with the network's weights; by default torch's own cache.
             seed: every iteration's random draws are a function of this and the iteration's number.
         """
+        densification = AdaptiveDensityControl() if densification is None else densification
+        options = plain_arguments(FlexGSModule, locals())
         super().__init__()
+        self.options = options
         steps = reconstruction_steps + elastic_training.steps
         check_options(reconstruction_steps, steps, sh_degree, sh_degree_interval, ssim_weight)
         self.automatic_optimization = False
@@ -105,7 +109,7 @@ class FlexGSModule(lightning.LightningModule):
         self.antialiased = antialiased
         self.ssim_weight = ssim_weight
         self.learning_rates = learning_rates
-        self.densification = AdaptiveDensityControl() if densification is None else densification
+        self.densification = densification
         self.initialization = initialization
         self.seed = seed
         self.image_metrics = ImageMetrics(lpips=lpips, lpips_weights=lpips_weights)
@@ -397,6 +401,8 @@ class FlexGSModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know of; refuse to save a broken scene over a good one."""
+        from flexgs_lightning.training.resuming import training_options  # of the callbacks, too
+
         check_savable(self.scene, self.iteration)
         checkpoint[CHECKPOINT_KEY] = {
             "version": CHECKPOINT_VERSION,
@@ -406,13 +412,17 @@ class FlexGSModule(lightning.LightningModule):
             "background": self.evaluation_background.tolist(),
             "data": self.trainer.datamodule.options(),  # type: ignore[attr-defined]
             "seed": self.seed,
+            "options": training_options(self),
             "densification": None if self.scene.elastic else self.densification.state_dict(),
             "scene": self.scene.as_plain(),
             "rows": [SCENE + name for name in self.scene.row_names()],
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what ``on_save_checkpoint`` added."""
+        """Take over what ``on_save_checkpoint`` added, if training can go on with the options given."""
+        from flexgs_lightning.training.resuming import check_resume
+
+        check_resume(self, checkpoint)
         facts = checkpoint[CHECKPOINT_KEY]
         self.seed = facts["seed"]
         self._started_trained = facts["started_trained"]

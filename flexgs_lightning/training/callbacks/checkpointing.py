@@ -1,5 +1,6 @@
 """Checkpoints: when they are written, and how."""
 
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -120,12 +121,26 @@ def checkpoint_folder(trainer: Trainer) -> Path:
 
 
 def newest_checkpoint(runs: Path) -> Path:
-    """The most recently written ``last.ckpt`` below ``runs``.
+    """``last.ckpt`` of the training below ``runs`` that was started last.
 
     Raises:
-        InputError: there is none; starting afresh in silence would waste the run to be resumed.
+        InputError: there is none, or that training ended before its first checkpoint; starting afresh or
+            going on with an older one in silence would waste the run to be resumed.
     """
-    found = sorted(runs.glob(f"**/{FOLDER}/{LAST}"), key=lambda path: path.stat().st_mtime)
+    started = {
+        config.parent: config.stat().st_mtime for config in _oldest_first(runs.glob("**/config*.yaml"))
+    }
+    found = {path.parents[1]: path for path in _oldest_first(runs.glob(f"**/{FOLDER}/{LAST}"))}
     if not found:
         raise InputError(f"--ckpt_path last: no {FOLDER}/{LAST} below {runs}; there is no run to resume.")
-    return found[-1]
+    newest = max({**found, **started}, key=lambda run: started.get(run, found.get(run, run).stat().st_mtime))
+    if newest not in found:
+        raise InputError(
+            f"--ckpt_path last: the newest run, {newest}, ended before its first checkpoint. Start it again "
+            f"without --ckpt_path, or go on with an older run: --ckpt_path {list(found.values())[-1]}"
+        )
+    return found[newest]
+
+
+def _oldest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime)

@@ -15,6 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.processes import gather
+from flexgs_lightning.training.callbacks.checkpointing import LAST, checkpoint_folder
 from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
 from flexgs_lightning.training.module import FlexGSModule
 
@@ -23,7 +24,7 @@ LIBRARIES = ("flexgs-lightning", "torch", "lightning", "gsplat", "numba")
 
 
 class TestReport(Callback):
-    """Writes ``metrics.json`` into the run folder when a test ends.
+    """Writes ``metrics.json`` into the run folder when a test ends, ``metrics_step_<n>.json`` of a kept step.
 
     It holds PSNR, SSIM and LPIPS for each image and averaged over images, number of Gaussians, megabytes of
     parameters, milliseconds for a render, the protocol and the versions of the libraries.
@@ -62,7 +63,7 @@ class TestReport(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report on the images of all processes."""
         assert isinstance(pl_module, FlexGSModule)
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "metrics.json"
+        path = Path(trainer.log_dir or trainer.default_root_dir) / _file_name(trainer)
         images = itertools.chain.from_iterable(gather(self._images))
         self._images = sorted(images, key=lambda image: str(image["name"]))
         report = self._report(pl_module)
@@ -104,6 +105,14 @@ class TestReport(Callback):
             "versions": {library: version(library) for library in LIBRARIES},
             "images": self._images,
         }
+
+
+def _file_name(trainer: Trainer) -> str:
+    """The finished run's report is not that of a checkpoint on the way."""
+    tested = None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve()
+    if tested is None or tested.name == LAST or tested.parent != checkpoint_folder(trainer).resolve():
+        return "metrics.json"
+    return f"metrics_{tested.stem}.json"
 
 
 def _parameter_count(module: FlexGSModule) -> int:
