@@ -60,7 +60,7 @@ def _write_elastic(model: Model, view: View, folder: Path) -> None:
     measured = json.loads((folder / "metrics.json").read_text())
     psnr = {int(result["gaussians"]): result["psnr"] for result in scene_row(measured).values()}
     rate_quality_curve(psnr, folder / "rate_quality.png", "One model, drawn at any size")
-    budgets = ",".join(f"{ratio:g}" for ratio in RATIOS)
+    budgets = [f"{ratio:g}" for ratio in RATIOS]
     export(folder / "checkpoints" / "last.ckpt", folder / "sizes", ratio=budgets)
 
 

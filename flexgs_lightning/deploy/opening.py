@@ -17,6 +17,7 @@ from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.deploy.ply import read_ply
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model, load
+from flexgs_lightning.splats import Splats
 
 _CAPTURE_OPTIONS = ("downscale", "test_every", "images", "masks")
 
