@@ -234,7 +234,8 @@ def test_the_readmes_snippets_run(
     text = "\n".join(code)
     lengths = {"reconstruction_steps=15_000": f"reconstruction_steps={STEPS}, lpips='none'"}
     lengths |= {"steps=20_000": f"steps={ELASTIC}", "downscale=4": "downscale=1"}
-    lengths |= {'"--data.downscale", "4"': '"--model.lpips=none", "--model.reconstruction_steps=9"'}
+    short = ("lpips=none", "reconstruction_steps=9", "elastic_training.steps=3")
+    lengths |= {'"--data.downscale", "4"': ", ".join(f'"--model.{option}"' for option in short)}
     lengths |= {"Trainer(": "Trainer(accelerator='cpu', enable_progress_bar=False, "}
     for long, short in lengths.items():
         assert long in text, long
