@@ -80,7 +80,7 @@ def with_lists(arguments: Sequence[str], lists: Mapping[str, Element]) -> list[s
     """
     result = []
     for option, words, typed in _options(arguments):
-        if option in lists and words and not words[0].startswith("["):
+        if option is not None and option in lists and words and not words[0].startswith("["):
             parts = _parts(words)
             values = parts if lists[option] == "number" else [json.dumps(part) for part in parts]
             typed = [f"{option}=[{', '.join(values)}]"]

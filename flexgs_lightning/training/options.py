@@ -11,7 +11,7 @@ from typing import Any
 
 def plain_arguments(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a class's constructor, from values by name, as plain values."""
-    names = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    names = inspect.signature(kind.__init__).parameters
     return {name: _plain(values[name]) for name in names if name != "self" and name in values}
 
 
