@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flexgs_lightning.rendering.types import Outputs, Rendering
     from flexgs_lightning.splats import Splats
     from flexgs_lightning.training.densification import MCMC, AdaptiveDensityControl
-    from flexgs_lightning.training.elastic import ElasticTraining
+    from flexgs_lightning.training.elastic_stage import ElasticTraining
     from flexgs_lightning.training.module import FlexGSModule
     from flexgs_lightning.training.optimization import LearningRates
     from flexgs_lightning.training.parallel import ReplicaStrategy
@@ -51,7 +51,7 @@ _HOMES = {
     "Cameras": "cameras",
     "CaptureDataModule": "data.datamodule",
     "ElasticOptions": "model.elastic",
-    "ElasticTraining": "training.elastic",
+    "ElasticTraining": "training.elastic_stage",
     "FlexGSModule": "training.module",
     "LearningRates": "training.optimization",
     "Model": "model.checkpoint",

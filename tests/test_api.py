@@ -210,7 +210,7 @@ def test_two_modules_share_no_state(small_capture: Path, tmp_path: Path) -> None
     assert vars(second.densification) == before
     assert vars(first.densification).keys() != before.keys(), "nothing was bound: the test shows nothing"
     assert len(second.gaussians) == 0
-    assert second.elastic is None
+    assert not second.scene.elastic
     trainer(tmp_path).fit(second, datamodule=CaptureDataModule(str(small_capture)))
     for name, value in first.gaussians.params.items():
         assert torch.equal(value, second.gaussians.params[name]), "the second training knew of the first"

@@ -169,7 +169,7 @@ class Study:
 
 def open_study(
     checkpoint: Path,
-    configs: Sequence[Path],
+    configs: Sequence[str | Path],
     *,
     schedule: Schedule,
     device: str,
@@ -190,7 +190,7 @@ def open_study(
     """
     model = load(checkpoint)
     own = checkpoint.resolve().parents[1] / "config.yaml"
-    files = list(configs) or ([own] if own.is_file() else [])
+    files: list[str | Path] = list(configs) or ([own] if own.is_file() else [])
     config = merged({}, *(read_config(path) for path in files))
     options = {name: value for name, value in config.get("data", {}).items() if name != "seed"}
     data = _capture(checkpoint, model, options)

@@ -87,10 +87,9 @@ def _replaced(trainer: Trainer) -> list[Callback]:
         RichProgressBar: TrainingProgress,
         TQDMProgressBar: TrainingProgress,
     }
-    automatic = [
-        callback for callback in trainer.callbacks if type(callback) in ours and _untouched(callback)
-    ]  # type: ignore[attr-defined]
-    trainer.callbacks = [callback for callback in trainer.callbacks if callback not in automatic]  # type: ignore[attr-defined]
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    automatic = [callback for callback in callbacks if type(callback) in ours and _untouched(callback)]
+    trainer.callbacks = [callback for callback in callbacks if callback not in automatic]  # type: ignore[attr-defined]
     return [ours[type(callback)]() for callback in automatic]
 
 

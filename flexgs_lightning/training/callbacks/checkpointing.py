@@ -133,7 +133,8 @@ def newest_checkpoint(runs: Path) -> Path:
     found = {path.parents[1]: path for path in _oldest_first(runs.glob(f"**/{FOLDER}/{LAST}"))}
     if not found:
         raise InputError(f"--ckpt_path last: no {FOLDER}/{LAST} below {runs}; there is no run to resume.")
-    newest = max({**found, **started}, key=lambda run: started.get(run, found.get(run, run).stat().st_mtime))
+    times = {run: path.stat().st_mtime for run, path in found.items()} | started
+    newest = max(times, key=lambda run: times[run])
     if newest not in found:
         raise InputError(
             f"--ckpt_path last: the newest run, {newest}, ended before its first checkpoint. Start it again "
