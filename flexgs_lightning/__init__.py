@@ -9,18 +9,63 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
+    from flexgs_lightning.cameras import Cameras
+    from flexgs_lightning.data.colmap import read_colmap
+    from flexgs_lightning.data.datamodule import CaptureDataModule
     from flexgs_lightning.model.checkpoint import Model, load
+    from flexgs_lightning.model.elastic import ElasticOptions
     from flexgs_lightning.rendering.rasterizer import rasterize
     from flexgs_lightning.rendering.types import Outputs, Rendering
+    from flexgs_lightning.splats import Splats
+    from flexgs_lightning.training.densification import MCMC, AdaptiveDensityControl
+    from flexgs_lightning.training.elastic_stage import ElasticTraining
+    from flexgs_lightning.training.module import FlexGSModule
+    from flexgs_lightning.training.optimization import LearningRates
+    from flexgs_lightning.training.parallel import ReplicaStrategy
+    from flexgs_lightning.training.run import TrainingRun
+    from flexgs_lightning.training.sharding import ShardStrategy
 
-__all__ = ["Model", "Outputs", "Rendering", "load", "rasterize"]
+__all__ = [
+    "MCMC",
+    "AdaptiveDensityControl",
+    "Cameras",
+    "CaptureDataModule",
+    "ElasticOptions",
+    "ElasticTraining",
+    "FlexGSModule",
+    "LearningRates",
+    "Model",
+    "Outputs",
+    "Rendering",
+    "ReplicaStrategy",
+    "ShardStrategy",
+    "Splats",
+    "TrainingRun",
+    "load",
+    "rasterize",
+    "read_colmap",
+]
 _HOMES = {
-    "Model": "flexgs_lightning.model.checkpoint",
-    "load": "flexgs_lightning.model.checkpoint",
-    "Outputs": "flexgs_lightning.rendering.types",
-    "Rendering": "flexgs_lightning.rendering.types",
-    "rasterize": "flexgs_lightning.rendering.rasterizer",
+    "MCMC": "training.densification",
+    "AdaptiveDensityControl": "training.densification",
+    "Cameras": "cameras",
+    "CaptureDataModule": "data.datamodule",
+    "ElasticOptions": "model.elastic",
+    "ElasticTraining": "training.elastic_stage",
+    "FlexGSModule": "training.module",
+    "LearningRates": "training.optimization",
+    "Model": "model.checkpoint",
+    "Outputs": "rendering.types",
+    "Rendering": "rendering.types",
+    "ReplicaStrategy": "training.parallel",
+    "ShardStrategy": "training.sharding",
+    "Splats": "splats",
+    "TrainingRun": "training.run",
+    "load": "model.checkpoint",
+    "rasterize": "rendering.rasterizer",
+    "read_colmap": "data.colmap",
 }
+"""Module of each public name."""
 
 
 def __getattr__(name: str) -> Any:
@@ -29,4 +74,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'flexgs_lightning' has no attribute '{name}'")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"flexgs_lightning.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """What completion in a notebook offers."""
+    return sorted([*globals(), *__all__])

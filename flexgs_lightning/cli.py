@@ -10,12 +10,13 @@ from importlib import import_module
 from typing import Any
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.settings import element_of, with_lists
 
 HELP = """\
 usage: flexgs COMMAND [options]        (flexgs COMMAND --help lists them)
 
 training
-  fit            train a scene:  flexgs fit --config configs/mipnerf360.yaml --data.root data/360/garden
+  fit            train a scene:  flexgs fit --config mipnerf360 --data.root data/360/garden
   validate       measure a checkpoint on the held-out views
   test           the same, and write metrics.json into the run folder
 deployment
@@ -101,7 +102,11 @@ def _call(name: str, function: Callable[..., Any], arguments: list[str]) -> None
 
     parser = ArgumentParser(prog=f"flexgs {name}", description=_description(function))
     parser.add_function_arguments(function, as_group=False, as_positional=name in POSITIONAL)
-    function(**parser.parse_args(_joined([_underscored(argument) for argument in arguments], function)))
+    typed = [_underscored(argument) for argument in arguments]
+    parameters = inspect.signature(function).parameters.items()
+    elements = {f"--{option}": element_of(parameter.annotation) for option, parameter in parameters}
+    lists = {option: element for option, element in elements.items() if element is not None}
+    function(**parser.parse_args(with_lists(typed, lists)))
 
 
 def _underscored(argument: str) -> str:
@@ -115,20 +120,6 @@ def _underscored(argument: str) -> str:
 def _description(function: Callable[..., Any]) -> str:
     """What a command's docstring says before its arguments, for its help."""
     return (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
-
-
-def _joined(arguments: list[str], function: Callable[..., Any]) -> list[str]:
-    """Lists may be written with spaces: --ratios 0.01 0.05 is --ratios=[0.01,0.05]."""
-    parameters = inspect.signature(function).parameters.items()
-    lists = {f"--{name}" for name, parameter in parameters if "list[" in str(parameter.annotation)}
-    joined: list[str] = []
-    for argument in arguments:
-        name, _, values = joined[-1].partition("=") if joined else ("", "", "")
-        if name not in lists or argument.startswith("--"):
-            joined.append(argument)
-        else:
-            joined[-1] = f"{name}=[{', '.join([*filter(None, [values[1:-1]]), argument])}]"
-    return joined
 
 
 def _silence_known_noise() -> None:

@@ -1,5 +1,10 @@
-"""Every config of the repository builds the training that it promises, so that none rots."""
+"""Every config of the repository builds the training that it promises, is shipped, and goes by its name."""
 
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +12,23 @@ import pytest
 import yaml
 
 from flexgs_lightning.cli import main
+from flexgs_lightning.errors import InputError
 from flexgs_lightning.lightning_cli import FlexGSCLI
+from flexgs_lightning.settings import (
+    CONFIGS,
+    config_names,
+    element_of,
+    find_config,
+    with_config_files,
+    with_lists,
+)
 
-FOLDER = Path(__file__).parents[1] / "configs"
+CHECKOUT = Path(__file__).parents[1]
+FOLDER = CHECKOUT / "configs"
 PROMISES: dict[str, tuple[str, dict[str, Any]]] = {
     "demo.yaml": ("demo", {"data.downscale": 1, "data.test_every": 8}),
-    "flexgs.yaml": ("scene", {"trainer.max_steps": 35000, "trainer.val_check_interval": 1000}),
-    "flexgs_paper.yaml": ("scene", {"trainer.max_steps": 35000}),
+    "flexgs.yaml": ("scene", {"model.total_steps": 35000, "trainer.val_check_interval": 1000}),
+    "flexgs_paper.yaml": ("scene", {"model.total_steps": 35000}),
     "mipnerf360.yaml": ("garden", {"data.downscale": 4, "data.test_every": 8, "model.background": "black"}),
     "tanks_and_temples.yaml": ("truck", {"data.downscale": 1, "data.test_every": 8}),
     "tanks_and_temples_quarter.yaml": ("truck", {"data.downscale": 4, "model.background": "white"}),
@@ -58,7 +73,7 @@ def test_config_builds_what_it_promises(
     assert {key: value(cli, key) for key in expected} == expected
     steps = yaml.safe_load((FOLDER / name).read_text())["model"]["reconstruction_steps"]
     assert cli.model.reconstruction_steps == steps
-    assert cli.trainer.max_steps >= steps
+    assert cli.model.total_steps >= steps
     assert cli.trainer.strategy.root_device.type == "cpu"
     cli.datamodule.setup("fit")
     assert len(cli.datamodule.capture.train_views) == 14
@@ -117,3 +132,102 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
         return capsys.readouterr().out
 
     return run
+
+
+# -- by name, and in the wheel -------------------------------------------------------------------------
+
+
+def test_configs_go_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("flexgs", "hardware/cpu", "ablations/flexgs/field"):
+        assert find_config(name) == CONFIGS / f"{name}.yaml"
+    assert len(config_names()) == len(ALL)
+    Path("mine.yaml").write_text("{}")
+    assert find_config("mine.yaml") == Path("mine.yaml")
+    with pytest.raises(InputError, match=r"flexgz: no such config.* flexgs, flexgs_paper, hardware/cpu"):
+        find_config("flexgz")
+
+
+def test_a_named_config_is_merged_in_order(printed: Any, tmp_path: Path) -> None:
+    """In every way of writing several."""
+    (tmp_path / "mine.yaml").write_text("model: {reconstruction_steps: 7}\n")
+    mine, root = str(tmp_path / "mine.yaml"), ["--data.root", "somewhere"]
+    expected = printed(["--config", str(FOLDER / "flexgs.yaml"), "--config", mine, *root])
+    assert yaml.safe_load(expected)["model"]["reconstruction_steps"] == 7
+    assert printed(["--config", "flexgs", "--config", mine, *root]) == expected
+    assert printed(["--config", f"flexgs,{mine}", *root]) == expected
+    assert printed(["-c", "flexgs", mine, *root]) == expected
+
+
+@pytest.mark.parametrize("typed", ["0.01,0.05", "0.01 0.05", "0.01, 0.05", "[0.01,0.05]", "[0.01, 0.05]"])
+def test_lists_are_written_with_commas_or_spaces(typed: str, printed: Any) -> None:
+    words = [typed] if typed.startswith("[") else typed.split()
+    for option in ("elastic_validation.ratios", "model.elastic_training.ratios"):
+        config = yaml.safe_load(printed(["--data.root=somewhere", f"--{option}", *words]))
+        for name in option.split("."):
+            config = config[name]
+        assert config == [0.01, 0.05]
+        joined = printed(["--data.root=somewhere", f"--{option}={words[0]}", *words[1:]])
+        assert yaml.safe_load(joined)["elastic_validation"] is not None
+
+
+def test_words_become_lists_of_what_an_option_holds() -> None:
+    lists = {"--methods": "text", "--ratios": "number"}
+    typed = ["all", "--methods", "prune:opacity", "flexgs,1e5", "--ratios=-0.5", "--steps", "-3", "--flag"]
+    assert with_lists(typed, lists) == [  # type: ignore[arg-type]
+        "all",
+        '--methods=["prune:opacity", "flexgs", "1e5"]',
+        "--ratios=[-0.5]",
+        "--steps",
+        "-3",
+        "--flag",
+    ]
+    assert with_config_files(["fit", "--data.root", "a,b"]) == ["fit", "--data.root", "a,b"]
+    assert [element_of(hint) for hint in (list[float], tuple[int, ...], list[float] | None)] == ["number"] * 3
+    assert [element_of(hint) for hint in (list[str], list[Path], list[Path] | None)] == ["text"] * 3
+    assert [element_of(hint) for hint in (str, list[int] | str | int, list[dict[str, int]])] == [None] * 3
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built and installed without a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source, target = folder / "source", folder / "target"
+    source.mkdir()
+    for name in ("flexgs_lightning", "configs"):
+        shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
+    subprocess.run(build, check=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    return target
+
+
+def test_the_wheel_holds_every_config_once(installed: Path) -> None:
+    (wheel,) = installed.parent.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    configs = {name.removeprefix("flexgs_lightning/configs/") for name in names if "configs/" in name}
+    assert configs >= {*ALL, "hardware/slurm.sbatch"}
+    assert not any(name.startswith(("configs/", "tests/")) for name in names)
+
+
+def test_an_installed_wheel_knows_the_configs_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "flexgs_lightning.cli", *words]
+        return subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    found = run("fit", "--print_config", "--config", "flexgs", "--data.root", "somewhere")
+    assert found.returncode == 0, found.stderr
+    assert yaml.safe_load(found.stdout)["model"]["elastic_training"]["steps"] == 20000
+    where = [sys.executable, "-c", "import flexgs_lightning.settings as s; print(s.CONFIGS)"]
+    there = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert Path(there.stdout.strip()) == installed / "flexgs_lightning" / "configs"
+    refused = run("demo", "--config", "nothing")
+    assert refused.returncode == 1
+    assert "nothing: no such config" in refused.stderr
+    assert "demo, flexgs" in refused.stderr

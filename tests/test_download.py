@@ -398,14 +398,14 @@ def test_finished_scenes_are_skipped_and_a_shared_archive_is_fetched_once(
     server: Server, tmp_path: Path
 ) -> None:
     _serve_mipnerf360(server)
-    download("mipnerf360", "garden", tmp_path, mirror=server.url)
+    download("mipnerf360", ["garden"], tmp_path, mirror=server.url)
     assert _leftovers(tmp_path / "mipnerf360") == ["archives", "garden"]
-    download("mipnerf360", "garden, room", tmp_path, mirror=server.url)
+    download("mipnerf360", ["garden", "room"], tmp_path, mirror=server.url)
     _expect_scene(tmp_path / "mipnerf360" / "room", "room")
     assert len(server.gets) == 1
     marker = tmp_path / "mipnerf360" / "garden" / "mine.txt"
     marker.write_text("kept")
-    download("mipnerf360", "garden", tmp_path, mirror=server.url)
+    download("mipnerf360", ["garden"], tmp_path, mirror=server.url)
     assert marker.read_text() == "kept"
     assert len(server.gets) == 1
 
@@ -426,9 +426,9 @@ def test_an_interrupted_download_ends_as_an_uninterrupted_one(
     server.break_after = [9_000]
     monkeypatch.setattr(transfer, "ATTEMPTS", 1)
     with pytest.raises(InputError, match="gave up"):
-        download("zipnerf", "berlin", tmp_path, mirror=server.url)
+        download("zipnerf", ["berlin"], tmp_path, mirror=server.url)
     assert _leftovers(tmp_path / "zipnerf") == ["archives"]
-    download("zipnerf", "berlin", tmp_path, mirror=server.url)
+    download("zipnerf", ["berlin"], tmp_path, mirror=server.url)
     assert server.gets == [None, "bytes=9000-"]
     _expect_scene(tmp_path / "zipnerf" / "berlin", "berlin")
     assert _leftovers(tmp_path / "zipnerf") == ["berlin"]
@@ -438,16 +438,16 @@ def test_a_damaged_archive_is_removed_so_that_the_next_run_mends_it(server: Serv
     whole = _zip(_scene("nyc"), zipfile.ZIP_STORED)
     server.files["nyc.zip"] = whole[:5_000] + b"\0" * 100 + whole[5_100:]
     with pytest.raises(InputError, match="damaged archive was removed; run the command again"):
-        download("zipnerf", "nyc", tmp_path, mirror=server.url)
+        download("zipnerf", ["nyc"], tmp_path, mirror=server.url)
     assert list((tmp_path / "zipnerf").rglob("*")) == [tmp_path / "zipnerf" / "archives"]
     server.files["nyc.zip"] = whole
-    download("zipnerf", "nyc", tmp_path, mirror=server.url)
+    download("zipnerf", ["nyc"], tmp_path, mirror=server.url)
     _expect_scene(tmp_path / "zipnerf" / "nyc", "nyc")
 
 
 def test_archives_can_be_kept(server: Server, tmp_path: Path) -> None:
     server.files["nyc.zip"] = _zip(_scene("nyc"))
-    download("zipnerf", "nyc", tmp_path, mirror=server.url, keep_archives=True)
+    download("zipnerf", ["nyc"], tmp_path, mirror=server.url, keep_archives=True)
     assert (tmp_path / "zipnerf" / "archives" / "nyc.zip").read_bytes() == server.files["nyc.zip"]
 
 
@@ -458,7 +458,7 @@ def test_too_little_disk_stops_a_download_before_it_begins(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12, 1_000))
     with pytest.raises(InputError, match=r"downloading nyc\.zip needs"):
-        download("zipnerf", "nyc", tmp_path, mirror=server.url)
+        download("zipnerf", ["nyc"], tmp_path, mirror=server.url)
     assert server.gets == []
 
 

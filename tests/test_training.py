@@ -183,7 +183,7 @@ class _BreaksAt(FlexGSModule):
 def test_broken_numbers_stop_with_step_and_attribute_and_keep_the_last_good_checkpoint(
     small_capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flexgs_lightning.lightning_cli.FlexGSModule", _BreaksAt)
+    monkeypatch.setattr("flexgs_lightning.training.run.FlexGSModule", _BreaksAt)
     options = ("--checkpoint.every_n_steps=10", "--model.densification.every=1000")
     with pytest.raises(InputError, match=r"step 30: 'scales' holds NaN"):
         FlexGSCLI(arguments(small_capture, tmp_path, *options))

@@ -150,7 +150,8 @@ def test_a_slow_machine_draws_coarsely_and_never_too_slowly_for_long() -> None:
 @pytest.mark.gpu
 def test_stage_draws_the_same_on_the_gpu() -> None:
     model, camera = Prefixes(big_ball()), around(1, 200, 150)
-    stages = [Stage(model, (), vantage_of_splats(ball()), SplatsCache(model, d)) for d in ("cuda", "cpu")]
+    vantage, devices = vantage_of_splats(ball()), ("cuda", "cpu")
+    stages = [Stage(model, (), vantage, SplatsCache(model, device), len(model)) for device in devices]
     images = [stage.draw(500, camera) for stage in stages]
     assert images[0].device.type == "cpu"
     assert (images[0] - images[1]).abs().mean() < 1e-4

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 def download(
     benchmark: str,
-    scene: str | None = None,
+    scene: list[str] | None = None,
     root: Path = Path("data"),
     mirror: str | None = None,
     keep_archives: bool = False,
@@ -25,14 +25,13 @@ def download(
 
     Args:
         benchmark: mipnerf360, tanks_and_temples (with Deep Blending) or zipnerf.
-        scene: Scenes to fetch, separated by commas (garden,bonsai); all by default.
+        scene: Scenes to fetch, such as garden bonsai; all by default.
         root: Folder for all benchmarks.
         mirror: Address of a folder that holds the same archives, to fetch them from there.
         keep_archives: Keep archives all of whose scenes are unpacked. An archive that holds other scenes
             still to be fetched is always kept.
     """
-    scenes = None if scene is None else [name.strip() for name in scene.split(",")]
-    download_benchmark(benchmark, root, scenes, mirror=mirror, keep_archives=keep_archives)
+    download_benchmark(benchmark, root, scene, mirror=mirror, keep_archives=keep_archives)
 
 
 def download_benchmark(

@@ -13,10 +13,10 @@ from flexgs_lightning.deploy.contact_sheet import contact_sheet_of
 from flexgs_lightning.deploy.elastic_pictures import rate_quality_curve, ratio_strip
 from flexgs_lightning.deploy.export import export
 from flexgs_lightning.deploy.ply import write_ply
-from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.benchmark_report import scene_row
-from flexgs_lightning.lightning_cli import FlexGSCLI
 from flexgs_lightning.model.checkpoint import Model, load
+from flexgs_lightning.settings import find_config
+from flexgs_lightning.training.run import TrainingRun
 
 SHEET_VIEWS = 4
 RATIOS = (0.01, 0.05, 0.1, 0.3, 1.0)
@@ -30,24 +30,22 @@ FILES = {
 }
 
 
-def demo(
-    config: Path = Path("configs/demo.yaml"), root: Path = Path("data/demo"), runs: Path = Path("runs")
-) -> None:
+def demo(config: str = "demo", root: Path = Path("data/demo"), runs: Path = Path("runs")) -> None:
     """Make a small capture, train on it, and show the result.
 
     Args:
-        config: settings of the training.
+        config: settings of the training: a YAML file, or the name of a config that is shipped.
         root: folder of the demo capture; made if it is not there.
         runs: folder of all runs.
     """
-    if not config.is_file():
-        raise InputError(f"--config {config}: no such file; run `flexgs demo` in a checkout of the project.")
+    find_config(config)  # before the capture is made
     if not root.is_dir():
         write_demo_capture(root)
-    cli = FlexGSCLI(["fit", "--config", str(config), "--data.root", str(root), "--runs", str(runs)])
-    folder = cli.run_folder
+    run = TrainingRun(["--config", config, "--data.root", str(root), "--runs", str(runs)])
+    run.train()
+    folder = run.run_folder
     model = load(folder / "checkpoints" / "last.ckpt")
-    views = cli.datamodule.capture.test_views
+    views = run.datamodule.capture.test_views
     sheet_views = views[:: max(1, len(views) // SHEET_VIEWS)]
     contact_sheet_of(model.splats(), sheet_views, folder / "contact_sheet.png")
     write_ply(model.splats(), folder / "scene.ply")
@@ -62,7 +60,7 @@ def _write_elastic(model: Model, view: View, folder: Path) -> None:
     measured = json.loads((folder / "metrics.json").read_text())
     psnr = {int(result["gaussians"]): result["psnr"] for result in scene_row(measured).values()}
     rate_quality_curve(psnr, folder / "rate_quality.png", "One model, drawn at any size")
-    budgets = ",".join(f"{ratio:g}" for ratio in RATIOS)
+    budgets = [f"{ratio:g}" for ratio in RATIOS]
     export(folder / "checkpoints" / "last.ckpt", folder / "sizes", ratio=budgets)
 
 

@@ -3,12 +3,11 @@
 # The signature and docstring of `export` are the command line's help, so no lazy annotations here.
 import json
 import logging
-import math
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flexgs_lightning.deploy.budgets import Budget, parse_budgets
 from flexgs_lightning.deploy.opening import load_any
 from flexgs_lightning.deploy.ply import write_ply
 from flexgs_lightning.deploy.render import require_free
@@ -22,15 +21,14 @@ log = logging.getLogger(__name__)
 INDEX = "index.json"
 EXPORTS = (".ply", ".json")
 """Endings of the files that a folder of exports holds."""
-_SUFFIXES = {"k": 1e3, "m": 1e6}
 
 
 def export(
     ckpt: Path,
     output: Path,
-    ratio: str | None = None,
-    max_gaussians: str | None = None,
-    max_megabytes: str | None = None,
+    ratio: list[str] | None = None,
+    max_gaussians: list[str] | None = None,
+    max_megabytes: list[str] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a checkpoint as standard 3DGS PLY files, in the capture's own world frame.
@@ -43,12 +41,12 @@ def export(
         output: The .ply file to write; with several budgets a folder, which gets a file for each and an
             index.json: file, ratio (the one asked for, or else what the budget comes to), Gaussians, bytes,
             and PSNR where the run was tested at that ratio.
-        ratio: Shares of the Gaussians in (0, 1], such as 0.05 or 0.01,0.05,0.2.
-        max_gaussians: Numbers of Gaussians, such as 120000 or 50k,200k,1M.
-        max_megabytes: File sizes in megabytes (1,000,000 bytes), such as 15 or 5,15.
+        ratio: Shares of the Gaussians in (0, 1], such as 0.05 or 0.01 0.05 0.2.
+        max_gaussians: Numbers of Gaussians, such as 120000 or 50k 200k 1M.
+        max_megabytes: File sizes in megabytes (1,000,000 bytes), such as 15 or 5 15.
         overwrite: Replace the files if they exist.
     """
-    budgets = _budgets(ratio, max_gaussians, max_megabytes)
+    budgets = parse_budgets(ratio, max_gaussians, max_megabytes)
     require_free(output, overwrite, EXPORTS)
     model = load_any(ckpt)
     if len(budgets) == 1:
@@ -73,49 +71,6 @@ def export(
             shutil.rmtree(output)
     for (_, splats), entry in zip(scenes, entries, strict=True):
         _tell(output / entry["file"], splats)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """One budget: exactly one of its fields is set; none means the full model."""
-
-    ratio: float | None = None
-    max_gaussians: int | None = None
-    max_megabytes: float | None = None
-
-    def of(self, model: Model) -> Splats:
-        """The model within this budget."""
-        if self == Budget():
-            return model.splats()
-        return model.at(self.ratio, max_gaussians=self.max_gaussians, max_megabytes=self.max_megabytes)
-
-
-def _budgets(ratio: str | None, max_gaussians: str | None, max_megabytes: str | None) -> list[Budget]:
-    budgets = [Budget(ratio=number) for number in _numbers("ratio", ratio)]
-    budgets += [Budget(max_gaussians=int(number)) for number in _numbers("max_gaussians", max_gaussians)]
-    budgets += [Budget(max_megabytes=number) for number in _numbers("max_megabytes", max_megabytes)]
-    return budgets or [Budget()]
-
-
-def _numbers(option: str, text: str | None) -> list[float]:
-    """Comma-separated numbers; k and M stand for thousands and millions.
-
-    Raises:
-        InputError: naming the option.
-    """
-    numbers = []
-    for part in [] if text is None else text.split(","):
-        word = part.strip().lower()
-        factor = _SUFFIXES.get(word[-1:], 1.0)
-        try:
-            number = float(word[:-1] if factor != 1.0 else word) * factor
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            expected = "numbers separated by commas, such as 0.05 or 50k,1M"
-            raise InputError(f"--{option}: expected {expected}, found '{text}'.")
-        numbers.append(number)
-    return numbers
 
 
 def _tell(path: Path, splats: Splats) -> None:

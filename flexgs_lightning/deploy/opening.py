@@ -19,6 +19,7 @@ from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.deploy.ply import read_ply
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model, load
+from flexgs_lightning.splats import Splats
 
 _CAPTURE_OPTIONS = ("downscale", "test_every", "images", "masks")
 
@@ -43,6 +44,15 @@ def load_any(path: Path) -> Model:
         InputError: see ``load`` and ``read_elastic``.
     """
     return model_of(read_elastic(path), path.stem) if path.suffix.lower() == SUFFIX else load(path)
+
+
+def open_splats(path: Path) -> Splats:
+    """The full scene of a checkpoint, or of a PLY file by its name's ending.
+
+    Raises:
+        InputError: see ``load`` and ``read_ply``.
+    """
+    return read_ply(path) if path.suffix.lower() == ".ply" else load_any(path).splats()
 
 
 def open_capture(data: dict[str, Any]) -> Capture:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.capture import View
+from flexgs_lightning.deploy.budgets import parse_budget
 from flexgs_lightning.deploy.opening import choose_device, grey, one_size, open_capture, open_model
 from flexgs_lightning.deploy.path_file import read_path
 from flexgs_lightning.deploy.render import RENDERS, render_views, require_free, require_kind
@@ -22,7 +23,9 @@ def render(
     output: Path,
     ckpt: Path | None = None,
     ply: Path | None = None,
-    ratio: float = 1.0,
+    ratio: str | None = None,
+    max_gaussians: str | None = None,
+    max_megabytes: str | None = None,
     path: Literal["test", "train", "orbit"] | Path = "test",
     frames: int | None = None,
     data_root: Path | None = None,
@@ -43,7 +46,9 @@ def render(
         output: An .mp4 file, or a folder for PNG frames.
         ckpt: Checkpoint to draw, or an elastic file (.egs).
         ply: 3DGS PLY file to draw, instead of a checkpoint.
-        ratio: Share of an elastic scene's Gaussians to draw, in (0, 1].
+        ratio: Share of an elastic scene's Gaussians to draw, in (0, 1]; by default all.
+        max_gaussians: Instead, their number, such as 120000 or 50k.
+        max_megabytes: Instead, the size in megabytes of the PLY file that holds them.
         path: Cameras: "test" or "train" views of the capture, an "orbit" around what it shows, or a camera
             path file (JSON; this package's or nerfstudio's).
         frames: Number of frames: of the orbit (120 by default), or of a smooth flight through the other
@@ -63,8 +68,9 @@ def render(
     """
     require_kind(output)
     require_free(output, overwrite, RENDERS)
+    budget = parse_budget(ratio, max_gaussians, max_megabytes)
     model = open_model(ckpt, ply)
-    splats = model.at(ratio)
+    splats = budget.of(model)
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
     data = model.data | {name: value for name, value in wished.items() if value is not None}
     cameras, views = _cameras(path, data, frames)

@@ -21,19 +21,19 @@ from flexgs_lightning.evaluation.benchmark_report import write_report
 from flexgs_lightning.evaluation.benchmark_scene import HEADER, SceneRun
 from flexgs_lightning.evaluation.scheduling import Task, run_side_by_side
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.settings import find_config, read_config
 
 log = logging.getLogger(__name__)
 
-CONFIGS = Path("configs")
 SETTINGS = "settings.yaml"
 
 
 def benchmark(
     benchmark: str,
     root: Path | None = None,
-    config: str = "configs/flexgs.yaml",
+    config: list[str] = ["flexgs"],  # noqa: B006 (never changed)
     protocol: str | None = None,
-    scenes: str | None = None,
+    scenes: list[str] | None = None,
     runs: Path = Path("runs/benchmark"),
     gpus: int | None = None,
     shard: int | None = None,
@@ -47,10 +47,10 @@ def benchmark(
     Args:
         benchmark: mipnerf360, tanks_and_temples (with Deep Blending) or zipnerf.
         root: Folder of the scenes; data/BENCHMARK by default, where `flexgs data download` puts them.
-        config: Settings of the trainings, separated by commas, merged in order after configs/PROTOCOL.yaml.
+        config: Configs of the trainings (files or names), merged in order after that of the protocol.
         protocol: How images are reduced and what lies behind the scene; the benchmark's own by default.
             The paper's Tanks & Temples rows are tanks_and_temples_quarter.
-        scenes: Scenes to train, separated by commas; all by default.
+        scenes: Scenes to train; all by default.
         runs: Folder of the runs.
         gpus: GPUs to use, one scene on each at a time; all there are by default. 0 trains on the CPU, one
             scene after another.
@@ -66,7 +66,7 @@ def benchmark(
     root = Path("data") / benchmark if root is None else root
     _require_scenes(mine, root)
     folder = runs / protocol
-    configs = [CONFIGS / f"{protocol}.yaml", *(Path(name.strip()) for name in config.split(","))]
+    configs = [find_config(name) for name in (protocol, *config)]
     _settle(configs, folder / SETTINGS)
     places = _places(gpus)
     accelerator = "cuda" if places[0] else "cpu"
@@ -91,10 +91,12 @@ def benchmark(
         )
 
 
-def _chosen(all_scenes: Sequence[BenchmarkScene], benchmark: str, names: str | None) -> list[BenchmarkScene]:
+def _chosen(
+    all_scenes: Sequence[BenchmarkScene], benchmark: str, names: Sequence[str] | None
+) -> list[BenchmarkScene]:
     if names is None:
         return list(all_scenes)
-    return [find_scene(name.strip(), benchmark) for name in dict.fromkeys(names.split(","))]
+    return [find_scene(name, benchmark) for name in dict.fromkeys(names)]
 
 
 def _share(shard: int | None, shards: int | None, environment: Mapping[str, str]) -> tuple[int, None, int]:
@@ -128,10 +130,7 @@ def _require_scenes(scenes: Sequence[BenchmarkScene], root: Path) -> None:
 
 def _settle(configs: Sequence[Path], record: Path) -> None:
     """Record the settings of the runs in this folder: none of other settings may be averaged with them."""
-    for path in configs:
-        if not path.is_file():
-            raise InputError(f"{path}: no such config; run `flexgs benchmark` in a checkout of the project.")
-    found = [_read_yaml(path) for path in configs]
+    found = [read_config(path) for path in configs]
     if not record.is_file():
         with atomic_path(record) as temporary:
             temporary.write_text(yaml.safe_dump(found, sort_keys=False))

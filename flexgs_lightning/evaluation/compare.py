@@ -11,6 +11,7 @@ from flexgs_lightning.evaluation.cells import ERROR, plan, run
 from flexgs_lightning.evaluation.methods import ablations, parse_methods
 from flexgs_lightning.evaluation.report import MARKDOWN_NAME, write_report
 from flexgs_lightning.evaluation.study import Schedule, open_study
+from flexgs_lightning.settings import CONFIGS
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 1.0)
 
 def compare(
     ckpt: Path,
-    config: list[Path] | None = None,
+    config: list[str] | None = None,
     methods: list[str] = list(METHODS),  # noqa: B006 (never changed)
     ratios: list[float] = list(RATIOS),  # noqa: B006
     steps: int = 20_000,
@@ -41,7 +42,7 @@ def compare(
     scratch_steps: int | None = None,
     output: Path | None = None,
     report: Path | None = None,
-    configs: Path = Path("configs"),
+    configs: Path = CONFIGS,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 42,
 ) -> None:
@@ -55,7 +56,8 @@ def compare(
 
     Args:
         ckpt: Checkpoint of the first stage: flexgs fit without an elastic stage.
-        config: YAML files with settings of data and metrics; by default the checkpoint's own config.yaml.
+        config: Configs (files or names) with settings of data and metrics; by default the checkpoint's own
+            config.yaml.
         methods: Any of prune, prune-finetune, iterative, scratch:mcmc (a model of that size trained from the
             SfM points), matryoshka, flexgs-paper, flexgs; the first two also
             by another score (prune:opacity): removal, as flexgs ranks and the default, blending, importance,
@@ -70,7 +72,7 @@ def compare(
             was trained for and finetune_steps together.
         output: Folder of the comparison; by default runs/compare/SCENE.
         report: Folder of the report, if not that of the comparison.
-        configs: Folder of the elastic methods' settings and ablations.
+        configs: Folder of the elastic methods' settings and ablations; by default those that are shipped.
         device: Where to train and measure; "auto" takes CUDA where there is a device.
         seed: Seed of every training.
     """
@@ -80,13 +82,13 @@ def compare(
 
 def ablate(
     ckpt: Path,
-    config: list[Path] | None = None,
+    config: list[str] | None = None,
     bases: list[str] = ["flexgs-paper", "flexgs"],  # noqa: B006
     ratios: list[float] = [0.01, 0.05, 0.1, 0.15],  # noqa: B006
     steps: int = 20_000,
     output: Path | None = None,
     report: Path | None = None,
-    configs: Path = Path("configs"),
+    configs: Path = CONFIGS,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 42,
 ) -> None:
@@ -97,13 +99,14 @@ def ablate(
 
     Args:
         ckpt: Checkpoint of the first stage: flexgs fit without an elastic stage.
-        config: YAML files with settings of data and metrics; by default the checkpoint's own config.yaml.
+        config: Configs (files or names) with settings of data and metrics; by default the checkpoint's own
+            config.yaml.
         bases: What is ablated: flexgs-paper (Table 3 of the paper), flexgs (this project's choices).
         ratios: Shares of the Gaussians in (0, 1].
         steps: Length of every training.
         output: Folder of the comparison; by default runs/ablate/SCENE.
         report: Folder of the report, if not that of the comparison.
-        configs: Folder of the elastic methods' settings and ablations.
+        configs: Folder of the elastic methods' settings and ablations; by default those that are shipped.
         device: Where to train and measure; "auto" takes CUDA where there is a device.
         seed: Seed of every training.
     """
@@ -114,7 +117,7 @@ def ablate(
 
 def _run(
     ckpt: Path,
-    config: Sequence[Path],
+    config: Sequence[str],
     names: Sequence[str],
     ratios: Sequence[float],
     schedule: Schedule,

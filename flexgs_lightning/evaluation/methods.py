@@ -14,10 +14,11 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.iterative_pruning import rounds_needed
 from flexgs_lightning.evaluation.scores import Score
 from flexgs_lightning.evaluation.scratch import scratch_settings
-from flexgs_lightning.evaluation.study import Schedule, Study, read_config
+from flexgs_lightning.evaluation.study import Schedule, Study
 from flexgs_lightning.evaluation.training import Settings, Training, merged, train
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import load
+from flexgs_lightning.settings import read_config
 from flexgs_lightning.splats import Splats
 
 ELASTIC_CONFIGS = {
@@ -390,7 +391,7 @@ def _config_file(name: str, base: str, configs: Path) -> Path:
     if base in ELASTIC_CONFIGS:
         path = configs / ELASTIC_CONFIGS[base]
         if not path.is_file():
-            raise InputError(f"{path}: no such file; run in a checkout of the project, or give --configs.")
+            raise InputError(f"{path}: no such file; --configs names the folder of the methods' settings.")
         return path
     if _is_file(base):
         return Path(base)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jaxtyping import Int
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from flexgs_lightning.evaluation.training import Settings, merged
 from flexgs_lightning.metrics.protocol import ImageMetrics
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import Model, load
+from flexgs_lightning.settings import read_config
 from flexgs_lightning.splats import Splats
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ class Study:
 
 def open_study(
     checkpoint: Path,
-    configs: Sequence[Path],
+    configs: Sequence[str | Path],
     *,
     schedule: Schedule,
     device: str,
@@ -188,8 +188,8 @@ def open_study(
 
     Args:
         checkpoint: of a first stage (or of an elastic one, whose full model is taken).
-        configs: YAML files with settings of data and metrics, later ones over earlier ones; the config of the
-            checkpoint's own run if there are none.
+        configs: files or names of configs with settings of data and metrics, later ones over earlier ones;
+            the config of the checkpoint's own run if there are none.
         schedule: lengths of trainings.
         device: "auto", "cpu" or "cuda".
         seed: of every training.
@@ -199,7 +199,7 @@ def open_study(
     """
     model = load(checkpoint)
     own = checkpoint.resolve().parents[1] / "config.yaml"
-    files = list(configs) or ([own] if own.is_file() else [])
+    files: list[str | Path] = list(configs) or ([own] if own.is_file() else [])
     config = merged({}, *(read_config(path) for path in files))
     options = {name: value for name, value in config.get("data", {}).items() if name != "seed"}
     data = _capture(checkpoint, model, options)
@@ -218,23 +218,6 @@ def open_study(
     }
     image_metrics = ImageMetrics(**metrics).to(chosen)
     return Study(checkpoint, model, data, settings, schedule, chosen, image_metrics, seed)
-
-
-def read_config(path: Path) -> Settings:
-    """A YAML file of settings.
-
-    Raises:
-        InputError: there is no such file, or it holds something else.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such config.")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not readable as YAML ({error}).") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected settings by name, found {type(content).__name__}.")
-    return content
 
 
 def _capture(checkpoint: Path, model: Model, options: Settings) -> CaptureDataModule:

@@ -1,4 +1,4 @@
-"""Trainings of a comparison: ``flexgs fit``, started from settings instead of a command line."""
+"""Trainings of a comparison: elastic stages from a common start, resumed where they were."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
+from flexgs_lightning.deploy.opening import open_splats
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.iterative_pruning import IterativePruning
 from flexgs_lightning.files import atomic_path
-from flexgs_lightning.lightning_cli import FlexGSCLI
 from flexgs_lightning.model.checkpoint import read_checkpoint
 from flexgs_lightning.training.callbacks.checkpointing import FOLDER, LAST
 from flexgs_lightning.training.callbacks.clock import seconds_of
+from flexgs_lightning.training.run import TrainingRun
 
 TRAINING = "training"
 BAD_USAGE = 2
@@ -43,8 +44,8 @@ class Training:
     seconds: float
 
 
-class MethodCLI(FlexGSCLI):
-    """``flexgs fit`` with iterative pruning where it is asked for."""
+class MethodRun(TrainingRun):
+    """A training with iterative pruning where it is asked for."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callback that only comparisons need."""
@@ -74,16 +75,7 @@ def train(folder: Path, start: Path | None, settings: Settings, steps: int) -> T
                 yaml.safe_dump(merged(settings, _stage(steps, start is not None)), sort_keys=False)
             )
         resume = [] if last is None else ["--ckpt_path", str(last)]
-        begin = [] if start is None else ["--start_from", str(start)]
-        run = ["--config", str(config), "--runs", str(folder), "--name", TRAINING, *begin, *resume]
-        try:
-            MethodCLI(["fit", *run])
-        except SystemExit as exit_:
-            if exit_.code != BAD_USAGE:
-                raise
-            raise InputError(
-                f"{config}: not the settings of a training; the message stands above."
-            ) from exit_
+        _run(config, ["--runs", str(folder), "--name", TRAINING, *resume], start)
         gc.collect()  # a trainer and its module refer to each other, and hold the scene and its moments
         last = _last_checkpoint(folder)
     assert last is not None
@@ -91,6 +83,18 @@ def train(folder: Path, start: Path | None, settings: Settings, steps: int) -> T
     seconds = seconds_of(checkpoint)
     assert seconds is not None
     return Training(last, checkpoint["global_step"], seconds)
+
+
+def _run(config: Path, options: list[str], start: Path | None) -> None:
+    """Train, from ``start`` if there is one."""
+    try:
+        run = MethodRun(["--config", str(config), *options])
+    except SystemExit as exit_:
+        if exit_.code != BAD_USAGE:
+            raise
+        raise InputError(f"{config}: not the settings of a training; the message stands above.") from exit_
+    run.model.start = None if start is None else open_splats(start)
+    run.train()
 
 
 def merged(first: Mapping[str, Any], *others: Mapping[str, Any]) -> Settings:

@@ -25,7 +25,7 @@ TRAINED, TESTED = (0.01, 0.05, 0.1, 0.15), (0.02, 0.04, 0.06, 0.08)
 
 def unseen(
     ckpts: list[Path],
-    config: list[Path] | None = None,
+    config: list[str] | None = None,
     trained: list[float] = list(TRAINED),  # noqa: B006 (never changed)
     tested: list[float] = list(TESTED),  # noqa: B006
     points: int = 40,
@@ -40,7 +40,8 @@ def unseen(
 
     Args:
         ckpts: Checkpoints of elastic models of one capture.
-        config: YAML files with settings of data and metrics; by default each checkpoint's own config.yaml.
+        config: Configs (files or names) with settings of data and metrics; by default each checkpoint's own
+            config.yaml.
         trained: Ratios that training drew.
         tested: Ratios that it did not.
         points: Ratios of the curve, evenly spaced in log from the smallest of the others to 1.

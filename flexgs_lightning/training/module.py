@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 
 import lightning
 import torch
-from jsonargparse import lazy_instance
+from lightning import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
@@ -39,6 +39,7 @@ from flexgs_lightning.training.optimization import (
     set_rates,
     step_all,
 )
+from flexgs_lightning.training.options import plain_arguments
 from flexgs_lightning.training.parallel import (
     check_strategy,
     mean_over_processes,
@@ -67,7 +68,7 @@ class FlexGSModule(lightning.LightningModule):
         antialiased: bool = False,
         ssim_weight: float = 0.2,
         learning_rates: LearningRates = LearningRates(),  # noqa: B008  (frozen)
-        densification: Densification = lazy_instance(AdaptiveDensityControl),  # noqa: B008
+        densification: Densification | None = None,
         initialization: Initialization = Initialization(),  # noqa: B008  (frozen)
         elastic: ElasticOptions = ElasticOptions(),  # noqa: B008  (frozen)
         elastic_training: ElasticTraining = ElasticTraining(),  # noqa: B008  (frozen)
@@ -87,7 +88,8 @@ class FlexGSModule(lightning.LightningModule):
             antialiased: keep each Gaussian's total weight under the rasterizer's low-pass filter.
             ssim_weight: share w of the loss (1 - w) L1 + w (1 - SSIM).
             learning_rates: Adam's learning rate for each attribute.
-            densification: how Gaussians are added and removed.
+            densification: how Gaussians are added and removed, by default ``AdaptiveDensityControl``; it
+                belongs to this module from now on.
             initialization: what a new scene starts from.
             elastic: what makes the scene elastic in the second stage.
             elastic_training: how the second stage trains; ``steps`` is its length.
@@ -97,7 +99,10 @@ class FlexGSModule(lightning.LightningModule):
                 longer than drawing does.
             seed: every iteration's random draws are a function of this and the iteration's number.
         """
+        densification = AdaptiveDensityControl() if densification is None else densification
+        options = plain_arguments(FlexGSModule, locals())
         super().__init__()
+        self.options = options
         steps = reconstruction_steps + elastic_training.steps
         check_options(reconstruction_steps, steps, sh_degree, sh_degree_interval, ssim_weight)
         self.automatic_optimization = False
@@ -146,6 +151,11 @@ class FlexGSModule(lightning.LightningModule):
         return renderer_of(self.shards)
 
     @property
+    def total_steps(self) -> int:
+        """Iterations of both stages together."""
+        return self.reconstruction_steps + self.elastic_training.steps
+
+    @property
     def elastic_step(self) -> int | None:
         """Iterations of the second stage completed; None in the first stage."""
         step = self.iteration - self.reconstruction_steps
@@ -167,6 +177,12 @@ class FlexGSModule(lightning.LightningModule):
         return self.trainer.datamodule.capture  # type: ignore[attr-defined]
 
     # -- setting up ------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Give the trainer what this training needs; see ``training.trainer.set_up``."""
+        from flexgs_lightning.training.trainer import set_up  # it knows the callbacks, and these know us
+
+        return set_up(self.trainer, self.total_steps)
 
     def setup(self, stage: str) -> None:
         """Place the initial Gaussians; a checkpoint replaces them right afterwards."""
@@ -395,6 +411,8 @@ class FlexGSModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know of; refuse to save a broken scene over a good one."""
+        from flexgs_lightning.training.resuming import training_options  # of the callbacks, too
+
         check_savable(self.scene, self.iteration)
         checkpoint[CHECKPOINT_KEY] = {
             "version": CHECKPOINT_VERSION,
@@ -404,13 +422,17 @@ class FlexGSModule(lightning.LightningModule):
             "background": self.evaluation_background.tolist(),
             "data": self.trainer.datamodule.options(),  # type: ignore[attr-defined]
             "seed": self.seed,
+            "options": training_options(self),
             "densification": None if self.scene.elastic else self.densification.state_dict(),
             "scene": self.scene.as_plain(),
             "rows": [SCENE + name for name in self.scene.row_names()],
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what ``on_save_checkpoint`` added."""
+        """Take over what ``on_save_checkpoint`` added, if training can go on with the options given."""
+        from flexgs_lightning.training.resuming import check_resume
+
+        check_resume(self, checkpoint)
         facts = checkpoint[CHECKPOINT_KEY]
         self.seed = facts["seed"]
         self._started_trained = facts["started_trained"]

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+from flexgs_lightning.deploy.budgets import parse_budget
 from flexgs_lightning.deploy.opening import choose_device, open_capture, open_model
 
 log = logging.getLogger(__name__)
@@ -12,6 +13,9 @@ log = logging.getLogger(__name__)
 def view(
     ckpt: Path | None = None,
     ply: Path | None = None,
+    ratio: str | None = None,
+    max_gaussians: str | None = None,
+    max_megabytes: str | None = None,
     data_root: Path | None = None,
     downscale: int | None = None,
     test_every: int | None = None,
@@ -25,6 +29,9 @@ def view(
         ckpt: Checkpoint to show, or an elastic file (.egs); one of elastic training can be drawn at any
             ratio.
         ply: 3DGS PLY file to show, instead of a checkpoint.
+        ratio: Share of an elastic scene's Gaussians to begin with, in (0, 1]; by default all.
+        max_gaussians: Instead, their number, such as 120000 or 50k.
+        max_megabytes: Instead, the size in megabytes of the PLY file that holds them.
         data_root: COLMAP folder of the capture, for its test views and photos; by default the one that the
             checkpoint was trained on, if it is still there.
         downscale: Reduction of the capture's photos; by default as trained, or 1.
@@ -33,7 +40,9 @@ def view(
         port: Port to listen at; 0 takes any free one.
         device: Where to draw; "auto" takes CUDA where there is a device.
     """
+    budget = parse_budget(ratio, max_gaussians, max_megabytes)
     model = open_model(ckpt, ply)
+    count = len(budget.of(model))
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
     data = model.data | {name: value for name, value in wished.items() if value is not None}
     capture = None
@@ -44,4 +53,4 @@ def view(
 
     from flexgs_lightning.deploy.viewer.viewer import Viewer  # viser is slow to import, and only needed here
 
-    Viewer(model, capture, device=choose_device(device), host=host, port=port).wait()
+    Viewer(model, capture, device=choose_device(device), host=host, port=port, count=count).wait()

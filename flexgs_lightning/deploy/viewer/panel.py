@@ -73,6 +73,7 @@ class Panel:
         gui: the tab's own controls.
         scale: the slider's scale.
         elastic: whether the ratio can be chosen.
+        ratio: the one to begin with.
         views: names of the test views, possibly none.
         on_ratio: called with the ratio wanted.
         on_view: called with the index of a test view, or None for the free camera.
@@ -85,6 +86,7 @@ class Panel:
         gui: viser.GuiApi,
         scale: RatioScale,
         elastic: bool,
+        ratio: float,
         views: Sequence[str],
         on_ratio: Callable[[float], None],
         on_view: Callable[[int | None], None],
@@ -92,7 +94,7 @@ class Panel:
         on_screenshot: Callable[[], None],
     ) -> None:
         self._gui, self._scale, self._views = gui, scale, views
-        self._add_size(elastic, on_ratio)
+        self._add_size(elastic, ratio, on_ratio)
         self._figures = gui.add_html("")
         if views:
             self._add_views(on_view, on_photo)
@@ -117,14 +119,14 @@ class Panel:
         if self._views:
             self._view.value = FREE_CAMERA
 
-    def _add_size(self, elastic: bool, on_ratio: Callable[[float], None]) -> None:
+    def _add_size(self, elastic: bool, ratio: float, on_ratio: Callable[[float], None]) -> None:
         gui, scale = self._gui, self._scale
         slider = gui.add_slider(
             "Size in %",
             min=0.0,
             max=1.0,
             step=_STEP,
-            initial_value=1.0,
+            initial_value=scale.position(ratio),
             marks=tuple(
                 (scale.position(r), f"{100 * r:g}") for r in (1e-3, 1e-2, 1e-1, 1.0) if r >= scale.smallest
             ),
@@ -133,7 +135,7 @@ class Panel:
         gui.add_html(_HIDE_POSITION)
         percent = gui.add_number(
             "",
-            100.0,
+            max(round(100 * ratio, 2), 100 * scale.smallest),
             min=100 * scale.smallest,
             max=100.0,
             step=0.01,

@@ -50,6 +50,7 @@ class Stage:
         views: test views, possibly none.
         vantage: where to look from at first.
         cache: the splats at the sizes in use.
+        count: Gaussians that a tab begins with.
         drawing: held while drawing, so that tabs take turns on the processor.
     """
 
@@ -57,6 +58,7 @@ class Stage:
     views: tuple[View, ...]
     vantage: Vantage
     cache: SplatsCache
+    count: int
     drawing: threading.Lock = field(default_factory=threading.Lock)
 
     def draw(self, count: int, camera: Cameras) -> Float[Tensor, "H W 3"]:
@@ -91,7 +93,7 @@ class Session(threading.Thread):
         self._stopped = False
         self._detail = Detail()
         self._scale = RatioScale(len(stage.model))
-        self._count = len(stage.model)
+        self._count = stage.count
         self._visit: _Visit | None = None
         self._with_photo = True
         self._camera = _camera_of(client)
@@ -99,6 +101,7 @@ class Session(threading.Thread):
             client.gui,
             self._scale,
             stage.model.elastic,
+            stage.count / len(stage.model),
             [view.name for view in stage.views],
             on_ratio=lambda ratio: self._do(lambda: self._choose(ratio)),
             on_view=lambda index: self._do(lambda: self._go_to(index)),

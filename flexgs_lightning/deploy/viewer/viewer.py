@@ -40,6 +40,7 @@ class Viewer:
         device: where to draw.
         host: address to listen at; "0.0.0.0" also lets other machines in.
         port: port to listen at; 0 takes any free one.
+        count: Gaussians that every tab begins with; by default all.
 
     Raises:
         InputError: the scene is empty, the port is in use, or the host is not this machine's.
@@ -53,6 +54,7 @@ class Viewer:
         device: torch.device | str,
         host: str,
         port: int,
+        count: int | None = None,
     ) -> None:
         logging.getLogger("websockets").setLevel(logging.WARNING)  # it reports every tab
         RatioScale(len(model))  # refuses an empty scene
@@ -60,7 +62,7 @@ class Viewer:
         cache = SplatsCache(model, device)
         vantage = vantage_of_capture(capture) if capture else vantage_of_splats(cache.at(len(model)))
         views = capture.test_views if capture else ()
-        self._stage = Stage(model, views, vantage, cache)
+        self._stage = Stage(model, views, vantage, cache, count or len(model))
         # The first frame compiles kernels, or tells that they cannot be: before anyone waits for it.
         self._stage.draw(len(model), reduced(vantage.camera, 8))
         self._sessions: dict[int, Session] = {}

@@ -1,5 +1,6 @@
 """Checkpoints: when they are written, and how."""
 
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from flexgs_lightning.model.checkpoint import read_checkpoint
 
 LAST = "last.ckpt"
 FOLDER = "checkpoints"
+BESIDE_TRAINING = {"wait": False}
+"""Storage options that let training go on while ``SafeCheckpointIO`` writes."""
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
     """Writes whole files or none, beside training; reads tensors and plain values only, with clear messages.
 
     Training pauses for as long as a copy in memory takes. One file is written at a time, and training does
-    not end before the last is complete.
+    not end before the last is complete. ``trainer.save_checkpoint``, which others call, returns when its file
+    is complete.
     """
 
     def __init__(self) -> None:
@@ -31,13 +35,15 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self._writing: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Take a copy and begin to write it.
+        """Take a copy and write it; with ``BESIDE_TRAINING`` as ``storage_options`` only begin to.
 
         Raises:
-            InputError: the checkpoint before this one could not be written.
+            InputError: this checkpoint, or the one before it, could not be written.
         """
         self.teardown()
         self._writing = self._writer.submit(_write, apply_to_collection(checkpoint, Tensor, _copy), path)
+        if storage_options != BESIDE_TRAINING:
+            self.teardown()
 
     def teardown(self) -> None:
         """Wait for the file being written; Lightning calls this when training ends or fails.
@@ -104,7 +110,9 @@ class Checkpointing(Checkpoint):
                 self._save(trainer, f"step_{step}.ckpt")
 
     def _save(self, trainer: Trainer, name: str) -> None:
-        trainer.save_checkpoint(checkpoint_folder(trainer) / name, weights_only=False)
+        safe = isinstance(trainer.strategy.checkpoint_io, SafeCheckpointIO)
+        path, options = checkpoint_folder(trainer) / name, BESIDE_TRAINING if safe else None
+        trainer.save_checkpoint(path, weights_only=False, storage_options=options)
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:
@@ -113,12 +121,27 @@ def checkpoint_folder(trainer: Trainer) -> Path:
 
 
 def newest_checkpoint(runs: Path) -> Path:
-    """The most recently written ``last.ckpt`` below ``runs``.
+    """``last.ckpt`` of the training below ``runs`` that was started last.
 
     Raises:
-        InputError: there is none; starting afresh in silence would waste the run to be resumed.
+        InputError: there is none, or that training ended before its first checkpoint; starting afresh or
+            going on with an older one in silence would waste the run to be resumed.
     """
-    found = sorted(runs.glob(f"**/{FOLDER}/{LAST}"), key=lambda path: path.stat().st_mtime)
+    started = {
+        config.parent: config.stat().st_mtime for config in _oldest_first(runs.glob("**/config*.yaml"))
+    }
+    found = {path.parents[1]: path for path in _oldest_first(runs.glob(f"**/{FOLDER}/{LAST}"))}
     if not found:
         raise InputError(f"--ckpt_path last: no {FOLDER}/{LAST} below {runs}; there is no run to resume.")
-    return found[-1]
+    times = {run: path.stat().st_mtime for run, path in found.items()} | started
+    newest = max(times, key=lambda run: times[run])
+    if newest not in found:
+        raise InputError(
+            f"--ckpt_path last: the newest run, {newest}, ended before its first checkpoint. Start it again "
+            f"without --ckpt_path, or go on with an older run: --ckpt_path {list(found.values())[-1]}"
+        )
+    return found[newest]
+
+
+def _oldest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime)

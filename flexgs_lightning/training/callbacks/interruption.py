@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -59,7 +60,8 @@ class GracefulInterruption(Callback):
         self.requeue = requeue
         self.signal: int | None = None  # that all processes stop for
         self._received: int | None = None  # by this one; a signal may come while the processes agree
-        self._previous: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}  # handlers
+        self._installed = False
 
     @property
     def exit_status(self) -> int | None:
@@ -123,6 +125,9 @@ class GracefulInterruption(Callback):
         self._restore()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._installed:  # Lightning has put us back after a training that failed
+            _hand_on(number, frame, self._previous[number])
+            return
         if number == signal.SIGINT:
             if self._received == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -144,10 +149,22 @@ class GracefulInterruption(Callback):
             return
         numbers = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if slurm.in_job() else [])
         for number in numbers:
-            previous = signal.signal(number, self._on_signal)
-            self._previous.setdefault(number, previous)
+            handler = signal.signal(number, self._on_signal)
+            if not self._installed and handler != self._on_signal:
+                self._previous[number] = handler
+        self._installed = True
 
     def _restore(self) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)
-        self._previous = {}
+        if self._installed:
+            self._installed = False
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+
+
+def _hand_on(number: int, frame: FrameType | None, handler: Any) -> None:
+    """Do what another handler would have done."""
+    if callable(handler):
+        handler(number, frame)
+    elif handler == signal.SIG_DFL:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)

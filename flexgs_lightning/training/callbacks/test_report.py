@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.metrics.protocol import worst_view
 from flexgs_lightning.processes import gather
+from flexgs_lightning.training.callbacks.checkpointing import LAST, checkpoint_folder
 from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
 from flexgs_lightning.training.module import FlexGSModule
 
@@ -26,7 +27,7 @@ LIBRARIES = ("flexgs-lightning", "torch", "lightning", "gsplat", "numba")
 
 
 class TestReport(Callback):
-    """Writes ``metrics.json`` into the run folder when a test ends.
+    """Writes ``metrics.json`` into the run folder when a test ends, ``metrics_step_<n>.json`` of a kept step.
 
     It holds PSNR, SSIM and LPIPS for each image and averaged over images, the worst view, number of
     Gaussians, megabytes of parameters, milliseconds for a render, the protocol and the versions of the
@@ -65,7 +66,7 @@ class TestReport(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report on the images of all processes."""
         assert isinstance(pl_module, FlexGSModule)
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "metrics.json"
+        path = Path(trainer.log_dir or trainer.default_root_dir) / _file_name(trainer)
         images = itertools.chain.from_iterable(gather(self._images))
         self._images = sorted(images, key=lambda image: str(image["name"]))
         report = self._report(pl_module)
@@ -119,6 +120,14 @@ def worst_views(report: Mapping[str, Any]) -> str:
     found = {ratio: worst for ratio, worst in (found | {"1": report["worst"]}).items() if worst is not None}
     rows = (f"| {100 * float(r):g} % | {found[r]['name']} | {found[r]['psnr']:.2f} |" for r in found)
     return "\n".join(["| ratio | worst view | PSNR |", "|---|---|---|", *rows])
+
+
+def _file_name(trainer: Trainer) -> str:
+    """The finished run's report is not that of a checkpoint on the way."""
+    tested = None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve()
+    if tested is None or tested.name == LAST or tested.parent != checkpoint_folder(trainer).resolve():
+        return "metrics.json"
+    return f"metrics_{tested.stem}.json"
 
 
 def _parameter_count(module: FlexGSModule) -> int:

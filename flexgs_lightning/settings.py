@@ -1,0 +1,118 @@
+"""Settings: YAML files by path or by the name they are shipped under, and options as they are typed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+from flexgs_lightning.errors import InputError
+
+_INSTALLED = Path(__file__).parent / "configs"
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "configs"
+"""Folder of the configs that are shipped: in the package where it is installed, beside it in a checkout."""
+
+Element = Literal["number", "text"]
+"""What a list holds."""
+
+
+def config_names() -> list[str]:
+    """Names of the shipped configs, such as ``flexgs`` and ``hardware/cpu``."""
+    return sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+
+
+def find_config(name: str | Path) -> Path:
+    """The file of a config: a path, or the name of one that is shipped.
+
+    Raises:
+        InputError: it is neither; the message lists what there is.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if str(name) in config_names():
+        return CONFIGS / f"{name}.yaml"
+    raise InputError(
+        f"{name}: no such config; expected a YAML file or the name of one of these: "
+        f"{', '.join(config_names())}."
+    )
+
+
+def read_config(name: str | Path) -> dict[str, Any]:
+    """A YAML file of settings.
+
+    Raises:
+        InputError: there is no such config, or it holds something else.
+    """
+    path = find_config(name)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as YAML ({error}).") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected settings by name, found {type(content).__name__}.")
+    return content
+
+
+def with_config_files(arguments: Sequence[str]) -> list[str]:
+    """Arguments with the file of each config: ``--config a,b`` becomes ``--config=a.yaml --config=b.yaml``.
+
+    Raises:
+        InputError: see ``find_config``.
+    """
+    result = []
+    for option, words, typed in _options(arguments):
+        configs = _parts(words) if option in ("--config", "-c") else []
+        result += [f"--config={find_config(name)}" for name in configs] or typed
+    return result
+
+
+def with_lists(arguments: Sequence[str], lists: Mapping[str, Element]) -> list[str]:
+    """Arguments with each list as YAML: ``--ratios 0.01 0.05`` and ``--ratios 0.01,0.05`` mean [0.01, 0.05].
+
+    Args:
+        arguments: as typed.
+        lists: options that take a list, and what it holds.
+    """
+    result = []
+    for option, words, typed in _options(arguments):
+        if option is not None and option in lists and words and not words[0].startswith("["):
+            parts = _parts(words)
+            values = parts if lists[option] == "number" else [json.dumps(part) for part in parts]
+            typed = [f"{option}=[{', '.join(values)}]"]
+        result += typed
+    return result
+
+
+def element_of(hint: Any) -> Element | None:
+    """What a list of this type holds; None if the type is no list of numbers or words, or more than that."""
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+    if get_origin(hint) in (Union, UnionType):
+        return element_of(kinds[0]) if len(kinds) == 1 else None
+    if get_origin(hint) not in (list, tuple):
+        return None
+    kinds = [kind for kind in kinds if kind is not Ellipsis]
+    if all(kind in (int, float) for kind in kinds):
+        return "number"
+    return "text" if all(kind in (str, Path) or get_origin(kind) is Literal for kind in kinds) else None
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str | None, list[str], list[str]]]:
+    """Each option, the words that follow it up to the next, and both as typed; at first those without one."""
+    groups: list[list[str]] = [[]]
+    for argument in arguments:
+        if re.match(r"--?[A-Za-z]", argument):
+            groups.append([])
+        groups[-1].append(argument)
+    yield None, groups[0], groups[0]
+    for typed in groups[1:]:
+        option, equals, value = typed[0].partition("=")
+        yield option, [*([value] if equals else []), *typed[1:]], typed
+
+
+def _parts(words: Sequence[str]) -> list[str]:
+    return [part.strip() for word in words for part in word.split(",") if part.strip()]

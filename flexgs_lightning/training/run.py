@@ -1,0 +1,189 @@
+"""A training as settings describe it: module, data, callbacks, trainer, and a run folder of its own."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from jsonargparse import lazy_instance
+from lightning import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from flexgs_lightning.data.datamodule import CaptureDataModule
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.settings import element_of, with_config_files, with_lists
+from flexgs_lightning.training.callbacks import WITH_OPTIONS
+from flexgs_lightning.training.callbacks.checkpointing import FOLDER
+from flexgs_lightning.training.callbacks.interruption import signals_given_back
+from flexgs_lightning.training.densification import AdaptiveDensityControl
+from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.parallel import ReplicaStrategy, check_strategy, lost_processes_explained
+from flexgs_lightning.training.sharding import ShardStrategy
+
+TRAINER_DEFAULTS = {
+    "max_epochs": -1,
+    "devices": 1,
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": None,
+    "val_check_interval": 1_000,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+"""Where Lightning's own defaults are meant for other trainings."""
+
+
+class RunConfigCallback(SaveConfigCallback):
+    """Saves the full configuration of every training in its run folder, without replacing an earlier one."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Nothing yet: a training that is refused leaves no trace."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Number the file when a run is resumed; evaluation has nothing to add."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        number = len(list(folder.glob("config*.yaml")))
+        self.config_filename = f"config.resumed_{number}.yaml" if number else "config.yaml"
+        super().setup(trainer, pl_module, "fit")
+
+
+class TrainingRun(LightningCLI):
+    """Builds a training from options and YAML files; ``train`` runs it.
+
+    ``TrainingRun(["--config", "flexgs", "--data.root", "my_capture"]).train()`` is what ``flexgs fit`` does
+    with these options. ``model``, ``datamodule`` and ``trainer`` are there to look at or change before.
+
+    Args:
+        args: options as on the command line.
+        run: whether the first of them is a subcommand, to be run at once (the command line's way).
+        parser_kwargs: of the parsers.
+
+    Raises:
+        InputError: an option that cannot be, or a checkpoint that cannot be read.
+        SystemExit: the options are none of a training's; the message stands on standard error.
+    """
+
+    def __init__(
+        self, args: Sequence[str], *, run: bool = False, parser_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(
+            FlexGSModule,
+            CaptureDataModule,
+            args=list(args),
+            run=run,
+            save_config_callback=RunConfigCallback,
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs=parser_kwargs or {},
+            trainer_defaults=TRAINER_DEFAULTS,
+        )
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """Subcommands have Lightning's own ``--ckpt_path``."""
+        self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        if not add_subcommands:
+            self.parser.add_argument(
+                "--ckpt_path", type=str | None, default=None, help="Checkpoint to go on from."
+            )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add run folders and callbacks, and settle each fact in one place."""
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Name of the run; by default the capture's folder."
+        )
+        parser.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=True,
+            help="Measure the held-out views when training is complete.",
+        )
+        for name, kind in WITH_OPTIONS.items():
+            parser.add_lightning_class_args(kind, name)
+        parser.set_defaults({"model.densification": lazy_instance(AdaptiveDensityControl)})
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; configs may be named, and lists be written with commas or spaces."""
+        own = next(iter(self._subcommand_parsers.values()), parser)
+        lists = {
+            action.option_strings[0]: element
+            for action in own._actions
+            if action.option_strings and (element := element_of(getattr(action, "_typehint", None)))
+        }
+        typed = with_config_files(cast(Sequence[str], args))
+        self.config = parser.parse_args(with_lists(typed, lists))
+
+    @property
+    def options(self) -> Any:
+        """The parsed options, those of the subcommand if there is one."""
+        return self.config[self.config.subcommand] if "subcommand" in self.config else self.config
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run folder: a new one for a new training, the checkpoint's own otherwise."""
+        self._run_folder_logger = self._logger()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Log to the run folder unless the user configured another logger."""
+        if self._get(self.config_init, "trainer")["logger"] in (None, True):
+            kwargs["logger"] = self._run_folder_logger
+        ReplicaStrategy.register()
+        ShardStrategy.register()
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except InputError:
+            raise
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            raise InputError(f"trainer: {error}") from error
+        check_strategy(trainer.strategy, trainer.world_size)
+        warnings.filterwarnings("ignore", ".*sync_dist=True")  # these are means already
+        if not trainer.is_global_zero:  # the first process speaks for all
+            logging.getLogger().setLevel(logging.ERROR)
+        return trainer
+
+    def train(self) -> None:
+        """Train, or go on from ``ckpt_path``, and measure the held-out views.
+
+        Raises:
+            InputError: the capture cannot be read, or training broke.
+            SystemExit: after a signal, with a checkpoint.
+        """
+        self.datamodule.prepare_data()
+        with signals_given_back(), lost_processes_explained():
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.options.ckpt_path)
+            self.after_fit()
+
+    def after_fit(self) -> None:
+        """Measure what was trained."""
+        interruption = self._get(self.config_init, "interruption")
+        if interruption.exit_status is not None:  # of the first process; the others did as they were told
+            raise SystemExit(interruption.exit_status if self.trainer.is_global_zero else 0)
+        if self._get(self.config, "test_after_fit") and self.datamodule.capture.test_views:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run's files are."""
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    def run_root(self) -> Path:
+        """Folder of all runs of this name."""
+        return Path(self.options.runs) / (self.options.name or Path(self.options.data.root).resolve().name)
+
+    def _logger(self) -> TensorBoardLogger:
+        root, ckpt_path = self.run_root(), self.options.ckpt_path
+        version: str | None = None
+        if ckpt_path is not None and Path(ckpt_path).resolve().parent.name == FOLDER:
+            folder = Path(ckpt_path).resolve().parents[1]
+            root, version = folder.parent, folder.name
+        return TensorBoardLogger(root.parent, name=root.name, version=version, default_hp_metric=False)
