@@ -207,7 +207,7 @@ class Densification(ABC):
                     f"but the Gaussians ask for {tuple(expected)}."
                 )
             self._statistics[name] = value.detach().to(self._device, copy=True)
-        self._too_close = state["too_close"]
+        self._too_close = state.get("too_close", 0)
 
     # What kinds of density control fill in.
 
