@@ -37,6 +37,7 @@ from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.evaluation.benchmark_scene import SceneRun
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.metrics.psnr import psnr
+from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from flexgs_lightning.training.clearance import CameraClearance, clear_space
 
 CAPTURES = {
@@ -107,6 +108,9 @@ def finished(run: SceneRun, options: list[str]) -> Path:
 
 def removed(folder: Path) -> int:
     """Gaussians that a training has removed because they were too close to a camera."""
+    densification = read_checkpoint(last(folder))[CHECKPOINT_KEY]["densification"]
+    if densification is not None:  # a first stage
+        return int(densification["too_close"])
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     name = "densification/too_close"
     if name not in events.Tags()["scalars"]:
