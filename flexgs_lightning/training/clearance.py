@@ -68,7 +68,7 @@ class ClearSpace:
         Gaussians, may well reach into a ball, and it is a centre in front of a camera that covers its image.
         """
         means = means.detach()
-        if means.is_cuda:
+        if means.device.type != "cpu":
             return self._compare(means)
         inside = torch.zeros(len(means), dtype=torch.bool)
         near = self._near_some_camera(means)
