@@ -103,7 +103,9 @@ def finished(run: SceneRun, options: list[str]) -> Path:
         command = [sys.executable, "-m", "flexgs_lightning.cli", "fit", *run.arguments(run.checkpoint())]
         with run.log.open("a") as log:
             subprocess.run([*command, *options], stdout=log, stderr=subprocess.STDOUT, check=True)
-    return run._versions()[0]
+    checkpoint = run.checkpoint()
+    assert checkpoint is not None
+    return checkpoint.parents[1]
 
 
 def removed(folder: Path) -> int:
