@@ -110,7 +110,7 @@ def clear_space(capture: Capture, options: CameraClearance) -> ClearSpace | None
     nearest = nearest_observed(capture, options.quantile)
     centers = torch.cat([view.camera.positions for view in capture.train_views])
     distances, _ = KDTree(capture.points.positions.numpy()).query(centers.numpy(), k=[SURFACE_POINTS])
-    surfaces = torch.from_numpy(distances[:, 0]).float()  # infinite if there are not as many points
+    surfaces = torch.as_tensor(distances).flatten().float()  # infinite if there are not as many points
     radii = options.share * surfaces.clamp_max(nearest)
     return ClearSpace(centers, radii) if radii.isfinite().all() else None
 
