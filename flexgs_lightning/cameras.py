@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -62,6 +62,15 @@ class Cameras:
         """[C, 3] camera centres in world space."""
         rotations, translations = self.viewmats[:, :3, :3], self.viewmats[:, :3, 3]
         return -(rotations.mT @ translations[..., None]).squeeze(-1)
+
+    def contain(self, points: Float[Tensor, "P 3"]) -> Bool[Tensor, "C P"]:
+        """Whether world points [P, 3] lie in front of each camera and project into its image."""
+        rotations, translations = self.viewmats[:, :3, :3], self.viewmats[:, :3, 3]
+        projected = self.Ks @ (rotations @ points.T + translations[..., None])  # [C, 3, P]
+        depths = projected[:, 2]
+        size = self.Ks.new_tensor([self.width, self.height])[:, None]
+        inside = (projected[:, :2] >= 0) & (projected[:, :2] < size * depths[:, None])
+        return (depths > 0) & inside.all(dim=1)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Cameras:
         """Move to a device."""

@@ -8,6 +8,7 @@ import torch
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.scene import Scene as LearnedScene
 from flexgs_lightning.rendering.types import Picture, Projection, Rendering
+from flexgs_lightning.training.clearance import ClearSpace
 from flexgs_lightning.training.densification import Densification, DensificationReport
 from flexgs_lightning.training.optimization import LearningRates, gaussian_optimizers
 
@@ -120,11 +121,18 @@ def rendering_with_gradient(gradient: np.ndarray, visible: np.ndarray) -> Render
     return fake_rendering(means2d, radii)
 
 
-def started(control: Densification, scene: Scene, extent: float = 1.0, total: int = 1000) -> Densification:
+def started(
+    control: Densification,
+    scene: Scene,
+    extent: float = 1.0,
+    total: int = 1000,
+    clear_space: ClearSpace | None = None,
+) -> Densification:
     """Bind ``control``; it refines to the stage's end unless it was told otherwise."""
     if getattr(control, "stop_step", None) is None:  # a lazy default has no attributes before it starts
         control.stop_step = total
-    control.start(scene.learned, list(scene.optimizers.values()), scene_extent=extent, total_steps=total)
+    optimizers = list(scene.optimizers.values())
+    control.start(scene.learned, optimizers, scene_extent=extent, total_steps=total, clear_space=clear_space)
     return control
 
 

@@ -120,8 +120,8 @@ def test_trains_as_gsplats_own_strategy_does(cameras, monkeypatch):
         kind = "reference"
         _cap = None
 
-        def start(self, gaussians, optimizers, scene_extent, total_steps):
-            super().start(gaussians, optimizers, scene_extent, total_steps)
+        def start(self, scene, optimizers, scene_extent, total_steps, clear_space=None):
+            super().start(scene, optimizers, scene_extent, total_steps, clear_space)
             self.strategy = gsplat.strategy.DefaultStrategy(
                 refine_start_iter=20, refine_every=10, refine_stop_iter=100, reset_every=60, **options
             )

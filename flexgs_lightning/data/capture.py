@@ -15,6 +15,8 @@ from flexgs_lightning.cameras import Cameras, scene_extent
 
 TEST_EVERY = 8
 """Every 8th image by sorted name is held out: the field's protocol since Mip-NeRF 360."""
+MAX_POINTS_TRIED = 100_000
+"""Most SfM points that are projected into a view whose observations are not known."""
 
 
 class ImageSource(Protocol):
@@ -42,11 +44,14 @@ class View:
         name: file name relative to the capture's image folder.
         camera: one camera (C = 1, on the CPU) whose size and intrinsics match what ``source`` reads.
         source: the pixels.
+        observed: rows of the capture's points that structure from motion matched in this photo, int32;
+            None where nothing is known about that.
     """
 
     name: str
     camera: Cameras
     source: ImageSource
+    observed: Int[Tensor, " n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,18 @@ class Capture:
     def test_views(self) -> tuple[View, ...]:
         """Held-out views."""
         return self.views[:: self.test_every] if self.test_every else ()
+
+    def points_seen(self, view: View) -> Float[Tensor, "n 3"]:
+        """SfM points that a view observes; where that is not known, those inside its image (of many, some).
+
+        The latter include what other things hide. They are taken from an even choice of at most
+        ``MAX_POINTS_TRIED`` points, so that asking for each of thousands of views stays cheap.
+        """
+        if view.observed is not None and len(view.observed):
+            return self.points.positions[view.observed.long()]
+        step = -(-len(self.points) // MAX_POINTS_TRIED) or 1
+        positions = self.points.positions[::step]
+        return positions[view.camera.contain(positions)[0]]
 
     @property
     def extent(self) -> float:

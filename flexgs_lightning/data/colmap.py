@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import torch
+from jaxtyping import Int, UInt64
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -71,11 +72,15 @@ def read_colmap(
     if twice:
         raise InputError(f"{model_folder}: {twice[0]} is registered twice, expected each image once.")
     photos = _PhotoFolder.find(root, images, masks, downscale)
-    views = tuple(_read_view(image, model.cameras[image.camera_id], photos) for image in registered)
+    ids = np.array(sorted(model.points3D), dtype=np.uint64)
+    views = tuple(
+        replace(_read_view(image, model.cameras[image.camera_id], photos), observed=_observed(image, ids))
+        for image in registered
+    )
     capture = Capture(
         name=name or root.resolve().name,
         views=views,
-        points=_read_points(model, model_folder),
+        points=_read_points(model, ids, model_folder),
         protocol=_protocol(photos, views),
         test_every=test_every,
     )
@@ -232,9 +237,15 @@ def _float32(values: ArrayLike) -> Tensor:
         return torch.from_numpy(np.asarray(values, dtype=np.float64).astype(np.float32))
 
 
-def _read_points(model: pycolmap.Reconstruction, folder: Path) -> Points:
+def _observed(image: pycolmap.Image, ids: UInt64[np.ndarray, " P"]) -> Int[Tensor, " n"]:
+    """Rows of the points, in the order of their ids, that an image's keypoints were matched to."""
+    seen = np.array([keypoint.point3D_id for keypoint in image.get_observation_points2D()], dtype=np.uint64)
+    return torch.from_numpy(np.searchsorted(ids, seen).astype(np.int32))
+
+
+def _read_points(model: pycolmap.Reconstruction, ids: UInt64[np.ndarray, " P"], folder: Path) -> Points:
     """Points in the order of their ids, so that the order does not hang on COLMAP's hash table."""
-    points = [model.points3D[i] for i in sorted(model.points3D)]
+    points = [model.points3D[i] for i in ids]
     positions = _float32([point.xyz for point in points]).reshape(-1, 3)
     colors = np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
     broken = int((~positions.isfinite().all(dim=1)).sum())

@@ -1,6 +1,7 @@
 """Where a scene starts: from SfM points, at random, or from a trained scene; and its second stage."""
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,9 +14,14 @@ from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
 from flexgs_lightning.model.part import Part
 from flexgs_lightning.model.scene import Scene
+from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.processes import ALONE, Shards
 from flexgs_lightning.splats import Splats
+from flexgs_lightning.training.clearance import TOO_CLOSE, ClearSpace
+from flexgs_lightning.training.densification.checks import check_enough_left
 from flexgs_lightning.training.sharding import deal_out
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,3 +119,24 @@ def make_elastic(
     gaussians = deal_out(scene.gaussians, scene.shards)
     parts = {name: part for name, part in scene.parts.items() if isinstance(part, Part)}
     return elastic_scene(gaussians, frame, options, units, parts=parts, shards=scene.shards, total=len(scene))
+
+
+def clear(scene: Scene, space: ClearSpace | None, step: int) -> int:
+    """Take what is too close to a training camera out of a scene of the first stage; returns how many.
+
+    If several processes hold the Gaussians, all must call, and the number counts all.
+
+    Raises:
+        InputError: hardly any would be left.
+    """
+    if space is None:
+        return 0
+    inside = space.contains(scene.gaussians.params["means"])
+    here = int(inside.sum())
+    removed = scene.shards.total(here, inside.device)
+    if removed:
+        check_enough_left(len(scene), removed, step, TOO_CLOSE)
+        logger.info("The second stage starts without %d Gaussians too close to a training camera.", removed)
+        Surgery(scene).keep(~inside)
+        scene.elsewhere -= removed - here
+    return removed

@@ -26,9 +26,10 @@ from flexgs_lightning.rendering.sharded import renderer_of
 from flexgs_lightning.rendering.types import Renderer, Rendering
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.checks import FiniteWatch, check_options, check_savable
+from flexgs_lightning.training.clearance import CameraClearance, ClearSpace, clear_space
 from flexgs_lightning.training.densification import AdaptiveDensityControl, Densification
 from flexgs_lightning.training.elastic_stage import ElasticTraining, Parts, descend, elastic_optimizer
-from flexgs_lightning.training.initialization import Initialization, initial_scene, make_elastic
+from flexgs_lightning.training.initialization import Initialization, clear, initial_scene, make_elastic
 from flexgs_lightning.training.losses import photometric_loss
 from flexgs_lightning.training.optimization import (
     LearningRates,
@@ -69,6 +70,7 @@ class FlexGSModule(lightning.LightningModule):
         ssim_weight: float = 0.2,
         learning_rates: LearningRates = LearningRates(),  # noqa: B008  (frozen)
         densification: Densification | None = None,
+        clearance: CameraClearance = CameraClearance(),  # noqa: B008  (frozen)
         initialization: Initialization = Initialization(),  # noqa: B008  (frozen)
         elastic: ElasticOptions = ElasticOptions(),  # noqa: B008  (frozen)
         elastic_training: ElasticTraining = ElasticTraining(),  # noqa: B008  (frozen)
@@ -90,6 +92,7 @@ class FlexGSModule(lightning.LightningModule):
             learning_rates: Adam's learning rate for each attribute.
             densification: how Gaussians are added and removed, by default ``AdaptiveDensityControl``; it
                 belongs to this module from now on.
+            clearance: how near to the training cameras Gaussians may lie.
             initialization: what a new scene starts from.
             elastic: what makes the scene elastic in the second stage.
             elastic_training: how the second stage trains; ``steps`` is its length.
@@ -114,6 +117,7 @@ class FlexGSModule(lightning.LightningModule):
         self.ssim_weight = ssim_weight
         self.learning_rates = learning_rates
         self.densification = densification
+        self.clearance = clearance
         self.initialization = initialization
         self.seed = seed
         self.image_metrics = ImageMetrics(lpips=lpips, lpips_weights=lpips_weights)
@@ -124,6 +128,7 @@ class FlexGSModule(lightning.LightningModule):
         self.scene = Scene(Gaussians.empty(sh_degree))
         self.start: Splats | None = None
         self.extent = 1.0
+        self.clear_space: ClearSpace | None = None
         self._densification_state: dict[str, Any] | None = None
         self._started_trained = False
         self._loaded_iteration = 0
@@ -188,6 +193,7 @@ class FlexGSModule(lightning.LightningModule):
         """Place the initial Gaussians; a checkpoint replaces them right afterwards."""
         check_strategy(self.trainer.strategy, self.trainer.world_size)
         self.extent = self.capture.extent
+        self.clear_space = clear_space(self.capture, self.clearance) if stage == "fit" else None
         if stage == "fit" and len(self.gaussians) == 0:
             if self.reconstruction_steps == 0 and self.start is None:
                 raise InputError("model.reconstruction_steps: 0 needs --start_from, a checkpoint or PLY.")
@@ -204,7 +210,9 @@ class FlexGSModule(lightning.LightningModule):
         added = elastic_optimizer(self.scene, self.elastic_training, self.extent)
         everything = [*optimizers.values(), *([] if added is None else [added])]
         if not self.scene.elastic and self.reconstruction_steps > 0:
-            self.densification.start(self.scene, everything, self.extent, self.reconstruction_steps)
+            self.densification.start(
+                self.scene, everything, self.extent, self.reconstruction_steps, self.clear_space
+            )
         views = self.trainer.datamodule.batch_size * self.trainer.world_size  # type: ignore[attr-defined]
         scale_to_batch(everything, self.learning_rates.batch_rule, views)
         return everything
@@ -285,6 +293,9 @@ class FlexGSModule(lightning.LightningModule):
         self.trainer.strategy.optimizers = []  # the moments go before new ones come
         seed_generators(self.seed)  # networks start alike, also where a run is resumed just here
         units = residual_units(self.learning_rates, self.extent)
+        too_close = clear(self.scene, self.clear_space, self.iteration)
+        if self.logger is not None:  # self.log would drop a value of an iteration that is not one to log
+            self.logger.log_metrics({"densification/too_close": too_close}, self.iteration)
         self.scene = make_elastic(self.scene, self.capture, self.elastic_options, units).to(self.device)
         share_from_first(replicated(self.scene, self.shards).values())
         self.trainer.strategy.optimizers = self.configure_optimizers()

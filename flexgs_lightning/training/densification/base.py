@@ -17,6 +17,7 @@ from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.processes import Shards, sum_over_processes
 from flexgs_lightning.rendering.rasterizer import Rendering
+from flexgs_lightning.training.clearance import TOO_CLOSE, ClearSpace
 from flexgs_lightning.training.densification.checks import (
     MIN_GAUSSIANS,
     check_enough_left,
@@ -39,6 +40,7 @@ class DensificationReport:
         added: Gaussians that MCMC drew from the opacity distribution.
         relocated: dead Gaussians that MCMC moved onto live ones.
         pruned: Gaussians removed, non-finite ones included.
+        too_close: Gaussians removed because they lay too close to a training camera, beside ``pruned``.
         opacity_reset: whether all opacities were lowered.
     """
 
@@ -48,6 +50,7 @@ class DensificationReport:
     added: int = 0
     relocated: int = 0
     pruned: int = 0
+    too_close: int = 0
     opacity_reset: bool = False
 
     @property
@@ -99,6 +102,7 @@ class Densification(ABC):
         optimizers: Sequence[torch.optim.Optimizer],
         scene_extent: float,
         total_steps: int,
+        clear_space: ClearSpace | None = None,
     ) -> None:
         """Bind to what is trained, before the first step.
 
@@ -108,6 +112,7 @@ class Densification(ABC):
                 one group is named after it.
             scene_extent: radius of the cameras' ball in world units (``cameras.scene_extent``).
             total_steps: iterations of the stage; ``stop_step: null`` means ``default_stop`` of these.
+            clear_space: where no Gaussian may lie; None for no such place.
 
         Raises:
             ValueError: parameters and optimizers do not fit together.
@@ -116,6 +121,7 @@ class Densification(ABC):
         self._scene, self._everything = scene, list(optimizers)
         self._optimizers = check_optimizers(scene.gaussians.params, optimizers)
         self._scene_extent, self._total_steps = scene_extent, total_steps
+        self._clear_space, self._too_close = clear_space, 0
         stop = round(self.default_stop * total_steps) if self.stop_step is None else self.stop_step
         self._stop = min(stop, total_steps)
         self._check_count()
@@ -150,11 +156,17 @@ class Densification(ABC):
             report.pruned = self._remove_non_finite(completed)
         if due:
             self._refine(completed, report)
+        if searched:
+            report.too_close = self._remove_too_close(completed)
         self._finish(completed, report)
         report.count = self._count
         if searched or report.opacity_reset:
             self._add_up(report)
-        return report if due or report.pruned or report.opacity_reset else None
+        self._too_close += report.too_close
+        if completed == self._total_steps and self._clear_space is not None:
+            logger.info("Removed %d Gaussians too close to a training camera, in all.", self._too_close)
+        changed = report.pruned or report.too_close or report.opacity_reset
+        return report if due or changed else None
 
     def _add_up(self, report: DensificationReport) -> None:
         """Replace counts by their sums over the shards."""
@@ -172,7 +184,8 @@ class Densification(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of what lies between refinements; tensors and plain values only."""
-        return {"kind": self.kind, "statistics": {name: v.clone() for name, v in self._statistics.items()}}
+        statistics = {name: value.clone() for name, value in self._statistics.items()}
+        return {"kind": self.kind, "statistics": statistics, "too_close": self._too_close}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`; call after :meth:`start`.
@@ -194,6 +207,7 @@ class Densification(ABC):
                     f"but the Gaussians ask for {tuple(expected)}."
                 )
             self._statistics[name] = value.detach().to(self._device, copy=True)
+        self._too_close = state.get("too_close", 0)
 
     # What kinds of density control fill in.
 
@@ -271,6 +285,13 @@ class Densification(ABC):
                 "step %d: removing %d of %d Gaussians, non-finite %s", completed, number, self._count, names
             )
         return self._prune(mask, completed, f"non-finite {names}")
+
+    def _remove_too_close(self, completed: int) -> int:
+        """Clear the space around the training cameras."""
+        if self._clear_space is None:
+            return 0
+        inside = self._clear_space.contains(self._params["means"])
+        return self._prune(inside, completed, TOO_CLOSE)
 
     def _prune(self, mask: Bool[Tensor, " N"], completed: int, reason: str) -> int:
         """Remove the Gaussians in ``mask`` [N] and return how many they were here."""
