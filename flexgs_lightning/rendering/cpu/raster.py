@@ -212,6 +212,7 @@ def _blend(state, begin, end, place, splat, with_depth, with_rest):
         state[_BLUE + i] += weight * blue
         if with_depth is not None:
             state[_DEPTH + i] += weight * z
+        state[_ALPHA + i] += weight
         if with_rest is not None:
             state[_SCRATCH + i] = weight
         total += weight
@@ -244,7 +245,7 @@ def _store(
             if rest is not None:
                 for r in range(rest):
                     image[c, y, x, CHANNELS + r] = state[_plane(r) + i] + T * background[c, CHANNELS + r]
-            opaque = _ONE - T
+            opaque = state[_ALPHA + i]  # 1 - T, but exact where little is drawn
             alpha[c, y, x, 0] = opaque
             if depth is not None:
                 depth[c, y, x, 0] = state[_DEPTH + i] / opaque if opaque > _ZERO else _ZERO
