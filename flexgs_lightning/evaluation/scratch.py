@@ -31,6 +31,7 @@ def scratch_settings(points: int, budget: int, steps: int) -> Settings:
         "model": {
             "densification": {"class_path": "MCMC", "init_args": control},
             "initialization": {"max_gaussians": budget},
+            "clearance": {"share": 0.0},  # or Gaussians near cameras would be missing from the budget
         }
     }
 
