@@ -26,7 +26,7 @@ from flexgs_lightning.codec.arrays import ElasticModelArrays, Level
 from flexgs_lightning.codec.conversion import arrays_of
 from flexgs_lightning.codec.decoder import open_file, read_elastic
 from flexgs_lightning.codec.encoder import Encoding, Plan, encode, make_plan
-from flexgs_lightning.codec.rate_search import plan_for, search_loss
+from flexgs_lightning.codec.rate_search import plan_for, search_refined
 from flexgs_lightning.codec.sensitivity import Sensitivity
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_views
 from flexgs_lightning.deploy.opening import open_capture
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--gaussians", type=int)
     parser.add_argument("--losses", type=float, nargs="+", default=[0.35, 0.08])
     parser.add_argument("--prefix-loss", type=float, help="likewise at smaller levels")
+    parser.add_argument("--refine-steps", type=int, default=160)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -65,7 +66,9 @@ def main() -> None:
     plan = plan_for(arrays, measuring, CPU)
     print(f"Sensitivities and rule: {time.process_time() - start:.1f} s\n", flush=True)
     for loss in options.losses:
-        found = search_loss(plan, judging, CPU, loss, options.prefix_loss, _tell)
+        found = search_refined(
+            plan, measuring, judging, CPU, loss, options.prefix_loss, options.refine_steps, _tell
+        )
         report(loss, found.encoding, plan, uncoded, test)
 
 
@@ -85,7 +88,7 @@ def speed(count: int) -> None:
     worth = [level.values[:, :1] ** 2 / (np.arange(len(level.values)) + 1000.0)[:, None] for level in levels]
     measured = [Sensitivity(np.repeat(w, 13, 1), np.repeat(w, 45, 1).reshape(-1, 15, 3)) for w in worth]
     start = time.process_time()
-    plan = make_plan(arrays, measured, (1e-3,) * len(levels))
+    plan = make_plan(arrays, measured, (1e-4,) * len(levels))
     fitted = time.process_time()
     encoding = encode(plan, plan.rule)
     written = time.process_time()

@@ -14,7 +14,9 @@ from flexgs_lightning.cli import main
 from flexgs_lightning.codec.arrays import PLACES, ElasticModelArrays
 from flexgs_lightning.codec.conversion import arrays_of_splats
 from flexgs_lightning.codec.decoder import open_file, read_elastic
+from flexgs_lightning.codec.encoder import distances, encode
 from flexgs_lightning.codec.rate_search import plan_for, search_bytes, search_loss
+from flexgs_lightning.codec.refinement import refined
 from flexgs_lightning.codec.steps import row_features
 from flexgs_lightning.codec.views import Judged, mean_psnr
 from flexgs_lightning.deploy.ply import read_ply, write_ply
@@ -148,12 +150,27 @@ def test_search_keeps_its_promise_with_few_bytes(views: list[Judged]) -> None:
         search_loss(plan, views, CPU, -1.0)
 
 
+def test_refinement_draws_nearer_in_as_many_bytes(views: list[Judged]) -> None:
+    """Judged by views between those that the refinement has seen."""
+    arrays = arrays_of_splats(ball())
+    plan = plan_for(arrays, views[::2], CPU)
+    rule = plan.rule.scaled((4.0,))
+    plain = encode(plan, rule)
+    cameras = around(32)
+    better = encode(refined(plan, plain, [cameras[i] for i in range(0, 32, 2)], CPU, steps=96), rule)
+    assert better.size() < 1.03 * plain.size()
+    between = [Judged(cameras[i], views[0].photo) for i in range(1, 32, 4)]
+    assert _error(arrays, better.decoded, between) < 0.9 * _error(arrays, plain.decoded, between)
+
+
 def test_the_rule_beats_equal_steps(views: list[Judged]) -> None:
     """At equal bytes, steps by predicted sensitivity lose less than steps that are the same for all."""
     arrays = _faint_and_strong()
     plan = plan_for(arrays, views[::2], CPU)
     rule = plan.rule
-    features = row_features(plan.numbers.integers(arrays.levels[-1].values)).mean(axis=0)
+    rows = plan.numbers.integers(arrays.levels[-1].values)
+    rows[:, 13] = distances(rows[:, PLACES["means"]], plan.numbers.centre, plan.numbers.cell_bits)
+    features = row_features(rows).mean(axis=0)
     features[0] = 1 << 12
     known = -(rule.weights @ features) / (1 << 16) * math.log(2) / 2  # mean of what the weights say of ln S
     middle = np.log(np.arange(len(arrays)) + 1.0).mean()

@@ -47,6 +47,8 @@ class ChunkCoder:
     rows: list[Int32[np.ndarray, "n 14"]] = field(default_factory=list)
     sh_rest: list[Float32[np.ndarray, "n K 3"]] = field(default_factory=list)
     levels: list[list[Int32[np.ndarray, "n 14"]]] = field(default_factory=list)
+    sh_classes: list[Int32[np.ndarray, " n"]] = field(default_factory=list)
+    """Step classes of the other spherical harmonics."""
 
     def __post_init__(self) -> None:
         self._cells = new_tables(kernels.CELL_TABLES)
@@ -168,6 +170,7 @@ class ChunkCoder:
                 numbers.groups, self._sh, *_arguments(pipe),
             )  # fmt: skip
         self._check(pipe, "sh_rest")
+        self.sh_classes.append(classes)
         values = np.empty((len(rows), coefficients), dtype=np.float32)
         kernels.expand_sh(steps, classes, numbers.basis, numbers.basis_scales, values)
         return values.reshape(len(rows), coefficients // 3, 3)

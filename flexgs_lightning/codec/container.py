@@ -225,11 +225,11 @@ def _check_numbers(path: Path, numbers: Numbers, background: np.ndarray) -> None
     floats = [numbers.origin, numbers.basis_scales, background, np.array([numbers.means_unit])]
     finite = all(np.isfinite(values).all() for values in floats)
     _check(path, finite, "numbers", "NaN or infinity")
-    _check(path, numbers.means_unit > 0, "unit of the means", numbers.means_unit)
+    _check(path, bool(numbers.means_unit > 0), "unit of the means", numbers.means_unit)
     low, high = numbers.bounds[:, 0], numbers.bounds[:, 1]
     _check(path, bool((low <= high).all() and (high < STEPS).all()), "step classes", numbers.bounds.tolist())
-    inside = (np.abs(numbers.centre) < 1 << (MEANS_BITS + 2)).all()
-    _check(path, bool(inside), "centre", numbers.centre.tolist())
+    inside = bool((np.abs(numbers.centre) < 1 << (MEANS_BITS + 2)).all())
+    _check(path, inside, "centre", numbers.centre.tolist())
     _check(
         path, int(np.abs(numbers.weights.astype(np.int64)).max()) <= MOST_WEIGHT, "rule", "a larger weight"
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float, Float32, Int32, Int64
 
 from flexgs_lightning.codec import rows as kernels
 from flexgs_lightning.codec.arrays import PLACES, WIDTH, ElasticModelArrays
@@ -19,6 +20,7 @@ from flexgs_lightning.codec.chunks import (
     UPDATE_STREAMS,
     ChunkCoder,
     morton_codes,
+    spread,
 )
 from flexgs_lightning.codec.container import MOST_ROWS_A_BYTE, UPDATE, Header, pack_chunk, pack_header
 from flexgs_lightning.codec.quantization import (
@@ -70,12 +72,16 @@ class Encoding:
         chunks: Gaussians up to each one's end, and its bytes.
         decoded: what a decoder will find.
         bytes_by_stream: of all chunks.
+        ranks: [N] row of the source that each decoded one is.
+        sh_steps: [N] size of the steps of each decoded row's other spherical harmonics.
     """
 
     header: Header
     chunks: list[tuple[int, bytes]]
     decoded: ElasticModelArrays
-    bytes_by_stream: dict[str, int] = field(default_factory=dict)
+    bytes_by_stream: dict[str, int]
+    ranks: Int64[np.ndarray, " N"]
+    sh_steps: Float32[np.ndarray, " N"]
 
     def size(self) -> int:
         """Bytes of the file, without facts."""
@@ -179,28 +185,41 @@ def best_cell_bits(means: Int32[np.ndarray, "N 3"], stops: Sequence[int]) -> int
     return next(bits for bits in CELL_BITS if costs[bits] < least + 0.1 * len(sample))
 
 
+class CodedChunk(NamedTuple):
+    """A chunk: Gaussians up to its end, its bytes, bytes by stream, rows of the source in coded order."""
+
+    stop: int
+    data: bytes
+    sizes: dict[str, int]
+    ranks: Int64[np.ndarray, " n"]
+
+
 def encode(plan: Plan, rule: StepRule) -> Encoding:
     """Encode a whole model."""
-    parts = list(encoded_chunks(plan, rule))
-    coder = parts[-1][0]
-    sizes: dict[str, int] = {}
-    for _, _, _, by_stream in parts:
-        for name, size in by_stream.items():
-            sizes[name] = sizes.get(name, 0) + size
     arrays = plan.arrays
     ratios = tuple(level.ratio for level in arrays.levels)
+    counts = tuple(len(level.values) for level in arrays.levels)
+    coder = ChunkCoder(plan.numbers, arrays.total, ratios, counts)
+    chunks = list(encoded_chunks(plan, rule, coder))
     red, green, blue = (float(np.float32(level)) for level in arrays.background)
     background = (red, green, blue)
-    header = Header(arrays.total, arrays.sh_degree, arrays.antialiased, background, ratios, plan.numbers)
-    decoded = coder.arrays(background, arrays.antialiased)
-    return Encoding(header, [(stop, data) for _, stop, data, _ in parts], decoded, sizes)
+    sizes: Counter[str] = Counter()
+    for chunk in chunks:
+        sizes.update(chunk.sizes)
+    classes = np.concatenate([spread(chunk) for chunk in coder.sh_classes])
+    return Encoding(
+        Header(arrays.total, arrays.sh_degree, arrays.antialiased, background, ratios, plan.numbers),
+        [(chunk.stop, chunk.data) for chunk in chunks],
+        coder.arrays(background, arrays.antialiased),
+        dict(sizes),
+        np.concatenate([spread(chunk.ranks) for chunk in chunks]),
+        kernels.step_sizes(classes),
+    )
 
 
-def encoded_chunks(plan: Plan, rule: StepRule) -> Iterator[tuple[ChunkCoder, int, bytes, dict[str, int]]]:
-    """The coder, Gaussians so far, bytes, and bytes by stream of one chunk after the other."""
+def encoded_chunks(plan: Plan, rule: StepRule, coder: ChunkCoder) -> Iterator[CodedChunk]:
+    """Encode one chunk after the other; ``coder`` then holds the model that they decode to."""
     arrays, numbers = plan.arrays, plan.numbers
-    ratios = tuple(level.ratio for level in arrays.levels)
-    coder = ChunkCoder(numbers, arrays.total, ratios, tuple(len(level.values) for level in arrays.levels))
     chunks: list[np.ndarray] = []
     for first, stop in itertools.pairwise((0, *plan.stops)):
         update = _update(coder, arrays, rule, chunks) if coder.needs_update() else None
@@ -221,7 +240,7 @@ def encoded_chunks(plan: Plan, rule: StepRule) -> Iterator[tuple[ChunkCoder, int
         data = pack_chunk(update, (offsets, streams))
         least = -(-(stop - first) // MOST_ROWS_A_BYTE)
         sizes["lengths"] = max(len(data), least) - sum(sizes.values())
-        yield coder, stop, data.ljust(least, b"\0"), sizes
+        yield CodedChunk(stop, data.ljust(least, b"\0"), sizes, ranks)
 
 
 def _update(

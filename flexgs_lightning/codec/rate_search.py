@@ -11,7 +11,9 @@ import torch
 
 from flexgs_lightning.codec.arrays import WIDTH, ElasticModelArrays
 from flexgs_lightning.codec.encoder import Encoding, Plan, encode, make_plan
+from flexgs_lightning.codec.refinement import STEPS, refined
 from flexgs_lightning.codec.sensitivity import measure_sensitivity
+from flexgs_lightning.codec.steps import StepRule
 from flexgs_lightning.codec.views import Judged, mean_psnr
 from flexgs_lightning.errors import InputError
 
@@ -26,6 +28,10 @@ FACTS_BYTES = 1024
 """Room left for a file's facts."""
 CLOSE = 0.92
 """A loss from this share of what is allowed up to it ends the search."""
+FURTHER = 1.5
+"""How much more than allowed may be lost before a refinement, at first."""
+REFINEMENTS = 2
+"""Refinements that are tried."""
 SLACK = 1.05
 """A smaller level may exceed what is allowed by this factor: with few views its loss is not smooth in the
 steps. The full model may not."""
@@ -43,10 +49,12 @@ class Found:
     Attributes:
         encoding: the file.
         psnr: of the uncoded and the coded model by level's ratio, on the judging views.
+        rule: the steps.
     """
 
     encoding: Encoding
     psnr: dict[float, tuple[float, float]]
+    rule: StepRule
 
 
 def plan_for(
@@ -107,7 +115,8 @@ def search_loss(
     factors = [1.0] * len(ratios)
     best: Found | None = None
     for round_ in range(2 * ROUNDS):
-        encoding = encode(plan, plan.rule.scaled(tuple(factors)))
+        rule = plan.rule.scaled(tuple(factors))
+        encoding = encode(plan, rule)
         coded = [mean_psnr(encoding.decoded, ratio, judging, device) for ratio in ratios]
         losses = [before - after for before, after in zip(uncoded, coded, strict=True)]
         size = encoding.size()
@@ -115,7 +124,8 @@ def search_loss(
         shares = [loss / limit for loss, limit in zip(losses, allowed, strict=True)]
         good = shares[-1] <= 1 and max(shares) <= SLACK
         if good and (best is None or size < best.encoding.size()):
-            best = Found(encoding, dict(zip(ratios, zip(uncoded, coded, strict=True), strict=True)))
+            psnr = dict(zip(ratios, zip(uncoded, coded, strict=True), strict=True))
+            best = Found(encoding, psnr, rule)
         if best is not None and (round_ + 1 >= ROUNDS or (good and min(shares) >= CLOSE)):
             return best
         aim = 0.97 if round_ < ROUNDS else 0.8
@@ -128,6 +138,54 @@ def search_loss(
             f"psnr_loss: {psnr_loss} dB is not reached even with the finest steps; allow a larger loss."
         )
     return best
+
+
+def search_refined(
+    plan: Plan,
+    measuring: Sequence[Judged],
+    judging: Sequence[Judged],
+    device: torch.device,
+    psnr_loss: float,
+    prefix_loss: float | None = None,
+    steps: int = STEPS,
+    report: Callable[[str], None] = log.info,
+) -> Found:
+    """As ``search_loss``, with spherical harmonics refined at the steps that it ends with.
+
+    Refinement gains back a part of the loss, so the search before it may go further; how much further is
+    tried, because a refinement is only good for the steps that it was made for.
+
+    Args:
+        plan: see ``plan_for``.
+        measuring: views to refine on; not those that judge.
+        judging: as in ``search_loss``.
+        device: where to draw.
+        psnr_loss: as in ``search_loss``.
+        prefix_loss: as in ``search_loss``.
+        steps: images that a refinement draws; 0 for none.
+        report: as in ``search_loss``.
+
+    Raises:
+        InputError: as ``search_loss``.
+    """
+    if prefix_loss is None:
+        prefix_loss = min(psnr_loss, PREFIX_LOSS)
+    if steps == 0:
+        return search_loss(plan, judging, device, psnr_loss, prefix_loss, report)
+    cameras = [view.camera for view in measuring]
+    further = FURTHER
+    for _ in range(REFINEMENTS):
+        found = search_loss(plan, judging, device, psnr_loss * further, prefix_loss, report)
+        better = refined(plan, found.encoding, cameras, device, steps)
+        encoding = encode(better, found.rule)
+        coded = {ratio: mean_psnr(encoding.decoded, ratio, judging, device) for ratio in found.psnr}
+        losses = [found.psnr[ratio][0] - after for ratio, after in coded.items()]
+        report(f"refined: {_round_line(encoding.size(), plan.arrays.total, list(coded), losses)}")
+        if losses[-1] <= psnr_loss:
+            psnr = {ratio: (found.psnr[ratio][0], after) for ratio, after in coded.items()}
+            return Found(encoding, psnr, found.rule)
+        further = max(1.0, 0.95 * further * psnr_loss / losses[-1])
+    return search_loss(plan, judging, device, psnr_loss, prefix_loss, report)
 
 
 def search_bytes(plan: Plan, limit: float, report: Callable[[str], None] = log.info) -> Encoding:

@@ -279,3 +279,12 @@ def expand_sh(coefficients, classes, basis, scales, values):
         step = np.float32(step_size(np.int64(classes[i])))
         for d in range(len(sums)):
             values[i, d] = np.float32(sums[d]) * np.float32(step * scales[d])
+
+
+@exact
+def step_sizes(classes):
+    """Steps [n] float32 of step classes."""
+    steps = np.empty(len(classes), dtype=np.float32)
+    for i in range(len(classes)):
+        steps[i] = np.float32(step_size(np.int64(classes[i])))
+    return steps

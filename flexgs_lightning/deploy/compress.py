@@ -9,7 +9,7 @@ import torch
 from flexgs_lightning.codec.conversion import arrays_of
 from flexgs_lightning.codec.decoder import SUFFIX
 from flexgs_lightning.codec.encoder import Encoding
-from flexgs_lightning.codec.rate_search import plan_for, search_bytes, search_loss
+from flexgs_lightning.codec.rate_search import plan_for, search_bytes, search_refined
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_views
 from flexgs_lightning.deploy.opening import choose_device, open_capture, open_model
 from flexgs_lightning.deploy.render import require_free
@@ -26,6 +26,7 @@ def compress(
     psnr_loss: float | None = None,
     prefix_psnr_loss: float | None = None,
     max_megabytes: float | None = None,
+    refine_steps: int = 160,
     data_root: Path | None = None,
     downscale: int | None = None,
     test_every: int | None = None,
@@ -44,8 +45,10 @@ def compress(
         ply: 3DGS PLY file, instead of a checkpoint.
         psnr_loss: Decibels of PSNR that the full model may lose, on training views; 0.1 by default. Views
             that training has not seen lose less.
-        prefix_psnr_loss: The same for small prefixes; by default as psnr_loss, but at most 0.1.
+        prefix_psnr_loss: The same for small prefixes; by default as psnr_loss, but at most 0.2.
         max_megabytes: Instead: size of the file in megabytes (1,000,000 bytes).
+        refine_steps: With psnr_loss: images drawn to choose the rounding of spherical harmonics by; 0 for
+            none, which is quicker and makes larger files.
         data_root: COLMAP folder of the capture; by default the one that the checkpoint was trained on.
         downscale: Reduction of the capture's photos; by default as trained, or 1.
         test_every: Every n-th photo is a test view; by default as trained, or 8.
@@ -76,7 +79,9 @@ def compress(
         encoding = search_bytes(plan, max_megabytes * MEGABYTE)
     else:
         loss = 0.1 if psnr_loss is None else psnr_loss
-        encoding = search_loss(plan, judging, place, loss, prefix_psnr_loss).encoding
+        encoding = search_refined(
+            plan, measuring, judging, place, loss, prefix_psnr_loss, refine_steps
+        ).encoding
     facts = {"psnr": _psnr(encoding, judging, place), "bytes": encoding.bytes_by_stream}
     encoding.write(output, facts)
     size = output.stat().st_size
