@@ -17,7 +17,7 @@ from PIL import Image
 
 from flexgs_lightning.cli import main
 from flexgs_lightning.data.colmap import read_colmap
-from flexgs_lightning.deploy.ply import read_ply
+from flexgs_lightning.deploy.formats.ply import read_ply
 from flexgs_lightning.evaluation import methods
 from flexgs_lightning.evaluation.cells import ERROR, RESULT
 from flexgs_lightning.model.budget import count_at
