@@ -20,12 +20,13 @@ training
   validate       measure a checkpoint on the held-out views
   test           the same, and write metrics.json into the run folder
 deployment
-  export         write a checkpoint as a standard 3DGS PLY, at any size: --ratio 0.05, --max-megabytes 15
-  render         draw a checkpoint or PLY: test views, an orbit or a camera path, to PNG and video
+  export         write a checkpoint as PLY, SPZ, SOG, …, at any size: --ratio 0.05, --max-megabytes 15
+  convert        write a splat file in another format:  flexgs convert scene.ply scene.spz
+  render         draw a checkpoint or splat file: test views, an orbit or a camera path, to PNG and video
   compress       write a checkpoint or PLY as one small elastic file (.egs) with every size in it
   decompress     write an elastic file, or a part of it, as a PLY
   info           what an elastic file holds, and where it can be cut
-  view           look at a checkpoint or PLY in the browser, at any share of its Gaussians
+  view           look at a checkpoint or splat file in the browser, at any share of its Gaussians
 evaluation
   benchmark      train and measure every scene of a benchmark, and report it beside the paper
   compare        rival methods from one first stage: prune, fine-tune, iterative, matryoshka, flexgs
@@ -41,6 +42,7 @@ TRAINING = ("fit", "validate", "test")
 """Commands of Lightning's command line."""
 COMMANDS = {
     "export": "deploy.export",
+    "convert": "deploy.convert",
     "render": "deploy.render_command",
     "compress": "deploy.compress",
     "decompress": "deploy.decompress",
@@ -54,7 +56,7 @@ COMMANDS = {
     "unseen": "evaluation.unseen",
 }
 """The other commands, and the module that holds the function of each; imported when it runs, for speed."""
-POSITIONAL = ("benchmark", "data download", "decompress", "info")
+POSITIONAL = ("benchmark", "convert", "data download", "decompress", "info")
 """Commands whose required arguments are given by place."""
 
 

@@ -24,7 +24,7 @@ from flexgs_lightning import load, rasterize
 from flexgs_lightning.cli import COMMANDS, HELP, TRAINING, main
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.demo.command import summary
-from flexgs_lightning.deploy.ply import read_ply
+from flexgs_lightning.deploy.formats.ply import read_ply
 from flexgs_lightning.images import to_uint8
 from flexgs_lightning.lightning_cli import FlexGSCLI
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY

@@ -17,7 +17,7 @@ from PIL import Image
 
 from flexgs_lightning.cli import main
 from flexgs_lightning.data.colmap import read_colmap
-from flexgs_lightning.deploy.ply import read_ply
+from flexgs_lightning.deploy.formats.ply import read_ply
 from flexgs_lightning.evaluation import methods
 from flexgs_lightning.evaluation.cells import ERROR, RESULT
 from flexgs_lightning.model.budget import count_at
@@ -157,7 +157,7 @@ def test_a_model_from_scratch_learns_from_sfm_points_thinned_to_its_budget(
     assert budget < len(read_colmap(small_capture).points)
     (config,) = (output / "scratch-mcmc" / "0.1").glob("training/version_*/config.yaml")
     trained = yaml.safe_load(config.read_text())
-    assert trained["start_from"] is None
+    assert trained.get("start_from") is None
     assert trained["model"]["reconstruction_steps"] == SCRATCH_STEPS
     assert trained["model"]["elastic_training"]["steps"] == 0
     assert trained["model"]["initialization"]["max_gaussians"] == budget

@@ -14,7 +14,7 @@ from flexgs_lightning import Splats, load
 from flexgs_lightning.cli import main
 from flexgs_lightning.deploy.budgets import Budget, parse_budget, parse_budgets
 from flexgs_lightning.deploy.export import export
-from flexgs_lightning.deploy.ply import read_ply
+from flexgs_lightning.deploy.formats.ply import read_ply
 from flexgs_lightning.deploy.render_command import render
 from flexgs_lightning.deploy.viewer import viewer
 from flexgs_lightning.deploy.viewer.command import view

@@ -15,8 +15,8 @@ from small_scene import around, ball, pixels, video_frames
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.deploy.contact_sheet import contact_sheet_of
 from flexgs_lightning.deploy.export import export
+from flexgs_lightning.deploy.formats.ply import read_ply, write_ply
 from flexgs_lightning.deploy.path_file import write_path
-from flexgs_lightning.deploy.ply import read_ply, write_ply
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.deploy.render_command import render
 from flexgs_lightning.deploy.trajectory import orbit
@@ -92,8 +92,8 @@ def test_export_is_the_model(tmp_path: Path, ckpt: Path) -> None:
 
 
 def test_export_refuses(tmp_path: Path, ckpt: Path) -> None:
-    with pytest.raises(InputError, match=r"expected the name of a \.ply file"):
-        export(ckpt, tmp_path / "scene.splat")
+    with pytest.raises(InputError, match=r"scene\.obj: expected the name of a splat file"):
+        export(ckpt, tmp_path / "scene.obj")
     with pytest.raises(InputError, match=r"none\.ckpt: no such checkpoint"):
         export(tmp_path / "none.ckpt", tmp_path / "scene.ply")
     (tmp_path / "scene.ply").write_text("precious")

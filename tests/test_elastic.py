@@ -9,7 +9,7 @@ import torch
 from small_scene import around, ball
 
 from flexgs_lightning import load, rasterize
-from flexgs_lightning.deploy.ply import read_ply, write_ply
+from flexgs_lightning.deploy.formats.ply import read_ply, write_ply
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.lightning_cli import FlexGSCLI
 from flexgs_lightning.model.attributes import ATTRIBUTES

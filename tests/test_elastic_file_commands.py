@@ -19,7 +19,7 @@ from flexgs_lightning.codec.rate_search import plan_for, search_bytes, search_lo
 from flexgs_lightning.codec.refinement import refined
 from flexgs_lightning.codec.steps import row_features
 from flexgs_lightning.codec.views import Judged, mean_psnr
-from flexgs_lightning.deploy.ply import read_ply, write_ply
+from flexgs_lightning.deploy.formats.ply import read_ply, write_ply
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import Splats

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.deploy import ply
-from flexgs_lightning.deploy.ply import ply_bytes, read_ply, write_ply
+from flexgs_lightning.deploy.formats import ply
+from flexgs_lightning.deploy.formats.ply import ply_bytes, read_ply, write_ply
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import SH_C0, Splats
@@ -259,7 +259,7 @@ def test_gap_in_f_rest_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["binary_little_endian", "ascii"])
-@pytest.mark.parametrize(("name", "value"), [("x", np.nan), ("opacity", np.inf), ("scale_1", -np.inf)])
+@pytest.mark.parametrize(("name", "value"), [("x", np.nan), ("f_dc_1", np.inf), ("scale_1", -np.inf)])
 def test_values_that_are_not_finite_are_named_and_counted(
     tmp_path: Path, encoding: str, name: str, value: float
 ) -> None:

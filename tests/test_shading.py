@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training_processes import together
 
 from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.deploy.ply import write_ply
+from flexgs_lightning.deploy.formats.ply import write_ply
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.rendering import sharded
 from flexgs_lightning.rendering.importance import blending_importance, removal_importance

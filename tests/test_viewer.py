@@ -18,7 +18,7 @@ from viewer_scene import Prefixes, big_ball
 
 from flexgs_lightning.cli import main
 from flexgs_lightning.data.colmap import read_colmap
-from flexgs_lightning.deploy.ply import ply_bytes, write_ply
+from flexgs_lightning.deploy.formats.ply import ply_bytes, write_ply
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.deploy.vantage import vantage_of_capture, vantage_of_splats
 from flexgs_lightning.deploy.viewer.canvas import BrowserCamera, compose, framing_fov, reduced, tiles

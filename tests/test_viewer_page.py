@@ -18,7 +18,7 @@ from viewer_scene import Prefixes, big_ball
 
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.data.colmap import read_colmap
-from flexgs_lightning.deploy.ply import ply_bytes
+from flexgs_lightning.deploy.formats.ply import ply_bytes
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.deploy.viewer.canvas import compose
 from flexgs_lightning.deploy.viewer.viewer import Viewer

@@ -12,7 +12,8 @@ from flexgs_lightning.demo.capture import write_demo_capture
 from flexgs_lightning.deploy.contact_sheet import contact_sheet_of
 from flexgs_lightning.deploy.elastic_pictures import rate_quality_curve, ratio_strip
 from flexgs_lightning.deploy.export import export
-from flexgs_lightning.deploy.ply import write_ply
+from flexgs_lightning.deploy.formats.registry import write_splats
+from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.evaluation.benchmark_report import scene_row
 from flexgs_lightning.model.checkpoint import Model, load
 from flexgs_lightning.settings import find_config
@@ -48,7 +49,7 @@ def demo(config: str = "demo", root: Path = Path("data/demo"), runs: Path = Path
     views = run.datamodule.capture.test_views
     sheet_views = views[:: max(1, len(views) // SHEET_VIEWS)]
     contact_sheet_of(model.splats(), sheet_views, folder / "contact_sheet.png")
-    write_ply(model.splats(), folder / "scene.ply")
+    write_splats(SplatFile(model.splats(), model.antialiased), folder / "scene.ply")
     if model.elastic:
         _write_elastic(model, views[0], folder)
     sys.stdout.write(summary(folder))

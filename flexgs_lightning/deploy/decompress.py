@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from flexgs_lightning.codec.decoder import SUFFIX, cut_file, open_file, read_elastic
-from flexgs_lightning.deploy.ply import write_ply
+from flexgs_lightning.deploy.formats.ply import write_ply
 from flexgs_lightning.deploy.render import require_free
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import MEGABYTE, PLY_HEADER_BYTES, ply_bytes_per_gaussian, ratio_for

@@ -1,102 +1,154 @@
-"""``flexgs export``: a trained scene as standard files, one for each budget."""
+"""``flexgs export``: a trained scene as splat files, one for each budget."""
 
 # The signature and docstring of `export` are the command line's help, so no lazy annotations here.
 import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.deploy.budgets import Budget, parse_budgets
-from flexgs_lightning.deploy.opening import load_any
-from flexgs_lightning.deploy.ply import write_ply
+from flexgs_lightning.deploy.fitting import write_within
+from flexgs_lightning.deploy.formats.registry import FORMATS, STREAMED, Format, all_suffixes, find_format
+from flexgs_lightning.deploy.formats.splat_file import SplatFile
+from flexgs_lightning.deploy.formats.streamed_sog import LOD_META, write_streamed_sog
+from flexgs_lightning.deploy.opening import choose_device, load_any, open_capture
+from flexgs_lightning.deploy.quality import psnr_on_test_views
 from flexgs_lightning.deploy.render import require_free
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.model.budget import MEGABYTE
 from flexgs_lightning.model.checkpoint import Model
-from flexgs_lightning.splats import Splats
 
 log = logging.getLogger(__name__)
 
 INDEX = "index.json"
-EXPORTS = (".ply", ".json")
-"""Endings of the files that a folder of exports holds."""
 
 
 def export(
     ckpt: Path,
     output: Path,
+    format: str | None = None,
     ratio: list[str] | None = None,
     max_gaussians: list[str] | None = None,
     max_megabytes: list[str] | None = None,
+    measure: bool = True,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: bool = False,
 ) -> None:
-    """Write a checkpoint as standard 3DGS PLY files, in the capture's own world frame.
+    """Write a checkpoint as splat files of any format, in the capture's own world frame.
 
     What makes a scene elastic is baked in: any viewer draws the file as the model draws itself at that size.
     Without a budget the full model is written.
 
     Args:
         ckpt: Checkpoint of a training, or an elastic file (.egs).
-        output: The .ply file to write; with several budgets a folder, which gets a file for each and an
-            index.json: file, ratio (the one asked for, or else what the budget comes to), Gaussians, bytes,
-            and PSNR where the run was tested at that ratio.
+        output: The file to write; with several budgets a folder, which gets a file for each and an
+            index.json: file, format, ratio (the one asked for, or else what the budget comes to), Gaussians,
+            bytes, and the PSNR of the file as read back on the capture's test views.
+        format: ply, compressed-ply, splat, spz or spz3 (SPZ version 4 or 3), sog, glb, or streamed-sog (one
+            folder whose levels of detail are the budgets); by default what the output's suffix means, and
+            ply for a folder.
         ratio: Shares of the Gaussians in (0, 1], such as 0.05 or 0.01 0.05 0.2.
         max_gaussians: Numbers of Gaussians, such as 120000 or 50k 200k 1M.
-        max_megabytes: File sizes in megabytes (1,000,000 bytes), such as 15 or 5 15.
+        max_megabytes: Sizes in megabytes (1,000,000 bytes) of the file in its format, such as 15 or 5 15.
+        measure: Draw the capture's test views from each file of a folder, for the index.
+        device: Where to draw them; "auto" takes CUDA where there is a device.
         overwrite: Replace the files if they exist.
     """
     budgets = parse_budgets(ratio, max_gaussians, max_megabytes)
-    require_free(output, overwrite, EXPORTS)
-    model = load_any(ckpt)
-    if len(budgets) == 1:
-        if output.suffix.lower() != ".ply":
-            raise InputError(f"{output}: expected the name of a .ply file.")
-        splats = budgets[0].of(model)
-        write_ply(splats, output)
-        _tell(output, splats)
+    require_free(output, overwrite, _endings())
+    if format == STREAMED or output.name == LOD_META:
+        _export_levels(load_any(ckpt), budgets, output.parent if output.name == LOD_META else output)
         return
+    if len(budgets) == 1:
+        chosen = find_format(output, format)
+        model = load_any(ckpt)
+        _tell(output, _write(budgets[0], model, chosen, output))
+        return
+    chosen = _named(format)
     if output.suffix:
         raise InputError(f"{output}: {len(budgets)} budgets need a folder, found the name of a file.")
-    scenes = [(budget, budget.of(model)) for budget in budgets]  # a bad one writes nothing
+    model = load_any(ckpt)
+    for budget in budgets:  # a bad one writes nothing
+        if budget.max_megabytes is None:
+            budget.of(model)
+    capture = _capture(model) if measure else None
     with atomic_path(output) as temporary:
         temporary.mkdir()
         entries = []
-        for budget, splats in scenes:
-            path = temporary / f"{output.name}_{len(splats)}.ply"
-            write_ply(splats, path)
-            entries.append(_entry(path, len(splats), model, budget, ckpt))
+        for budget in budgets:
+            path = temporary / f"{output.name}{chosen.suffix}"
+            file = _write(budget, model, chosen, path)
+            path = path.rename(path.with_name(f"{output.name}_{len(file.splats)}{chosen.suffix}"))
+            _tell(path, file)
+            entries.append(_entry(path, chosen, model, budget, len(file.splats)))
+            if capture is not None:
+                read, where = chosen.read(path), choose_device(device)
+                entries[-1]["psnr"] = psnr_on_test_views(read, capture, model.background, where)
         (temporary / INDEX).write_text(json.dumps(entries, indent=2) + "\n")
         if output.is_dir():  # a rename does not replace a folder with files in it
             shutil.rmtree(output)
-    for (_, splats), entry in zip(scenes, entries, strict=True):
-        _tell(output / entry["file"], splats)
 
 
-def _tell(path: Path, splats: Splats) -> None:
-    size = path.stat().st_size / 1e6
-    log.info(f"{path}: {len(splats):,} Gaussians, SH degree {splats.sh_degree}, {size:.1f} MB")
+def _write(budget: Budget, model: Model, format: Format, path: Path) -> SplatFile:
+    """Write the model within a budget, and return what was written; megabytes are those of the format."""
+    if budget.max_megabytes is not None:
+        return write_within(model, format, budget.max_megabytes * MEGABYTE, path)
+    file = SplatFile(budget.of(model), model.antialiased)
+    format.write(file, path)
+    return file
 
 
-def _entry(path: Path, count: int, model: Model, budget: Budget, ckpt: Path) -> dict[str, Any]:
-    entry = {
+def _export_levels(model: Model, budgets: list[Budget], output: Path) -> None:
+    """All budgets as levels of one streamed scene."""
+    if any(budget.max_megabytes is not None for budget in budgets):
+        raise InputError(f"--max_megabytes: not for {STREAMED}, whose levels are --ratio or --max_gaussians.")
+    files = sorted(
+        (SplatFile(budget.of(model), model.antialiased) for budget in budgets),
+        key=lambda file: -len(file.splats),
+    )
+    write_streamed_sog(files, output)
+    counts = ", ".join(f"{len(file.splats):,}" for file in files)
+    log.info(f"{output / LOD_META}: levels of {counts} Gaussians")
+
+
+def _named(format: str | None) -> Format:
+    """The format of a folder's files.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    name = format or "ply"
+    return find_format(Path(f"x{FORMATS[name].suffix}" if name in FORMATS else "x"), name)
+
+
+def _endings() -> list[str]:
+    """Of the files that a folder of exports holds."""
+    return sorted({Path(f"x{suffix}").suffix for suffix in all_suffixes()} | {".json"})
+
+
+def _tell(path: Path, file: SplatFile) -> None:
+    size, splats = path.stat().st_size / MEGABYTE, file.splats
+    log.info(f"{path.name}: {len(splats):,} Gaussians, SH degree {splats.sh_degree}, {size:.1f} MB")
+
+
+def _capture(model: Model) -> Capture | None:
+    """The capture that the model was trained on, where it still is and has test views."""
+    root = model.data.get("root")
+    if root is None or not Path(root).is_dir():
+        log.info(f"{root}: the capture is not there, so that the index has no PSNR.")
+        return None
+    capture = open_capture(model.data)
+    return capture if capture.test_views else None
+
+
+def _entry(path: Path, format: Format, model: Model, budget: Budget, count: int) -> dict[str, Any]:
+    return {
         "file": path.name,
+        "format": format.name,
         "ratio": count / len(model) if budget.ratio is None else budget.ratio,
         "gaussians": count,
         "bytes": path.stat().st_size,
     }
-    psnr = _measured_psnr(ckpt, model.iteration, budget.ratio)
-    return entry if psnr is None else entry | {"psnr": psnr}
-
-
-def _measured_psnr(ckpt: Path, iteration: int, ratio: float | None) -> float | None:
-    """PSNR from the run's metrics.json, if this very checkpoint was tested at this very ratio."""
-    report = ckpt.resolve().parents[1] / "metrics.json"
-    if ratio is None or not report.is_file():
-        return None
-    metrics = json.loads(report.read_text())
-    if metrics["iteration"] != iteration:
-        return None
-    if ratio == 1.0:
-        return metrics["mean"].get("psnr")
-    return metrics["ratios"].get(f"{ratio:g}", {}).get("psnr")

@@ -1,4 +1,4 @@
-"""Opening what the deploy commands draw: a checkpoint or a PLY file, its capture, and the device."""
+"""Opening what the deploy commands draw: a checkpoint or a splat file, its capture, and the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flexgs_lightning.codec.conversion import model_of
 from flexgs_lightning.codec.decoder import SUFFIX, read_elastic
 from flexgs_lightning.data.capture import Capture, View
 from flexgs_lightning.data.colmap import read_colmap
-from flexgs_lightning.deploy.ply import read_ply
+from flexgs_lightning.deploy.formats.registry import is_splat_file, read_splats
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model, load
 from flexgs_lightning.splats import Splats
@@ -25,15 +25,16 @@ _CAPTURE_OPTIONS = ("downscale", "test_every", "images", "masks")
 
 
 def open_model(ckpt: Path | None, ply: Path | None) -> Model:
-    """Open a checkpoint (or an elastic file in its place) or a PLY file.
+    """Open a checkpoint (or an elastic file in its place) or a splat file.
 
     Raises:
-        InputError: both or neither given; see ``load_any`` and ``read_ply``.
+        InputError: both or neither given; see ``load_any`` and ``read_splats``.
     """
     if ckpt is not None and ply is None:
         return load_any(ckpt)
     if ply is not None and ckpt is None:
-        return Model.of_splats(read_ply(ply), ply.stem)
+        file = read_splats(ply)
+        return Model.of_splats(file.splats, ply.stem, file.antialiased)
     raise InputError(f"expected either --ckpt or --ply, found {'both' if ckpt else 'neither'}.")
 
 
@@ -47,12 +48,12 @@ def load_any(path: Path) -> Model:
 
 
 def open_splats(path: Path) -> Splats:
-    """The full scene of a checkpoint, or of a PLY file by its name's ending.
+    """The full scene of a checkpoint, or of a splat file by its name's ending.
 
     Raises:
-        InputError: see ``load`` and ``read_ply``.
+        InputError: see ``load`` and ``read_splats``.
     """
-    return read_ply(path) if path.suffix.lower() == ".ply" else load_any(path).splats()
+    return read_splats(path).splats if is_splat_file(path) else load_any(path).splats()
 
 
 def open_capture(data: dict[str, Any]) -> Capture:

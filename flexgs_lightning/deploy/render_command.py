@@ -40,12 +40,12 @@ def render(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: bool = False,
 ) -> None:
-    """Draw a checkpoint or PLY file: a capture's views, an orbit or a camera path, to PNG frames and video.
+    """Draw a checkpoint or splat file: a capture's views, an orbit or a camera path, to PNG frames and video.
 
     Args:
         output: An .mp4 file, or a folder for PNG frames.
         ckpt: Checkpoint to draw, or an elastic file (.egs).
-        ply: 3DGS PLY file to draw, instead of a checkpoint.
+        ply: Splat file to draw, instead of a checkpoint: PLY, SPZ or any other that flexgs convert reads.
         ratio: Share of an elastic scene's Gaussians to draw, in (0, 1]; by default all.
         max_gaussians: Instead, their number, such as 120000 or 50k.
         max_megabytes: Instead, the size in megabytes of the PLY file that holds them.
@@ -59,7 +59,7 @@ def render(
         test_every: Every n-th photo is a test view; by default as trained, or 8.
         photos: Put the photo to the right of each frame (with "test" and "train").
         background: Colour behind the Gaussians; by default as trained, or black.
-        antialiased: Draw with the antialiased rasterizer; by default as trained, or not.
+        antialiased: Draw with the antialiased rasterizer; by default as trained, or as the file says.
         video: With a folder, also write video.mp4 in it.
         fps: Frames per second of the video.
         quality: Quality of the video, from 1 to 10.

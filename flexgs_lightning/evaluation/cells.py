@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from flexgs_lightning.deploy.ply import ply_bytes
+from flexgs_lightning.deploy.formats.ply import ply_bytes
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.measure import measure, switch_milliseconds

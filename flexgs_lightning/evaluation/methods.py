@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
-from flexgs_lightning.deploy.ply import read_ply, write_ply
+from flexgs_lightning.deploy.formats.ply import read_ply, write_ply
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.iterative_pruning import rounds_needed
 from flexgs_lightning.evaluation.scores import Score

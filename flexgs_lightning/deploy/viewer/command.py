@@ -23,12 +23,12 @@ def view(
     port: int = 8080,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Show a checkpoint or PLY file in the browser, at any share of its Gaussians.
+    """Show a checkpoint or splat file in the browser, at any share of its Gaussians.
 
     Args:
         ckpt: Checkpoint to show, or an elastic file (.egs); one of elastic training can be drawn at any
             ratio.
-        ply: 3DGS PLY file to show, instead of a checkpoint.
+        ply: Splat file to show, instead of a checkpoint: PLY, SPZ or any other that flexgs convert reads.
         ratio: Share of an elastic scene's Gaussians to begin with, in (0, 1]; by default all.
         max_gaussians: Instead, their number, such as 120000 or 50k.
         max_megabytes: Instead, the size in megabytes of the PLY file that holds them.

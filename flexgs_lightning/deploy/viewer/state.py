@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flexgs_lightning.deploy.ply import ply_bytes
+from flexgs_lightning.deploy.formats.ply import ply_bytes
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import MEGABYTE, count_at
 from flexgs_lightning.model.checkpoint import Model

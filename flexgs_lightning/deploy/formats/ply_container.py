@@ -51,7 +51,12 @@ class Header:
 
     encoding: str
     elements: list[Element]
+    comments: list[str]
     size: int
+
+    def has(self, name: str) -> bool:
+        """Whether there is an element of that name."""
+        return any(element.name == name for element in self.elements)
 
 
 def read_header(path: Path, file: BinaryIO) -> Header:
@@ -62,13 +67,13 @@ def read_header(path: Path, file: BinaryIO) -> Header:
     """
     if file.readline(8).rstrip() != b"ply":
         raise InputError(f"{path}: not a PLY file (it does not start with a line 'ply').")
-    encoding, elements = "", list[Element]()
+    encoding, elements, comments = "", list[Element](), list[str]()
     while (line := file.readline(_LONGEST_HEADER)) and file.tell() < _LONGEST_HEADER:
         match line.decode("latin-1").split():
             case ["end_header"]:
                 if not encoding:
                     raise InputError(f"{path}: the PLY header states no format.")
-                return Header(encoding, elements, file.tell())
+                return Header(encoding, elements, comments, file.tell())
             case ["format", name, "1.0"] if name in _BYTE_ORDER:
                 encoding = name
             case ["element", name, count] if count.isdecimal():
@@ -79,7 +84,9 @@ def read_header(path: Path, file: BinaryIO) -> Header:
                 if name in elements[-1].properties:
                     raise InputError(f"{path}: the PLY header declares property '{name}' twice.")
                 elements[-1].properties[name] = _SCALARS[kind]
-            case [] | ["comment" | "obj_info", *_]:
+            case ["comment", *words]:
+                comments.append(" ".join(words))
+            case [] | ["obj_info", *_]:
                 pass
             case words:
                 raise InputError(f"{path}: unknown PLY header line '{' '.join(words)[:80]}'.")

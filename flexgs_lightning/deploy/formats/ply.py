@@ -2,20 +2,27 @@
 
 Layout (Kerbl et al. 2023): one element ``vertex`` of float32 in the capture's own world frame: position
 x y z; unused normals nx ny nz; spherical harmonics f_dc_0..2 and f_rest_*, all of red before green before
-blue; opacity as a logit; scale_0..2 as natural logarithms; rotation rot_0..3 as w x y z.
+blue; opacity as a logit; scale_0..2 as natural logarithms; rotation rot_0..3 as w x y z. A line ``comment
+antialiased`` says that the scene is meant for the antialiased rasterizer; files without it have no comments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from flexgs_lightning.deploy.ply_format import read_element, read_header
+from flexgs_lightning.deploy.formats.ply_container import Header, read_element, read_header
+from flexgs_lightning.deploy.formats.splat_file import (
+    ALMOST_ONE,
+    LARGEST_LOG_SCALE,
+    TINY,
+    refuse,
+    refuse_unrotated,
+    require_drawable,
+)
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.splats import MAX_SH_DEGREE, Splats
@@ -25,15 +32,11 @@ _F_REST_COUNTS = {3 * ((degree + 1) ** 2 - 1): degree for degree in range(MAX_SH
 _CHUNK = 1 << 13
 """Gaussians converted at a time, so that a chunk stays in the processor's cache."""
 
-_TINY = 2.0**-126
-"""The smallest normal float32, stored in place of an opacity or scale of 0."""
-_ALMOST_ONE = 1.0 - 2.0**-24
-"""The largest float32 below 1, stored in place of an opacity of 1: its logit is 16.6."""
-_LARGEST_LOG_SCALE = 88.72
-"""exp of more than 88.722 is infinite in float32."""
+ANTIALIASED = "antialiased"
+"""The comment that says so."""
 
 
-def write_ply(splats: Splats, path: str | Path) -> None:
+def write_ply(splats: Splats, path: str | Path, antialiased: bool = False) -> None:
     """Write ``splats`` so that ``read_ply`` gives them back and every viewer draws the same.
 
     Means, quaternions and spherical harmonics come back bit for bit. Opacities and scales pass through
@@ -47,9 +50,9 @@ def write_ply(splats: Splats, path: str | Path) -> None:
     """
     path = Path(path)
     splats = splats.detach()
-    _require_drawable(path, splats)
+    require_drawable(path, splats)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(_header(len(splats), splats.sh_degree))
+        file.write(_header(len(splats), splats.sh_degree, antialiased))
         for start in range(0, len(splats), _CHUNK):
             file.write(_encode(splats[start : start + _CHUNK]))
 
@@ -72,19 +75,32 @@ def read_ply(path: str | Path) -> Splats:
     except OSError as error:
         raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
     means, quats, log_scales, logits, sh = _decode(path, records, _sh_degree(path, records))
-    _refuse(path, "scale_*", "beyond exp(88.7)", (log_scales > _LARGEST_LOG_SCALE).sum(), log_scales)
-    _refuse_unrotated(path, "rot_*", quats)
+    refuse(path, "scale_*", "beyond exp(88.7)", (log_scales > LARGEST_LOG_SCALE).sum(), log_scales)
+    refuse_unrotated(path, "rot_*", quats)
     # float32 as in a model's activations: parameters that survive the file give the same bits again.
-    scales, opacities = log_scales.exp_().clamp_min_(_TINY), logits.sigmoid_().clamp_(_TINY, _ALMOST_ONE)
+    scales, opacities = log_scales.exp_().clamp_min_(TINY), logits.sigmoid_().clamp_(TINY, ALMOST_ONE)
     return Splats(means, quats, scales, opacities, sh)
 
 
-def ply_bytes(count: int, sh_degree: int = MAX_SH_DEGREE) -> int:
+def read_ply_header(path: Path) -> Header:
+    """The header alone, which says what kind of PLY it is.
+
+    Raises:
+        InputError: it cannot be read, or is no PLY header.
+    """
+    try:
+        with path.open("rb") as file:
+            return read_header(path, file)
+    except OSError as error:
+        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
+
+
+def ply_bytes(count: int, sh_degree: int = MAX_SH_DEGREE, antialiased: bool = False) -> int:
     """Exact size in bytes of the file that ``write_ply`` makes of ``count`` Gaussians, header included.
 
     A Gaussian takes 68, 104, 164 or 248 bytes for SH degree 0, 1, 2 or 3.
     """
-    return len(_header(count, sh_degree)) + count * 4 * len(_properties(sh_degree))
+    return len(_header(count, sh_degree, antialiased)) + count * 4 * len(_properties(sh_degree))
 
 
 def _properties(sh_degree: int) -> list[str]:
@@ -95,10 +111,10 @@ def _properties(sh_degree: int) -> list[str]:
     return first + rest + last
 
 
-def _header(count: int, sh_degree: int) -> bytes:
-    """The header without comments, which some viewers' parsers stumble over."""
-    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {count}"]
-    lines += [f"property float {name}" for name in _properties(sh_degree)]
+def _header(count: int, sh_degree: int, antialiased: bool) -> bytes:
+    """The header, without comments where it can be, which some viewers' parsers stumble over."""
+    lines = ["ply", "format binary_little_endian 1.0", *[f"comment {ANTIALIASED}"] * antialiased]
+    lines += [f"element vertex {count}", *(f"property float {name}" for name in _properties(sh_degree))]
     return "\n".join([*lines, "end_header", ""]).encode()
 
 
@@ -120,8 +136,8 @@ def _columns(
 
 def _encode(splats: Splats) -> bytes:
     """One chunk of records."""
-    logits = splats.opacities.double().clamp(_TINY, _ALMOST_ONE).logit()
-    log_scales = splats.scales.double().clamp_min(_TINY).log()
+    logits = splats.opacities.double().clamp(TINY, ALMOST_ONE).logit()
+    log_scales = splats.scales.double().clamp_min(TINY).log()
     arrays = (splats.means, splats.quats, log_scales, logits, splats.sh)
     columns = _columns(*(array.float().cpu().numpy() for array in arrays))
     names = _properties(splats.sh_degree)
@@ -133,7 +149,10 @@ def _encode(splats: Splats) -> bytes:
 
 
 def _decode(path: Path, records: np.ndarray, sh_degree: int) -> tuple[Tensor, ...]:
-    """means [N, 3], quats [N, 4], log-scales [N, 3], logits [N], sh [N, K, 3] of finite float32."""
+    """means [N, 3], quats [N, 4], log-scales [N, 3], logits [N], sh [N, K, 3] of finite float32.
+
+    Logits alone may be infinite: converters write an opacity of 0 or 1 so.
+    """
     count = len(records)
     shapes = ((count, 3), (count, 4), (count, 3), (count,), (count, (sh_degree + 1) ** 2, 3))
     arrays = [np.empty(shape, np.float32) for shape in shapes]
@@ -144,10 +163,15 @@ def _decode(path: Path, records: np.ndarray, sh_degree: int) -> tuple[Tensor, ..
         for name, column in columns.items():
             with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is counted
                 column[chunk] = records[name][chunk]
-            not_finite[name] += np.count_nonzero(~np.isfinite(column[chunk]))
+            unusable = np.isnan if name == "opacity" else _not_finite
+            not_finite[name] += np.count_nonzero(unusable(column[chunk]))
     for name, amount in not_finite.items():
-        _refuse(path, name, "NaN or infinite", amount, records)
+        refuse(path, name, "NaN" if name == "opacity" else "NaN or infinite", amount, records)
     return tuple(torch.from_numpy(array) for array in arrays)
+
+
+def _not_finite(values: np.ndarray) -> np.ndarray:
+    return ~np.isfinite(values)
 
 
 def _sh_degree(path: Path, records: np.ndarray) -> int:
@@ -166,31 +190,3 @@ def _sh_degree(path: Path, records: np.ndarray) -> int:
             f"{path}: {rest_count} properties f_rest_*; expected 0, 9, 24 or 45 (SH degree 0 to 3)."
         )
     return degree
-
-
-def _require_drawable(path: Path, splats: Splats) -> None:
-    """Refuse what no viewer could draw, before a file is begun."""
-    if len(splats) == 0:
-        raise InputError(f"{path}: there are no Gaussians to write.")
-    if splats.has_features:
-        raise InputError(f"{path}: a PLY file holds spherical harmonics; these Gaussians carry features.")
-    for name in ("means", "quats", "scales", "opacities", "sh"):
-        values = getattr(splats, name)
-        if not torch.stack(values.aminmax()).isfinite().all():  # no mask as large as the scene unless needed
-            _refuse(path, name, "NaN or infinite", (~values.isfinite()).sum(), values)
-    _refuse(path, "scales", "negative", (splats.scales < 0).sum(), splats.scales)
-    outside = (splats.opacities < 0) | (splats.opacities > 1)
-    _refuse(path, "opacities", "outside [0, 1]", outside.sum(), splats.opacities)
-    _refuse_unrotated(path, "quats", splats.quats)
-
-
-def _refuse_unrotated(path: Path, name: str, quats: Float[Tensor, "N 4"]) -> None:
-    """A quaternion whose squared length underflows or overflows in float32 cannot be normalised."""
-    lengths = quats.float().square().sum(dim=-1)
-    unusable = (lengths < _TINY) | ~lengths.isfinite()
-    _refuse(path, name, "quaternions that cannot be normalised", unusable.sum(), quats)
-
-
-def _refuse(path: Path, name: str, fault: str, amount: int | Tensor, values: Sized) -> None:
-    if amount:
-        raise InputError(f"{path}: {name}: {int(amount):,} values are {fault} ({len(values):,} Gaussians).")

@@ -1,0 +1,1 @@
+"""Splats to and from files: one registry, and a module for each format."""

@@ -1,0 +1,193 @@
+"""Streamed SOG: ``lod-meta.json`` over SOG folders, which PlayCanvas and SuperSplat load by distance.
+
+A binary tree parts space; each leaf names, for each level of detail, the rows of a SOG folder that show it
+there. Levels replace each other: a viewer draws one of them in a leaf, so that together they take the bytes
+of all. Level 0 is the finest. Layout: PlayCanvas, "Streamed SOG".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flexgs_lightning.deploy.formats.bits import morton_order
+from flexgs_lightning.deploy.formats.sog import write_sog_folder
+from flexgs_lightning.deploy.formats.sog_reader import read_sog
+from flexgs_lightning.deploy.formats.splat_file import (
+    SplatFile,
+    joined,
+    read_bytes,
+    require_drawable,
+    require_plausible,
+)
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.files import atomic_path
+from flexgs_lightning.splats import Splats
+
+LOD_META = "lod-meta.json"
+LEAF = 1 << 14
+"""Gaussians of all levels from which on a node is parted."""
+FOLDER = 1 << 17
+"""Gaussians from which on a level goes on in another folder: what a viewer fetches at once."""
+
+
+def write_streamed_sog(levels: Sequence[SplatFile], output: Path) -> None:
+    """Write a new folder with ``lod-meta.json`` and SOG folders ``LEVEL_NUMBER/``.
+
+    Args:
+        levels: the scene at several sizes, the finest first; each as SOG keeps it.
+        output: the folder.
+
+    Raises:
+        InputError: no levels, or a coarser one has more Gaussians; see ``require_drawable``; the folder is
+            not empty, or cannot be written.
+    """
+    counts = [len(level.splats) for level in levels]
+    if not counts or counts != sorted(counts, reverse=True):
+        raise InputError(f"{output}: levels of {counts} Gaussians; expected some, the largest first.")
+    for level in levels:
+        require_drawable(output, level.splats)
+    if output.exists() and any(output.iterdir()):
+        raise InputError(f"{output}: is not empty; expected a new folder.")
+    scenes = [level.splats.detach().to("cpu") for level in levels]
+    boxes = [_boxes(scene) for scene in scenes]
+    centers = [scene.means.numpy() for scene in scenes]
+    names: list[str] = []
+    orders: dict[str, list[np.ndarray]] = {}
+
+    def place(leaf: list[np.ndarray]) -> dict[str, Any]:
+        """Assign a leaf's rows to folders, and tell where they are."""
+        lods = {}
+        for level, rows in enumerate(leaf):
+            if not len(rows):
+                continue
+            own = [name for name in names if name.startswith(f"{level}_")]
+            if not own or sum(map(len, orders[own[-1]])) + len(rows) > FOLDER:
+                own.append(f"{level}_{len(own)}")
+                names.append(own[-1])
+                orders[own[-1]] = []
+            offset = sum(map(len, orders[own[-1]]))
+            orders[own[-1]].append(rows[morton_order(centers[level][rows])])
+            lods[str(level)] = {"file": names.index(own[-1]), "offset": offset, "count": len(rows)}
+        return lods
+
+    def build(rows: list[np.ndarray]) -> dict[str, Any]:
+        bound = _bound(boxes, rows)
+        halves = _halves(centers, rows)
+        if halves is None:
+            return {"bound": bound, "lods": place(rows)}
+        return {"bound": bound, "children": [build(half) for half in halves]}
+
+    tree = build([np.arange(count) for count in counts])
+    meta = {
+        "version": 1,
+        "asset": {"generator": "flexgs-lightning"},
+        "count": sum(counts),
+        "counts": counts,
+        "lodLevels": len(levels),
+        "filenames": [f"{name}/meta.json" for name in names],
+        "tree": tree,
+    }
+    with atomic_path(output) as temporary:
+        temporary.mkdir()
+        for name in names:
+            level = int(name.partition("_")[0])
+            rows = torch.from_numpy(np.concatenate(orders[name]))
+            part = SplatFile(scenes[level][rows], levels[level].antialiased)
+            write_sog_folder(part, temporary / name, keep_order=True)
+        (temporary / LOD_META).write_text(json.dumps(meta))
+        if output.is_dir():
+            output.rmdir()
+
+
+def read_streamed_sog(path: Path) -> SplatFile:
+    """Read the finest level of the folder that a ``lod-meta.json`` lies in.
+
+    Raises:
+        InputError: not such a file; leaves that name files or rows that there are not; see ``read_sog``.
+    """
+    try:
+        meta = json.loads(read_bytes(path))
+        names, leaves = meta["filenames"], _leaves(meta["tree"])
+        finest = [leaf[min(leaf, key=int)] for leaf in leaves]
+        wanted: dict[int, list[slice]] = {}
+        for where in finest:
+            file, offset, count = (int(where[key]) for key in ("file", "offset", "count"))
+            if not 0 <= file < len(names) or offset < 0 or count < 1:
+                raise InputError(f"{path}: a leaf names row {offset} of file {file}; there are {len(names)}.")
+            wanted.setdefault(file, []).append(slice(offset, offset + count))
+        parts, antialiased = [], False
+        for file, slices in wanted.items():
+            name = Path(str(names[file]))
+            if name.is_absolute() or ".." in name.parts:
+                raise InputError(f"{path}: names '{name}'; expected a file below the same folder.")
+            part = read_sog(path.parent / name)
+            antialiased |= part.antialiased
+            if any(each.stop > len(part.splats) for each in slices):
+                raise InputError(f"{path}: leaves name rows beyond the {len(part.splats):,} of '{name}'.")
+            require_plausible(path, sum(each.stop - each.start for each in slices), len(part.splats))
+            rows = np.concatenate([np.arange(each.start, each.stop) for each in slices])
+            parts.append(part.splats[torch.from_numpy(rows)])
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{path}: no sound {LOD_META} ({type(error).__name__}: {error}).") from error
+    if not parts:
+        raise InputError(f"{path}: no leaf of the tree holds Gaussians.")
+    return SplatFile(joined(parts), antialiased)
+
+
+def _leaves(root: dict[str, Any]) -> list[dict[str, Any]]:
+    """``lods`` of each leaf that has some."""
+    leaves, nodes = [], [root]
+    while nodes:
+        node = nodes.pop()
+        nodes += node.get("children", [])
+        if node.get("lods"):
+            leaves.append(node["lods"])
+    return leaves
+
+
+def _boxes(splats: Splats) -> np.ndarray:
+    """[N, 2, 3] lower and upper corner of the box around each ellipsoid of one standard deviation."""
+    w, x, y, z = torch.nn.functional.normalize(splats.quats.double(), dim=-1).unbind(-1)
+    rotation = torch.stack(
+        [
+            *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+            *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+            *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+        ],
+        dim=-1,
+    ).view(-1, 3, 3)
+    half = (rotation * splats.scales.double()[:, None, :]).square().sum(dim=-1).sqrt()
+    means = splats.means.double()
+    return torch.stack([means - half, means + half], dim=1).numpy()
+
+
+def _bound(boxes: list[np.ndarray], rows: list[np.ndarray]) -> dict[str, list[float]]:
+    """Box around the Gaussians of all levels."""
+    held = [box[index] for box, index in zip(boxes, rows, strict=True) if len(index)]
+    low = np.min([each[:, 0].min(axis=0) for each in held], axis=0)
+    high = np.max([each[:, 1].max(axis=0) for each in held], axis=0)
+    return {"min": [float(f"{v:.7g}") for v in low], "max": [float(f"{v:.7g}") for v in high]}
+
+
+def _halves(centers: list[np.ndarray], rows: list[np.ndarray]) -> list[list[np.ndarray]] | None:
+    """The rows of both sides of the median along the longest axis; None where a node needs no parting.
+
+    Every level that has Gaussians in the node has some on either side, so that none leaves a hole.
+    """
+    points = np.concatenate([each[index] for each, index in zip(centers, rows, strict=True)])
+    if len(points) <= LEAF:
+        return None
+    axis = int(np.ptp(points, axis=0).argmax())
+    middle = np.median(points[:, axis])
+    below = [each[index, axis] < middle for each, index in zip(centers, rows, strict=True)]
+    if any(len(side) and (side.all() or not side.any()) for side in below):
+        return None
+    return [[index[side ^ flip] for index, side in zip(rows, below, strict=True)] for flip in (False, True)]
