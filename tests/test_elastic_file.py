@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from elastic_arrays import digest, encoded, one_size, random_arrays, same
+from elastic_reader import Reader
 
 from flexgs_lightning.codec.arrays import PLACES, ElasticModelArrays
 from flexgs_lightning.codec.chunks import cells_of, morton_codes, spread
@@ -246,6 +247,16 @@ def test_known_answers(name: str) -> None:
     """Files of an earlier day decode to the same bits; tests/known_answers/make.py wrote them."""
     decoded = read_elastic(KNOWN / f"{name}.egs")
     assert digest(decoded) == (KNOWN / f"{name}.sha256").read_text().strip()
+
+
+@pytest.mark.parametrize("name", ["levels", "one_size"])
+def test_a_reader_written_from_the_documentation_agrees(name: str) -> None:
+    path = KNOWN / f"{name}.egs"
+    arrays, reader = read_elastic(path), Reader(path.read_bytes())
+    assert list(reader.ratios) == [level.ratio for level in arrays.levels]
+    for level, values in zip(arrays.levels, reader.levels, strict=True):
+        assert np.array_equal(level.values, values)
+    assert np.array_equal(arrays.sh_rest.reshape(len(arrays), -1), reader.sh_rest)
 
 
 def test_another_process_with_other_threads_decodes_the_same_bits(written: Path) -> None:
