@@ -466,5 +466,5 @@ def test_unknown_names_are_answered_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unknown benchmark '360'.*mipnerf360"):
         download("360", root=tmp_path)
     with pytest.raises(InputError, match=r"unknown scene of mipnerf360 'truck'.*bicycle, bonsai"):
-        download("mipnerf360", "garden,truck", tmp_path)
+        download("mipnerf360", ["garden", "truck"], tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -98,7 +98,7 @@ def _die_in_the_middle_of_an_all_reduce(rank: int) -> None:
     original = torch.distributed.all_reduce
     if rank == 1:
         arm = partial(_before, torch.distributed, "all_reduce", die)
-        _before(module.FlexGSModule, "_descend", lambda train, _: _at_fatal_step(arm, train))
+        _before(module.FlexGSModule, "_step", lambda train, _: _at_fatal_step(arm, train))
 
 
 def _die_while_writing_a_checkpoint(rank: int) -> None:
@@ -192,7 +192,7 @@ def _terminated_at_step_25(rank: int) -> None:
     """In the middle of the iteration, and only the second process."""
     if rank == 1:
         stop = partial(os.kill, os.getpid(), signal.SIGTERM)
-        _before(module.FlexGSModule, "_descend", lambda train, _: _at_fatal_step(stop, train))
+        _before(module.FlexGSModule, "_step", lambda train, _: _at_fatal_step(stop, train))
 
 
 def test_a_signal_that_comes_while_the_processes_agree_is_not_forgotten(
@@ -294,7 +294,7 @@ def test_a_training_that_fails_gives_the_signals_back(
         raise RuntimeError("broken on purpose")
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(module.FlexGSModule, "_descend", fail)
+    monkeypatch.setattr(module.FlexGSModule, "_step", fail)
     with pytest.raises(RuntimeError, match="on purpose"):
         FlexGSCLI(arguments(small_capture, tmp_path))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
@@ -305,8 +305,8 @@ def test_sigterm_ends_one_process_as_gracefully_as_ctrl_c(small_capture: Path, t
         _at_fatal_step(partial(os.kill, os.getpid(), signal.SIGTERM), train)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.FlexGSModule, "_descend", module.FlexGSModule._descend)  # restored afterwards
-        _before(module.FlexGSModule, "_descend", terminate)
+        patch.setattr(module.FlexGSModule, "_step", module.FlexGSModule._step)  # restored afterwards
+        _before(module.FlexGSModule, "_step", terminate)
         with pytest.raises(SystemExit) as ending:
             FlexGSCLI(arguments(small_capture, tmp_path / "stopped"))
     assert ending.value.code == 128 + signal.SIGTERM

@@ -85,8 +85,9 @@ def test_the_first_stage_ends_with_the_same_gaussians(one: Path, sharded: Path) 
     assert len(found["scene.gaussians.params.means"]) == len(expected["scene.gaussians.params.means"]) == 1900
     assert len(scene(kept(sharded, KEPT))["scene.gaussians.params.means"]) < 1900
     distances = torch.cdist(_rows(found), _rows(expected), compute_mode="donot_use_mm_for_euclid_dist")
-    assert distances.min(dim=1).values.max() < 1e-5
-    assert distances.min(dim=0).values.max() < 1e-5
+    tolerance = 5e-5  # sums in another order; the constant colour's step is prolonged twentyfold
+    assert distances.min(dim=1).values.max() < tolerance
+    assert distances.min(dim=0).values.max() < tolerance
 
 
 def _rows(state: dict[str, Tensor]) -> Tensor:
@@ -106,6 +107,9 @@ def test_metrics_and_counts_are_those_of_all_gaussians(one: Path, sharded: Path)
     assert len(found["images"]) == 3
     assert found["mean"] == pytest.approx(expected["mean"], abs=2e-3)
     for ratio, values in expected["ratios"].items():
+        worst, other = values.pop("worst"), found["ratios"][ratio].pop("worst")
+        assert other["name"] == worst["name"]
+        assert other["psnr"] == pytest.approx(worst["psnr"], abs=2e-3)
         assert found["ratios"][ratio] == pytest.approx(values, abs=2e-3)
     assert (found["gaussians"], found["megabytes"]) == (expected["gaussians"], expected["megabytes"])
 
