@@ -221,7 +221,7 @@ def test_shaders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         rasterize(scene(4), around(1), shader=Lost())
     with pytest.raises(ValueError, match=r"background must be \[4\] or \[1, 4\], found \(3,\)"):
         rasterize(scene(4), around(1), background=BACKGROUND)
-    with pytest.raises(InputError, match="a PLY file holds spherical harmonics"):
+    with pytest.raises(InputError, match="a splat file holds spherical harmonics"):
         write_ply(scene(4), tmp_path / "scene.ply")
     assert not any(tmp_path.iterdir())
 

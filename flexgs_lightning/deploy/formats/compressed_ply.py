@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from flexgs_lightning.deploy.formats.bits import from_smallest_three, morton_order, smallest_three
 from flexgs_lightning.deploy.formats.ply import ANTIALIASED
@@ -52,7 +53,7 @@ def write_compressed_ply(file: SplatFile, path: Path) -> None:
     for start in range(0, len(order), 256 * CHUNK):
         rows = order[start : start + 256 * CHUNK]
         padded = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % CHUNK)])
-        bounds, packed, rest = _encode(splats[padded])
+        bounds, packed, rest = _encode(splats[torch.from_numpy(padded)])
         chunks.append(bounds)
         vertices.append(packed[: len(rows)])
         sh.append(rest[: len(rows)])

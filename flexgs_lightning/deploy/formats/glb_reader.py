@@ -222,7 +222,7 @@ class _Reader:
         found, kind = accessor.get("count"), _COMPONENTS.get(accessor.get("componentType", 0))
         width = _TYPES.get(str(accessor.get("type")))
         wanted = (3, 4) if components is None else (components,)
-        if kind is None or width not in wanted or "sparse" in accessor:
+        if kind is None or width is None or width not in wanted or "sparse" in accessor:
             kinds = f"{accessor.get('type')!r} of {accessor.get('componentType')!r}"
             raise InputError(
                 f"{self._path}: {name}: accessor of type {kinds}; expected {' or '.join(map(str, wanted))} "

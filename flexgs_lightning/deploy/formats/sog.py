@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from flexgs_lightning.deploy.formats.bits import morton_order, smallest_three, to_bytes
@@ -71,7 +72,7 @@ def encode(file: SplatFile, keep_order: bool = False) -> dict[str, bytes]:
     """The members of the archive by name, ``meta.json`` first."""
     splats = file.splats.detach().to("cpu")
     if not keep_order:
-        splats = splats[morton_order(splats.means.numpy())]
+        splats = splats[torch.from_numpy(morton_order(splats.means.numpy()))]
     values = arrays(splats)
     side = math.ceil(math.sqrt(len(splats)) / 4) * 4
     shape = (math.ceil(len(splats) / side / 4) * 4, side)
@@ -114,8 +115,8 @@ def _encode_sh(splats: Splats, shape: tuple[int, int]) -> tuple[dict[str, Any], 
     """What ``meta.json`` says of the further coefficients, and their images."""
     count, coefficients = len(splats), COEFFICIENTS[splats.sh_degree]
     thousands = min(_LARGEST_PALETTE, 2 ** int(math.log2(max(count / 1024, 1))))
-    entries, labels = palette(splats.sh[:, 1:].reshape(count, -1), 1024 * thousands)
-    labels, order = _by_first_use(labels.numpy())
+    entries, entry_of = palette(splats.sh[:, 1:].reshape(count, -1), 1024 * thousands)
+    labels, order = _by_first_use(entry_of.numpy())
     codes, indices = codebook(entries.numpy()[order])
     rows = math.ceil(len(indices) / PALETTE_COLUMNS)
     colors = indices.reshape(-1, 3)  # a pixel a coefficient, entry after entry

@@ -57,7 +57,7 @@ def assemble(
     Raises:
         InputError: values that are NaN, infinite or out of range (named and counted).
     """
-    given = {"means": means, "quats": quats, "opacities": opacities, "sh": sh}
+    given: dict[str, np.ndarray | None] = {"means": means, "quats": quats, "opacities": opacities, "sh": sh}
     given |= {"scales": scales} if scales is not None else {"log scales": log_scales}
     tensors = {
         name: torch.from_numpy(np.require(array, np.float32, ["C", "W"])) for name, array in given.items()
@@ -90,7 +90,7 @@ def require_drawable(path: Path, splats: Splats) -> None:
     if len(splats) == 0:
         raise InputError(f"{path}: there are no Gaussians to write.")
     if splats.has_features:
-        raise InputError(f"{path}: splat files hold spherical harmonics; these Gaussians carry features.")
+        raise InputError(f"{path}: a splat file holds spherical harmonics; these Gaussians carry features.")
     for name in ("means", "quats", "scales", "opacities", "sh"):
         refuse_not_finite(path, name, getattr(splats, name))
     refuse(path, "scales", "negative", (splats.scales < 0).sum(), splats)

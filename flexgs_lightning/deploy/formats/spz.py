@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import zstandard
 
 from flexgs_lightning.deploy.formats.bits import from_smallest_three, morton_order, smallest_three, to_bytes
@@ -91,7 +92,7 @@ def write_spz(file: SplatFile, path: Path, version: int = 4) -> None:
             packer = zlib.compressobj(9, wbits=31)
             out.write(packer.compress(_packed_header(header, 0)))
             for column in columns.values():
-                out.write(packer.compress(column))
+                out.write(packer.compress(column.tobytes()))
             out.write(packer.flush())
 
 
@@ -129,7 +130,7 @@ def _fractional_bits(path: Path, splats: Splats) -> int:
 def _encode(splats: Splats, header: _Header) -> dict[str, np.ndarray]:
     """uint8 columns [N, bytes]."""
     splats = half_turn(splats.to("cpu"), "x")
-    splats = splats[morton_order(splats.means.numpy())]
+    splats = splats[torch.from_numpy(morton_order(splats.means.numpy()))]
     columns = {name: np.empty((header.count, size), np.uint8) for name, size in header.columns().items()}
     for rows, values in blocks(splats):
         fixed = np.rint(values.means.astype(np.float64) * 2.0**header.fractional_bits).astype("<i4")

@@ -96,9 +96,9 @@ def write_streamed_sog(levels: Sequence[SplatFile], output: Path) -> None:
     with atomic_path(output) as temporary:
         temporary.mkdir()
         for name in names:
-            level = int(name.partition("_")[0])
+            lod = int(name.partition("_")[0])
             rows = torch.from_numpy(np.concatenate(orders[name]))
-            part = SplatFile(scenes[level][rows], levels[level].antialiased)
+            part = SplatFile(scenes[lod][rows], levels[lod].antialiased)
             write_sog_folder(part, temporary / name, keep_order=True)
         (temporary / LOD_META).write_text(json.dumps(meta))
         if output.is_dir():
