@@ -19,6 +19,7 @@ from viewer_scene import Prefixes, big_ball
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.deploy.formats.ply import ply_bytes
+from flexgs_lightning.deploy.opening import grey
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.deploy.viewer.canvas import compose
 from flexgs_lightning.deploy.viewer.viewer import Viewer
@@ -85,7 +86,8 @@ class Tab:
 def browser(small_capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     if chromium() is None:
         pytest.skip("no chromium: install it (apt-get install chromium) to test the page")
-    scene, capture = Prefixes(big_ball()), read_colmap(small_capture)
+    scene = Prefixes(big_ball(), antialiased=False, background=grey(0.2))
+    capture = read_colmap(small_capture)
     viewer = Viewer(scene, capture, **LOCAL)
     folder = tmp_path_factory.mktemp("browser")
     try:

@@ -16,7 +16,7 @@ class Prefixes:
     asked: list[float] = field(default_factory=list)
     elastic = True
     name = "ball"
-    antialiased = True
+    antialiased: bool = True
     background: torch.Tensor = field(default_factory=lambda: torch.full((3,), 0.3))
 
     def __len__(self) -> int:

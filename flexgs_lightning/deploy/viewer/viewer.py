@@ -24,6 +24,7 @@ from flexgs_lightning.deploy.viewer.canvas import framing_fov, reduced
 from flexgs_lightning.deploy.viewer.session import Session, Stage
 from flexgs_lightning.deploy.viewer.state import RatioScale, SplatsCache
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.checkpoint import Model
 
 log = logging.getLogger(__name__)
 
