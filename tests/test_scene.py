@@ -215,3 +215,11 @@ def test_load_needs_every_kind_of_part(small_capture: Path, tmp_path: Path) -> N
         InputError, match=r"expected one of residuals, field, found 'glow'|no such attributes"
     ):
         load(trained.run_folder / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("quats", -1.0), ("scales", float("nan")), ("sh0", 0.0), ("shN", 0.0)]
+)
+def test_impossible_rates_are_named(name: str, rate: float) -> None:
+    with pytest.raises(InputError, match=f"learning_rates.{name}: expected"):
+        LearningRates(**{name: rate})

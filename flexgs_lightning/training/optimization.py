@@ -1,12 +1,14 @@
 """Optimizers and learning-rate schedules of the Gaussians."""
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 
+from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import ATTRIBUTES, Attribute, residual_columns
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.processes import Shards
@@ -39,6 +41,17 @@ class LearningRates:
     sh0: float = SH.rate
     shN: float = SH.rest_rate or SH.rate  # noqa: N815
     batch_rule: Literal["constant", "sqrt"] = "constant"
+
+    def __post_init__(self) -> None:
+        rates = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name != "batch_rule"
+        }
+        for name, rate in rates.items():
+            if not (math.isfinite(rate) and rate >= 0):
+                raise InputError(f"model.learning_rates.{name}: expected 0 or more, found {rate}.")
+        for name in ("means", "sh0", "shN"):  # others are shares of these
+            if rates[name] == 0:
+                raise InputError(f"model.learning_rates.{name}: expected a positive number, found 0.")
 
     def of(self, attribute: Attribute) -> tuple[float, float | None, float | None]:
         """Rates of an attribute: at the start, at the end and of the rest; those of the table unless set."""
