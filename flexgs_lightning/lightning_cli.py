@@ -11,7 +11,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from flexgs_lightning.deploy.opening import open_splats
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, read_checkpoint
-from flexgs_lightning.training.callbacks.checkpointing import newest_checkpoint
 from flexgs_lightning.training.callbacks.interruption import signals_given_back
 from flexgs_lightning.training.parallel import lost_processes_explained
 from flexgs_lightning.training.run import TrainingRun
@@ -64,8 +63,6 @@ class FlexGSCLI(TrainingRun):
         """Parse, and find and check the checkpoint before any expensive minute is spent."""
         super().parse_arguments(parser, args)
         options = self.options
-        if options.ckpt_path == "last":
-            options.ckpt_path = str(newest_checkpoint(self.run_root()))
         if options.ckpt_path is not None:
             self._trained = read_checkpoint(options.ckpt_path, mapped=True)[CHECKPOINT_KEY]
         elif self.config.subcommand != "fit":

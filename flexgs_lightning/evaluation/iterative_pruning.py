@@ -62,11 +62,16 @@ class IterativePruning(Callback):
     ) -> None:
         """Prune if it is time."""
         assert isinstance(pl_module, FlexGSModule)
-        step, count = pl_module.elastic_step, len(pl_module.scene)
-        if self.keep is None or count <= self.keep or step is None or step % self.every:
+        step = pl_module.elastic_step
+        if self.keep is None or step is None or step % self.every:
             return
+        if pl_module.shards.several:
+            raise InputError("iterative_pruning: expected one process or replicas, found sharded Gaussians.")
         if not pl_module.scene.elastic:
             pl_module.begin_elastic_stage()
+        count = len(pl_module.scene)
+        if count <= self.keep:
+            return
         scores = gradient_scores(pl_module, self._training_views(trainer))
         left = next_count(count, self.keep, self.fraction)
         kept = torch.zeros(count, dtype=torch.bool, device=scores.device)
@@ -85,19 +90,21 @@ class IterativePruning(Callback):
 
 def gradient_scores(module: FlexGSModule, views: ViewLoader) -> Float[Tensor, " N"]:
     """[N] sum over views and raw parameters of the norm of the gradient of a view's photometric loss."""
-    parameters = list(module.gaussians.params.values())
+    parameters = list(module.gaussians.own().values())
     total = parameters[0].new_zeros(len(module.gaussians))
     for view in views:
         batch = view.to(module.device)
         background = module.evaluation_background
         with torch.enable_grad():
             image = rasterize(
-                module.gaussians.splats(),
+                module.scene.at(),
                 batch.cameras,
                 background=background,
                 antialiased=module.antialiased,
             ).image
             loss = photometric_loss(image, batch.targets(background), module.ssim_weight)
-        for gradient in torch.autograd.grad(loss, parameters):
+        for gradient in torch.autograd.grad(loss, parameters, allow_unused=True):
+            if gradient is None:  # an attribute that is not drawn
+                continue
             total += gradient.reshape(len(total), math.prod(gradient.shape[1:])).norm(dim=1)
     return total

@@ -105,8 +105,12 @@ def register(attribute: Attribute) -> None:
     """Let every Gaussian of scenes made from now on have another attribute.
 
     Raises:
-        ValueError: there is one of that name.
+        ValueError: there is one of that name, or its rate is not positive.
     """
+    if not attribute.rate > 0:
+        raise ValueError(
+            f"attributes: expected a positive rate of '{attribute.name}', found {attribute.rate}."
+        )
     if attribute.name in ATTRIBUTES:
         raise ValueError(f"attributes: there is a '{attribute.name}' already.")
     ATTRIBUTES[attribute.name] = attribute

@@ -91,6 +91,7 @@ def elastic_scene(
 
     Raises:
         InputError: there is no Gaussian.
+        ValueError: a part of that name is there already.
     """
     count = len(gaussians) if total is None else total
     selection: Selection = Ordered()
@@ -101,6 +102,9 @@ def elastic_scene(
         added["field"] = _field(count, frame, options)
     if options.residual_anchors and count:
         added["residuals"] = RatioResiduals(count, options.residual_anchors, residual_units, shards)
+    twice = added.keys() & (parts or {}).keys()
+    if twice:
+        raise ValueError(f"elastic_scene: the scene has parts of these names already: {', '.join(twice)}.")
     return Scene(
         gaussians,
         selection=selection,

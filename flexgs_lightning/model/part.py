@@ -54,6 +54,8 @@ class Part(nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "kind" in cls.__dict__:
+            if cls.kind in PARTS:
+                raise ValueError(f"Part: there is a kind '{cls.kind}' already.")
             PARTS[cls.kind] = cls
 
     @abstractmethod

@@ -22,8 +22,8 @@ from flexgs_lightning.splats import Splats
 class Scene(nn.Module):
     """A set of Gaussians, a selection, and parts that change raw parameters before activation.
 
-    A scene of the first stage has no parts, and one that is not elastic draws at ratio 1 alone. Sets are
-    nested whatever the selection: a smaller ratio's Gaussians are among a larger one's.
+    A scene that is not elastic is meant to be drawn whole: its Gaussians have no ranks. Sets are nested
+    whatever the selection: a smaller ratio's Gaussians are among a larger one's.
 
     If several processes hold the Gaussians of an elastic scene, process r of W stores r, r + W, r + 2W, … of
     the ranking. Ratios then still mean all N, and ``at`` gives what of a subset is here.
@@ -51,6 +51,8 @@ class Scene(nn.Module):
 
         Raises:
             InputError: an elastic scene without a Gaussian.
+            ValueError: a part with a row for each Gaussian in a scene without ranks. What each Gaussian has
+                from the first stage on is an attribute (``attributes.register``).
         """
         super().__init__()
         self.gaussians = gaussians
@@ -60,6 +62,8 @@ class Scene(nn.Module):
         self.shards = shards
         self.elsewhere = 0 if total is None else total - len(gaussians)
         """Gaussians that other processes hold; ``Surgery`` and densification keep it true."""
+        if not elastic and any(part.rows() for part in self.each_part()):
+            raise ValueError("Scene: parts with rows belong to ranks, which only an elastic scene has.")
         if elastic and len(self) == 0:
             raise InputError("an elastic model needs at least one Gaussian, found none.")
 
@@ -129,7 +133,8 @@ class Scene(nn.Module):
 
     def first_non_finite(self) -> str | None:
         """Name of the first parameter that holds NaN or infinity; None if all are finite."""
-        broken = (name for name, value in self.named_parameters() if not torch.isfinite(value).all())
+        others = ((name, p) for name, p in self.named_parameters() if not name.startswith("gaussians."))
+        broken = (name for name, value in others if not torch.isfinite(value).all())
         return self.gaussians.first_non_finite() or next(broken, None)
 
     def as_plain(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.normalization import RatioAxis, SceneFrame, ratio_to_axis
 
-ATTRIBUTES = 10
+INPUTS = 10
 """Position (3), scale (3) and rotation (4): xi of Eq. 5."""
 _CHUNK = 1 << 18
 
@@ -66,7 +66,7 @@ class GaussianSelector(nn.Module):
         self.frame = frame
         self.lowest_ratio, self.ratio_axis = lowest_ratio, ratio_axis
         self.ratio_branch = _branch(1, hidden)
-        self.attribute_branch = _branch(ATTRIBUTES, hidden)
+        self.attribute_branch = _branch(INPUTS, hidden)
         self.mix_ratio = nn.Linear(hidden, 2)
         self.mix_attributes = nn.Linear(hidden, 2, bias=False)
 

@@ -155,6 +155,7 @@ def descend(
         loss = photometric(scene.at(FULL))
         parts["full_loss"] = loss.detach()
         add(options.full_weight * loss)
+        del loss  # with the graph, before the next render
     for ratio in ratios:
         subset = Subset(scene, ratio, temperature)
         loss = photometric(subset.splats)
@@ -163,6 +164,7 @@ def descend(
         if subset.mask is not None:
             weighted = weighted + selection_loss(scene, subset.mask, ratio, options, parts) / len(ratios)
         add(weighted)
+        del loss, weighted
         subset.give_back()
         parts["selected"] = len(subset.splats) * scene.shards.count / len(scene)
         parts["ratio"] = ratio

@@ -225,14 +225,21 @@ class FlexGSModule(lightning.LightningModule):
 
     # -- training --------------------------------------------------------------------------------------
 
+    def on_train_batch_start(self, batch: ViewBatch, batch_idx: int) -> None:
+        """Begin the second stage, if no callback has: optimizers cannot change within a step."""
+        if self.elastic_step is not None and not self.scene.elastic:
+            self.begin_elastic_stage()
+
+    def on_train_end(self) -> None:
+        """What the last iteration found has not been read yet."""
+        self._finite.read(self.scene)
+
     def training_step(self, batch: ViewBatch, batch_idx: int) -> None:
         """One iteration of the stage that it belongs to."""
         seed_generators(self.seed * 1_000_003 + self.iteration)
         if self.elastic_step is None:
             self._reconstruct(batch)
         else:
-            if not self.scene.elastic:
-                self.begin_elastic_stage()
             self._train_elastic(batch, self.elastic_step)
 
     def _reconstruct(self, batch: ViewBatch) -> None:
@@ -263,12 +270,11 @@ class FlexGSModule(lightning.LightningModule):
         background = self._training_background()
         photos = batch.targets(background)
         reference = SSIMReference.of(photos)
-        image = photos
+        images: list[Tensor] = []
 
         def photometric(splats: Splats) -> Tensor:
-            nonlocal image
             drawn = self.draw(splats, batch, background).image
-            image = drawn.detach()  # without its graph, which ends with its own backward pass
+            images.append(drawn.detach())  # without its graph, which ends with its own backward pass
             return photometric_loss(drawn, reference, self.ssim_weight)
 
         loss, parts = descend(
@@ -282,7 +288,7 @@ class FlexGSModule(lightning.LightningModule):
         self._finite.look(self.scene, loss, self.iteration)
         self._step()
         if self.is_time_to_log:
-            self._log_progress(loss, parts, image, photos)
+            self._log_progress(loss, parts, images[0], photos)  # the full model, if it was drawn
 
     # -- the second stage ------------------------------------------------------------------------------
 

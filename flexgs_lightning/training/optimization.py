@@ -88,7 +88,7 @@ class TwoRateAdam(torch.optim.Adam):
 def gaussian_optimizers(
     gaussians: Gaussians, rates: LearningRates, extent: float, decay: float = 1.0
 ) -> dict[str, torch.optim.Optimizer]:
-    """One Adam for each attribute, as densification expects: its state must be resizable by name.
+    """One Adam for each attribute, by name: density control resets and forgets moments of one of them.
 
     Groups know the schedule of their rate (``set_rates``): an attribute with a final rate has its own, the
     others fall exponentially to ``decay`` of their start.

@@ -80,7 +80,7 @@ def rank_gaussians(
             shards=model.shards,
         )
     else:
-        splats = model.gaussians.splats()
+        splats = model.at()
         ranking = _rank_by_weight(splats, cameras, VOLUME[importance], antialiased, model.shards)
     if not (ranking.importance > 0).any():
         raise InputError("importance: no training view sees any Gaussian of this scene.")

@@ -38,7 +38,7 @@ ROLES: dict[str, Role] = {
     "model.elastic": "second",
     "model.elastic_training": "second",
     "model.elastic_training.steps": "length",
-    "model.clearance": "fixed",
+    "model.clearance": "first",
     "model.lpips": "free",
     "model.validation_lpips": "free",
     "model.lpips_weights": "free",
@@ -137,7 +137,7 @@ def _compare(then: Mapping[str, Any], now: Mapping[str, Any], done: int, path: A
     if refused:
         raise InputError(_refusal(path, refused, then, now, done))
     for name in changed:
-        role = role_of(name)
+        role = role_of(name) if name in then and name in now else "free"
         if role == "start" or (role == "first" and second):
             log.warning("%s: %s comes too late, trained with %s.", name, now.get(name), then.get(name))
         elif role != "views":
@@ -146,7 +146,10 @@ def _compare(then: Mapping[str, Any], now: Mapping[str, Any], done: int, path: A
 
 def _may_change(name: str, then: Mapping[str, Any], now: Mapping[str, Any], done: int, second: bool) -> bool:
     """Whether the option may be another from iteration ``done`` on, in or before the second stage."""
-    role = role_of(name)
+    try:
+        role = role_of(name)
+    except KeyError:  # of another release, or of a class of the user's own
+        return name not in then or name not in now
     if role == "first":
         return second
     if role == "second":

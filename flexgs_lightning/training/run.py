@@ -18,7 +18,7 @@ from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.settings import element_of, with_config_files, with_lists
 from flexgs_lightning.training.callbacks import WITH_OPTIONS
-from flexgs_lightning.training.callbacks.checkpointing import FOLDER
+from flexgs_lightning.training.callbacks.checkpointing import FOLDER, newest_checkpoint
 from flexgs_lightning.training.callbacks.interruption import signals_given_back
 from flexgs_lightning.training.densification import AdaptiveDensityControl
 from flexgs_lightning.training.module import FlexGSModule
@@ -123,6 +123,8 @@ class TrainingRun(LightningCLI):
         }
         typed = with_config_files(cast(Sequence[str], args))
         self.config = parser.parse_args(with_lists(typed, lists))
+        if self.options.get("ckpt_path") == "last":
+            self.options.ckpt_path = str(newest_checkpoint(self.run_root()))
 
     @property
     def options(self) -> Any:

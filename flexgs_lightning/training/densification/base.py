@@ -156,9 +156,9 @@ class Densification(ABC):
             report.pruned = self._remove_non_finite(completed)
         if due:
             self._refine(completed, report)
+        self._finish(completed, report)
         if searched:
             report.too_close = self._remove_too_close(completed)
-        self._finish(completed, report)
         report.count = self._count
         if searched or report.opacity_reset:
             self._add_up(report)
