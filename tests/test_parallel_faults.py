@@ -98,7 +98,7 @@ def _die_in_the_middle_of_an_all_reduce(rank: int) -> None:
     original = torch.distributed.all_reduce
     if rank == 1:
         arm = partial(_before, torch.distributed, "all_reduce", die)
-        _before(module.FlexGSModule, "_step", lambda train, _: _at_fatal_step(arm, train))
+        _before(module.FlexGSModule, "_step", lambda train: _at_fatal_step(arm, train))
 
 
 def _die_while_writing_a_checkpoint(rank: int) -> None:
@@ -192,7 +192,7 @@ def _terminated_at_step_25(rank: int) -> None:
     """In the middle of the iteration, and only the second process."""
     if rank == 1:
         stop = partial(os.kill, os.getpid(), signal.SIGTERM)
-        _before(module.FlexGSModule, "_step", lambda train, _: _at_fatal_step(stop, train))
+        _before(module.FlexGSModule, "_step", lambda train: _at_fatal_step(stop, train))
 
 
 def test_a_signal_that_comes_while_the_processes_agree_is_not_forgotten(
@@ -301,7 +301,7 @@ def test_a_training_that_fails_gives_the_signals_back(
 
 
 def test_sigterm_ends_one_process_as_gracefully_as_ctrl_c(small_capture: Path, tmp_path: Path) -> None:
-    def terminate(train: module.FlexGSModule, _: Any) -> None:
+    def terminate(train: module.FlexGSModule) -> None:
         _at_fatal_step(partial(os.kill, os.getpid(), signal.SIGTERM), train)
 
     with pytest.MonkeyPatch.context() as patch:
