@@ -16,7 +16,7 @@ HELP = """\
 usage: flexgs COMMAND [options]        (flexgs COMMAND --help lists them)
 
 training
-  fit            train a scene:  flexgs fit --config mipnerf360 --data.root data/360/garden
+  fit            train a scene:  flexgs fit --config mipnerf360 --data.root data/mipnerf360/garden
   validate       measure a checkpoint on the held-out views
   test           the same, and write metrics.json into the run folder
 deployment

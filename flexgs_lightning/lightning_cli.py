@@ -56,7 +56,7 @@ class FlexGSCLI(TrainingRun):
             "--start_from",
             type=Path | None,
             default=None,
-            help="Trained scene to start a new training from: a checkpoint, or any 3DGS PLY of the capture.",
+            help="Trained scene to start a new training from: a checkpoint, an elastic file or a splat file.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

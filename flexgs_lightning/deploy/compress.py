@@ -33,7 +33,7 @@ def compress(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: bool = False,
 ) -> None:
-    """Write a trained scene as an elastic file: every size in one file, a twentieth of a PLY's bytes or less.
+    """Write a trained scene as an elastic file: every size in one file, a tenth to a twentieth of a PLY.
 
     The file may be cut at any chunk's end ("flexgs info" lists them) and then is the model of so many
     Gaussians. What each number is worth, and the rate, are found out on training views; test views are left
