@@ -33,6 +33,8 @@ MOST_HEADER = 1 << 24
 MOST_LEVELS = 32
 MOST_WEIGHT = 1 << 20
 """Largest weight of the rule: its sums are exact in 53 bits."""
+MOST_LEVEL_ROWS = 2
+"""Rows of all levels below the full one, for each Gaussian, at most."""
 MOST_ROWS_A_BYTE = 1
 """A chunk has at most this many Gaussians a byte, so that memory is bounded by the file's size."""
 START_BYTES = _START.size
@@ -238,9 +240,12 @@ def _check_numbers(path: Path, numbers: Numbers, background: np.ndarray) -> None
 def _check_ratios(path: Path, ratios: tuple[float, ...], total: int) -> None:
     ascending = all(0 < low < high for low, high in itertools.pairwise((*ratios, 1.5)))
     _check(path, ascending and ratios[-1] == 1.0, "ratios", ratios)
-    _check(path, ratios[0] * total >= 1, "ratios", f"{ratios[0]} of {total} Gaussians")
-    counts = [count_at(ratio, total) for ratio in ratios]
+    try:
+        counts = [count_at(ratio, total) for ratio in ratios]
+    except InputError as error:
+        raise InputError(f"{path}: header: ratios out of range, found {ratios} of {total}.") from error
     _check(path, counts == sorted(set(counts)), "ratios", ratios)
+    _check(path, sum(counts[:-1]) <= MOST_LEVEL_ROWS * total, "rows of all levels", sum(counts))
 
 
 def _facts(path: Path, data: bytes) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def search_refined(
         coded = {ratio: mean_psnr(encoding.decoded, ratio, judging, device) for ratio in found.psnr}
         losses = [found.psnr[ratio][0] - after for ratio, after in coded.items()]
         report(f"refined: {_round_line(encoding.size(), plan.arrays.total, list(coded), losses)}")
-        if losses[-1] <= psnr_loss:
+        if losses[-1] <= psnr_loss and max(losses[:-1], default=0.0) <= SLACK * prefix_loss:
             psnr = {ratio: (found.psnr[ratio][0], after) for ratio, after in coded.items()}
             return Found(encoding, psnr, found.rule)
         further = max(1.0, 0.95 * further * psnr_loss / losses[-1])

@@ -65,6 +65,6 @@ def decompress(
     if recover:
         wanted = min(wanted, len(arrays))
     splats = arrays.at(wanted / total)
-    write_ply(splats, output)
+    write_ply(splats, output, arrays.antialiased)
     size = output.stat().st_size / MEGABYTE
     log.info(f"{output}: {len(splats):,} Gaussians, SH degree {splats.sh_degree}, {size:.1f} MB")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from flexgs_lightning.deploy.formats.registry import Format
+from flexgs_lightning.deploy.formats.registry import Format, has_suffix
+from flexgs_lightning.deploy.formats.sog import META
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
@@ -37,6 +38,8 @@ def write_within(model: Model, format: Format, max_bytes: float, path: Path) -> 
     if not 0 < max_bytes < float("inf"):
         raise InputError(f"max_megabytes: expected a positive number, found {max_bytes / MEGABYTE:g}.")
     if format.size is None:
+        if has_suffix(path, META):
+            raise InputError(f"{path}: a size in megabytes needs one file, such as scene.sog.")
         return _search(model, format, max_bytes, path)
     low, high = 0, len(model) + 1  # low fits, high does not
     while high - low > 1:
@@ -48,7 +51,7 @@ def write_within(model: Model, format: Format, max_bytes: float, path: Path) -> 
 
 def _search(model: Model, format: Format, max_bytes: float, path: Path) -> SplatFile:
     low, high = 0, len(model) + 1  # low fits, high does not, as far as was measured
-    count = min(max(int(max_bytes / _FIRST_GUESS), 1), len(model))
+    count = min(max(int(max_bytes / _FIRST_GUESS), 1), len(model)) if model.elastic else len(model)
     measured: list[tuple[int, int]] = []
     best = None
     with atomic_path(path) as kept:

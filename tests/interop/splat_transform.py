@@ -58,7 +58,16 @@ class SplatTransform:
     """The program, installed for as long as this script runs."""
 
     def __init__(self, folder: Path) -> None:
-        self._run("npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), PACKAGE)
+        quick = ("--fetch-retries=1", "--fetch-timeout=30000")
+        install = ("npm", "install", "--silent", "--no-audit", "--no-fund", *quick)
+        try:
+            subprocess.run(
+                (*install, "--prefix", str(folder), PACKAGE), capture_output=True, timeout=180, check=True
+            )
+            subprocess.run(("node", "--version"), capture_output=True, timeout=30, check=True)
+        except (OSError, subprocess.SubprocessError) as error:  # not for us to mend
+            print(f"skipped: {PACKAGE} could not be installed ({error}).")
+            raise SystemExit(0) from error
         self._program = folder / "node_modules" / "@playcanvas" / "splat-transform" / "bin" / "cli.mjs"
 
     def __call__(self, source: Path, target: Path, *options: str) -> Splats | None:
@@ -68,7 +77,7 @@ class SplatTransform:
 
     @staticmethod
     def _run(*command: str) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if done.returncode:
             sys.exit(f"{' '.join(command)}: {done.stdout}{done.stderr}")
 

@@ -49,7 +49,7 @@ def write_sog(file: SplatFile, path: Path) -> None:
         InputError: see ``require_drawable``; the file cannot be written.
     """
     require_drawable(path, file.splats)
-    if path.name == META:
+    if path.name.lower() == META:
         if path.parent.exists() and any(path.parent.iterdir()):
             raise InputError(f"{path.parent}: is not empty; expected a new folder for the files of {META}.")
         with atomic_path(path.parent) as folder:

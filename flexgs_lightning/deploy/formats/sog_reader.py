@@ -72,13 +72,16 @@ def _member_of_archive(path: Path, archive: zipfile.ZipFile, name: str) -> bytes
 
 def _member_of_folder(path: Path, name: str) -> bytes:
     """A file beside ``meta.json``, and none elsewhere whatever the name says."""
-    if Path(name).name != name:
+    if not name or "\0" in name or Path(name).name != name:
         raise InputError(f"{path}: names '{name}'; expected a file of the same folder.")
     return read_bytes(path if name == META else path.with_name(name))
 
 
 def _folder_bytes(path: Path) -> int:
-    return sum(member.stat().st_size for member in path.parent.iterdir() if member.is_file())
+    try:
+        return sum(member.stat().st_size for member in path.parent.iterdir() if member.is_file())
+    except OSError as error:
+        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
 
 
 # -- what meta.json says -------------------------------------------------------------------------------
