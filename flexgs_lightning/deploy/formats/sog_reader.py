@@ -54,6 +54,7 @@ def read_sog(path: Path) -> SplatFile:
             return _decode(path, lambda name: _member_of_archive(path, archive, name), packed)
     except OSError as error:
         raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
+    # The middle two are what zipfile raises for packings that it does not know, and for encrypted members.
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a SOG file: no sound ZIP archive ({error}).") from error
 
