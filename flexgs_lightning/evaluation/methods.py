@@ -1,13 +1,13 @@
-"""Methods: ways to have a scene at a ratio, by name."""
+"""Methods: ways to have a scene at a ratio."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from flexgs_lightning.deploy.formats.ply import read_ply, write_ply
 from flexgs_lightning.errors import InputError
@@ -18,21 +18,10 @@ from flexgs_lightning.evaluation.study import Schedule, Study
 from flexgs_lightning.evaluation.training import Settings, Training, merged, train
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import load
-from flexgs_lightning.settings import read_config
 from flexgs_lightning.splats import Splats
 
-ELASTIC_CONFIGS = {
-    "flexgs": "flexgs.yaml",
-    "flexgs-paper": "flexgs_paper.yaml",
-    "matryoshka": "matryoshka.yaml",
-}
-"""Files below the folder of configs that hold the elastic methods' settings."""
-ABLATIONS = "ablations"
-SCRATCH = "scratch:mcmc"
 PUBLISHED_ROUND, PUBLISHED_END = 1_000, 5_000
 """Iterations after each pruning and at the end (COGS 2025 runner-up)."""
-ELASTIC_SETTINGS = ("elastic", "elastic_training")
-SCHEDULES = ("importance_refresh", "temperature")
 
 
 @dataclass(frozen=True)
@@ -87,7 +76,7 @@ class Method(ABC):
     @property
     def folder(self) -> str:
         """Name of its folder."""
-        return Path(self.name).stem.replace(":", "-") if _is_file(self.name) else self.name.replace(":", "-")
+        return Path(self.name).stem.replace(":", "-") if is_file(self.name) else self.name.replace(":", "-")
 
 
 @dataclass(frozen=True)
@@ -262,44 +251,9 @@ class Elastic(Method):
         return lambda ratio, cell: Outcome(model.at(ratio), lambda: model.at(ratio), training)
 
 
-def parse_methods(names: Sequence[str], configs: Path) -> list[Method]:
-    """Methods by name.
-
-    ``prune`` and ``prune-finetune`` take a score after a colon (``prune:opacity``; removal by default).
-    ``iterative``, ``scratch:mcmc``, ``matryoshka``, ``flexgs`` and ``flexgs-paper`` stand alone. A path of a
-    YAML file is an elastic method of its own, and ``flexgs+name`` lays ``ablations/flexgs/name.yaml`` over
-    ``flexgs``.
-
-    Args:
-        names: as they are asked for.
-        configs: folder of the elastic methods' settings.
-
-    Raises:
-        InputError: an unknown or repeated name, or a config that cannot be read.
-    """
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"--methods: expected different methods, found {' '.join(names) or 'none'}.")
-    methods = [_method(name, configs) for name in names]
-    folders = [method.folder for method in methods]
-    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
-    if twice is not None:
-        raise InputError(f"--methods: two of them would share the folder '{twice}'; rename one config.")
-    return methods
-
-
-def ablations(bases: Sequence[str], configs: Path) -> list[str]:
-    """Names of the bases, each followed by its ablations.
-
-    Raises:
-        InputError: a base without ablations.
-    """
-    names = []
-    for base in bases:
-        overlays = sorted((configs / ABLATIONS / base).glob("*.yaml"))
-        if not overlays:
-            raise InputError(f"{configs / ABLATIONS / base}: there are no ablations of '{base}'.")
-        names += [base, *(f"{base}+{path.stem}" for path in overlays)]
-    return names
+def is_file(name: str) -> bool:
+    """Whether a method is named by its config's path."""
+    return Path(name).suffix in (".yaml", ".yml")
 
 
 def iterative_schedule(schedule: Schedule, rounds: int) -> tuple[int, int]:
@@ -348,55 +302,6 @@ def scaled(settings: Settings, steps: int) -> Settings:
         return settings
     every = math.ceil(refresh["every_n_steps"] * steps / published)
     return merged(settings, {"importance_refresh": {"every_n_steps": every}})
-
-
-def _method(name: str, configs: Path) -> Method:
-    kind, colon, score = name.partition(":")
-    if kind in ("prune", "prune-finetune"):
-        if colon and score not in get_args(Score):
-            raise InputError(
-                f"--methods {name}: expected a score of {', '.join(get_args(Score))}, found '{score}'."
-            )
-        chosen: Any = score or "removal"
-        return Pruning(name, chosen) if kind == "prune" else Finetuning(name, chosen)
-    if name == "iterative":
-        return IterativePruningMethod(name)
-    if name == SCRATCH:
-        return Scratch(name)
-    return Elastic(name, _elastic_settings(name, configs))
-
-
-def _elastic_settings(name: str, configs: Path) -> Settings:
-    """What a config says of the second stage; capture, first stage and hardware are the study's."""
-    base, *overlays = [name] if _is_file(name) else name.split("+")
-    files = [_config_file(name, base, configs)]
-    for overlay in overlays:
-        path = configs / ABLATIONS / base / f"{overlay}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
-            raise InputError(f"--methods {name}: no such file {path}; ablations of '{base}': {known}.")
-        files.append(path)
-    config = merged({}, *(read_config(path) for path in files))
-    model = {key: value for key, value in config.get("model", {}).items() if key in ELASTIC_SETTINGS}
-    if "elastic_training" not in model:
-        raise InputError(f"{files[0]}: expected a config with model.elastic_training, found none.")
-    return {"model": model, **{key: config[key] for key in SCHEDULES if key in config}}
-
-
-def _is_file(name: str) -> bool:
-    return Path(name).suffix in (".yaml", ".yml")
-
-
-def _config_file(name: str, base: str, configs: Path) -> Path:
-    if base in ELASTIC_CONFIGS:
-        path = configs / ELASTIC_CONFIGS[base]
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; --configs names the folder of the methods' settings.")
-        return path
-    if _is_file(base):
-        return Path(base)
-    known = ("prune", "prune-finetune", "iterative", SCRATCH, *ELASTIC_CONFIGS)
-    raise InputError(f"--methods {name}: expected {', '.join(known)} or a YAML file, found '{base}'.")
 
 
 def _from_file(training: Training, cell: Path, study: Study) -> Outcome:
