@@ -304,13 +304,14 @@ def test_sigterm_ends_one_process_as_gracefully_as_ctrl_c(small_capture: Path, t
     def terminate(train: module.FlexGSModule) -> None:
         _at_fatal_step(partial(os.kill, os.getpid(), signal.SIGTERM), train)
 
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module.FlexGSModule, "_step", module.FlexGSModule._step)  # restored afterwards
         _before(module.FlexGSModule, "_step", terminate)
         with pytest.raises(SystemExit) as ending:
             FlexGSCLI(arguments(small_capture, tmp_path / "stopped"))
     assert ending.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
     assert load(newest_checkpoint(tmp_path)).iteration == FATAL_STEP + 1
     FlexGSCLI(arguments(small_capture, tmp_path / "stopped", "--ckpt_path=last"))
     whole = FlexGSCLI(arguments(small_capture, tmp_path / "whole")).run_folder / "checkpoints" / "last.ckpt"
