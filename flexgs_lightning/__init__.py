@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flexgs_lightning.cameras import Cameras
     from flexgs_lightning.data.colmap import read_colmap
     from flexgs_lightning.data.datamodule import CaptureDataModule
+    from flexgs_lightning.data.reading import read_capture
     from flexgs_lightning.model.checkpoint import Model, load
     from flexgs_lightning.model.elastic import ElasticOptions
     from flexgs_lightning.rendering.rasterizer import rasterize
@@ -43,6 +44,7 @@ __all__ = [
     "TrainingRun",
     "load",
     "rasterize",
+    "read_capture",
     "read_colmap",
 ]
 _HOMES = {
@@ -63,6 +65,7 @@ _HOMES = {
     "TrainingRun": "training.run",
     "load": "model.checkpoint",
     "rasterize": "rendering.rasterizer",
+    "read_capture": "data.reading",
     "read_colmap": "data.colmap",
 }
 """Module of each public name."""

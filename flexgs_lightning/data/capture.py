@@ -46,12 +46,14 @@ class View:
         source: the pixels.
         observed: rows of the capture's points that structure from motion matched in this photo, int32;
             None where nothing is known about that.
+        time: when it was taken, in [0, 1) over the capture; None where nothing is said to move.
     """
 
     name: str
     camera: Cameras
     source: ImageSource
     observed: Int[Tensor, " n"] | None = None
+    time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Capture:
         protocol: how the images were obtained, for reports ("images_4 as shipped", "images/ reduced by
             4, area filter").
         test_every: every n-th view, starting with the first, is held out; 0 holds out none.
+        test_names: views that the capture itself names as test views, in place of every n-th.
     """
 
     name: str
@@ -83,18 +86,31 @@ class Capture:
     points: Points
     protocol: str
     test_every: int = TEST_EVERY
+    test_names: frozenset[str] | None = None
 
     @property
     def train_views(self) -> tuple[View, ...]:
         """Views to fit."""
-        if self.test_every == 0:
-            return self.views
-        return tuple(view for i, view in enumerate(self.views) if i % self.test_every)
+        return tuple(view for i, view in enumerate(self.views) if not self._is_held_out(i, view))
 
     @property
     def test_views(self) -> tuple[View, ...]:
         """Held-out views."""
-        return self.views[:: self.test_every] if self.test_every else ()
+        return tuple(view for i, view in enumerate(self.views) if self._is_held_out(i, view))
+
+    def _is_held_out(self, index: int, view: View) -> bool:
+        if self.test_every == 0:
+            return False
+        return index % self.test_every == 0 if self.test_names is None else view.name in self.test_names
+
+    @property
+    def split(self) -> str:
+        """Which views are held out, for reports."""
+        if self.test_every == 0:
+            return "no image is held out"
+        if self.test_names is None:
+            return f"every {self.test_every}th image by sorted name is held out"
+        return "the capture's own test images are held out"
 
     def points_seen(self, view: View) -> Float[Tensor, "n 3"]:
         """SfM points that a view observes; where that is not known, those inside its image (of many, some).
@@ -124,6 +140,7 @@ class ViewBatch:
         alphas: [C, H, W, 1] uint8 coverage, or None where the photos have no alpha.
         indices: [C] int64 position in the split's tuple of views.
         names: C view names.
+        times: [C] float32 moments of the views in [0, 1), or None where nothing is said to move.
     """
 
     cameras: Cameras
@@ -131,6 +148,7 @@ class ViewBatch:
     alphas: UInt8[Tensor, "C H W 1"] | None
     indices: Int[Tensor, " C"]
     names: tuple[str, ...]
+    times: Float[Tensor, " C"] | None = None
 
     def __len__(self) -> int:
         return len(self.cameras)
@@ -144,6 +162,7 @@ class ViewBatch:
                 None if self.alphas is None else self.alphas[i : i + 1],
                 self.indices[i : i + 1],
                 self.names[i : i + 1],
+                None if self.times is None else self.times[i : i + 1],
             )
             for i in range(len(self))
         ]
@@ -159,12 +178,14 @@ class ViewBatch:
                 torch.full_like(batch.images[..., :1], 255) if batch.alphas is None else batch.alphas
                 for batch in batches
             ]
+        times = [batch.times for batch in batches if batch.times is not None]
         return ViewBatch(
             Cameras.stack([batch.cameras for batch in batches]),
             torch.cat([batch.images for batch in batches]),
             None if alphas[0] is None else torch.cat([alpha for alpha in alphas if alpha is not None]),
             torch.cat([batch.indices for batch in batches]),
             tuple(name for batch in batches for name in batch.names),
+            None if not times else torch.cat(times),
         )
 
     @property
@@ -186,6 +207,7 @@ class ViewBatch:
             images=self.images.pin_memory(),
             alphas=alphas,
             indices=self.indices.pin_memory(),
+            times=None if self.times is None else self.times.pin_memory(),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
@@ -196,6 +218,7 @@ class ViewBatch:
             None if self.alphas is None else self.alphas.to(device, non_blocking=non_blocking),
             self.indices.to(device, non_blocking=non_blocking),
             self.names,
+            None if self.times is None else self.times.to(device, non_blocking=non_blocking),
         )
 
     def targets(self, background: Float[Tensor, " 3"]) -> Float[Tensor, "C H W 3"]:

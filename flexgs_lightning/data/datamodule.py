@@ -10,8 +10,8 @@ from lightning.pytorch import LightningDataModule
 
 from flexgs_lightning.data.benchmarks import scene_protocol
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, View, ViewBatch
-from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.data.ordering import HeldOutOrder, TrainingOrder
+from flexgs_lightning.data.reading import read_capture
 from flexgs_lightning.data.residence import DeviceViews
 from flexgs_lightning.data.streaming import (
     ImageCache,
@@ -26,7 +26,7 @@ MAX_AUTOMATIC_WORKERS = 4
 
 
 class CaptureDataModule(LightningDataModule):
-    """Photos of one scene with their cameras, from a COLMAP folder.
+    """Photos of one scene with their cameras, from a folder that ``read_capture`` knows.
 
     Training is one endless epoch, and which views iteration k sees is a function of ``seed`` and k alone:
     a resumed run goes on with exactly the views that an uninterrupted one would see.
@@ -35,8 +35,8 @@ class CaptureDataModule(LightningDataModule):
         root: Folder of the capture: ``images/`` and a COLMAP model in ``sparse/0``.
         downscale: Reduce photos by this factor. ``images_N`` is used if present; otherwise ``images`` is
             reduced by an area filter. By default the protocol's factor for this scene, or 1.
-        test_every: Every n-th photo by sorted name is held out, beginning with the first; 0 holds out none.
-            By default the protocol's, or 8.
+        test_every: Every n-th photo by sorted name is held out, beginning with the first, unless the capture
+            names its own test photos; 0 holds out none of either kind. By default the protocol's, or 8.
         protocol: Published protocol that sets what is left out above; the folder's name is the scene.
         batch_size: Views per training iteration and process. With several processes an iteration sees
             ``batch_size`` views in each of them.
@@ -96,7 +96,7 @@ class CaptureDataModule(LightningDataModule):
         self._train_loader: ViewLoader | None = None
 
     def options(self) -> dict[str, Any]:
-        """What it takes to open the same capture again: arguments of ``read_colmap``, for checkpoints."""
+        """What it takes to open the same capture again: arguments of ``read_capture``, for checkpoints."""
         names = ("root", "downscale", "test_every", "images", "masks", "name")
         return {name: getattr(self, name) for name in names} | {"root": str(Path(self.root).resolve())}
 
@@ -111,16 +111,16 @@ class CaptureDataModule(LightningDataModule):
         """Read and check the capture before Lightning makes a run folder: a bad one then leaves no trace.
 
         Raises:
-            InputError: see ``read_colmap``.
+            InputError: see ``read_capture``.
         """
         if self._capture is None:
-            self._capture = read_colmap(**self.options())
+            self._capture = read_capture(**self.options())
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check the capture where ``prepare_data`` has not, and decide on workers.
 
         Raises:
-            InputError: see ``read_colmap``.
+            InputError: see ``read_capture``.
         """
         self.prepare_data()
         self._cache = None  # workers of another stage could not share it

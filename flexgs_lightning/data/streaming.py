@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flexgs_lightning.cameras import Cameras
@@ -148,6 +148,7 @@ class ViewDataset(Dataset[ViewBatch | InputError]):
         # As arrays: each tensor that goes to a worker would hold a file descriptor open.
         self.viewmats = np.concatenate([view.camera.viewmats.numpy() for view in views])
         self.Ks = np.concatenate([view.camera.Ks.numpy() for view in views])
+        self.times = _times(views)
         self.cache = cache
 
     def __len__(self) -> int:
@@ -168,7 +169,14 @@ class ViewDataset(Dataset[ViewBatch | InputError]):
             alphas=_alphas(images),
             indices=torch.tensor(indices),
             names=tuple(self.names[i] for i in indices),
+            times=None if self.times is None else torch.from_numpy(self.times[indices]),
         )
+
+
+def _times(views: Sequence[View]) -> Float32[np.ndarray, " V"] | None:
+    """Moments of all views, or None where some have none: a capture moves as a whole or not at all."""
+    times = [view.time for view in views if view.time is not None]
+    return np.array(times, np.float32) if times and len(times) == len(views) else None
 
 
 def _alphas(images: list[UInt8[np.ndarray, "H W 3|4"]]) -> UInt8[torch.Tensor, "C H W 1"] | None:

@@ -15,7 +15,7 @@ from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.codec.conversion import model_of
 from flexgs_lightning.codec.decoder import SUFFIX, read_elastic
 from flexgs_lightning.data.capture import Capture, View
-from flexgs_lightning.data.colmap import read_colmap
+from flexgs_lightning.data.reading import read_capture
 from flexgs_lightning.deploy.formats.registry import is_splat_file, read_splats
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model, load
@@ -60,9 +60,9 @@ def open_capture(data: dict[str, Any]) -> Capture:
     """Read the capture that ``Model.data`` names.
 
     Raises:
-        InputError: see ``read_colmap``.
+        InputError: see ``read_capture``.
     """
-    return read_colmap(data["root"], **{name: data[name] for name in _CAPTURE_OPTIONS if name in data})
+    return read_capture(data["root"], **{name: data[name] for name in _CAPTURE_OPTIONS if name in data})
 
 
 def one_size(views: Sequence[View]) -> Cameras:

@@ -169,7 +169,7 @@ class Study:
         return {
             "name": self.data.protocol,
             "images": self.capture.protocol,
-            "split": f"every {self.capture.test_every}th image by sorted name is held out",
+            "split": self.capture.split,
             "background": self.model.background.tolist(),
             "antialiased": self.antialiased,
             **self.metrics.protocol(),

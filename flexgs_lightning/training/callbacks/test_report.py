@@ -143,7 +143,7 @@ def measuring_protocol(module: FlexGSModule) -> dict[str, str | None]:
     return {
         "name": module.trainer.datamodule.protocol,  # type: ignore[attr-defined]
         "images": capture.protocol,
-        "split": f"every {capture.test_every}th image by sorted name is held out",
+        "split": capture.split,
         "background": module.background if module.background != "random" else "black",
         **module.image_metrics.protocol(),
     }

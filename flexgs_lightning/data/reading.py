@@ -1,0 +1,86 @@
+"""Reading a capture, whatever program made it: one dispatcher over the readers of this room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from flexgs_lightning.data.capture import TEST_EVERY, Capture
+from flexgs_lightning.data.colmap import read_colmap
+from flexgs_lightning.errors import InputError
+
+
+class Reader(Protocol):
+    """Reads one layout of captures; the arguments are those of ``read_capture``."""
+
+    def __call__(
+        self,
+        root: str | Path,
+        *,
+        downscale: int = 1,
+        test_every: int = TEST_EVERY,
+        images: str = "images",
+        masks: str = "masks",
+        name: str | None = None,
+    ) -> Capture:
+        """The capture, or an ``InputError``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which captures lie on disk.
+
+    Attributes:
+        marks: what a folder of this layout holds, for messages.
+        matches: whether a folder looks like it, by names alone; whether all is there is the reader's to say.
+        read: its reader.
+    """
+
+    marks: str
+    matches: Callable[[Path], bool]
+    read: Reader
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("a COLMAP model in sparse/0", lambda root: (root / "sparse").is_dir(), read_colmap),
+)
+"""In order of preference: a folder that holds several kinds is read as the first of them."""
+
+
+def read_capture(
+    root: str | Path,
+    *,
+    downscale: int = 1,
+    test_every: int = TEST_EVERY,
+    images: str = "images",
+    masks: str = "masks",
+    name: str | None = None,
+) -> Capture:
+    """Read the cameras and points of a capture; pixels are read when a view's ``source`` is.
+
+    Args:
+        root: folder of the capture; what lies in it chooses the reader.
+        downscale: use photos reduced by this factor.
+        test_every: every n-th photo by sorted name is held out, starting with the first, unless the capture
+            names its own test photos; 0 holds out none of either kind.
+        images: name of the photo folder, where the layout has one.
+        masks: name of the folder of masks, where the layout has one.
+        name: short name for reports; None takes the folder's.
+
+    Raises:
+        InputError: no such folder, of no known layout, or not readable as what it looks like.
+    """
+    root = Path(root)
+    marks = " or ".join(layout.marks for layout in LAYOUTS)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder, expected a capture ({marks}).")
+    for layout in LAYOUTS:
+        if layout.matches(root):
+            return layout.read(
+                root, downscale=downscale, test_every=test_every, images=images, masks=masks, name=name
+            )
+    found = "found none of that" if any(root.iterdir()) else "the folder is empty"
+    raise InputError(f"{root}: {found}, expected a capture ({marks}).")
