@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup test lint types unit demo gpu-check clean
+.PHONY: setup test fuzz lint types unit demo gpu-check clean
 
 setup: $(READY)
 
@@ -26,6 +26,10 @@ types: $(READY)
 # Two files at a time: most tests wait for one core or for another process.
 unit: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The robustness tests with many more cases: broken files and options, kills and signals. SEED=1 makes others.
+fuzz: $(READY)
+	FLEXGS_FUZZ=1 FLEXGS_FUZZ_SEED=$(or $(SEED),0) $(BIN)/python -m pytest -n 2 tests/robustness
 
 demo: $(READY)
 	$(BIN)/flexgs demo
