@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flexgs_lightning.model.attributes import ATTRIBUTES, Attribute, register
+from flexgs_lightning.model.attributes import Attribute
 from flexgs_lightning.model.gaussians import Chosen
 from flexgs_lightning.model.part import PARTS, Conditions, Part
 from flexgs_lightning.processes import Shards
@@ -18,7 +18,7 @@ GLOW = Attribute("glow", (2,), rate=0.02, residual=1, initial=0.25)
 
 
 def use_glow(rank: int = 0) -> None:
-    """Register the attribute, and let new scenes have the part."""
+    """Let new scenes have the part, which brings the attribute."""
 
     class Glow(Part):
         kind = "glow"
@@ -29,6 +29,9 @@ def use_glow(rank: int = 0) -> None:
             glow = parameters["glow"]
             return {**parameters, "opacities": parameters["opacities"] + glow[:, 0] * glow[:, 1]}
 
+        def attributes(self) -> tuple[Attribute, ...]:
+            return (GLOW,)
+
         def as_plain(self) -> dict[str, Any]:
             return {}
 
@@ -36,7 +39,6 @@ def use_glow(rank: int = 0) -> None:
         def from_plain(cls, values: Mapping[str, Any], gaussians: int, shards: Shards) -> Glow:
             return cls()
 
-    register(GLOW)
     FlexGSModule.first_parts = lambda self: {"glow": Glow()}  # type: ignore[method-assign]
 
 
@@ -48,5 +50,5 @@ def glowing() -> Iterator[None]:
     try:
         yield
     finally:
-        del ATTRIBUTES["glow"], PARTS["glow"]
+        del PARTS["glow"]
         FlexGSModule.first_parts = first_parts  # type: ignore[method-assign]

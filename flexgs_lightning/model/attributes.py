@@ -1,13 +1,13 @@
 """The table of what a Gaussian consists of. Everything that lists attributes follows from it.
 
-Parameters, activation, optimizers, residuals' columns, the transform field's heads, surgery, sharding and
-byte counts read ``ATTRIBUTES``; ``register`` adds to it.
+Parameters, activation, optimizers, residuals' columns, surgery, sharding and byte counts of a scene read its
+own table (``Gaussians.attributes``): ``ATTRIBUTES``, which every scene has, and what its parts bring.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,9 @@ class Attribute:
         drawn: whether ``Splats`` has it; others serve the parts of a scene.
         per_gaussian: whether each Gaussian has its own; otherwise the scene has one.
         initial: raw value of each number where a new scene has no better one.
+
+    Raises:
+        ValueError: the rate is not positive.
     """
 
     name: str
@@ -75,6 +78,10 @@ class Attribute:
     drawn: bool = False
     per_gaussian: bool = True
     initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0:
+            raise ValueError(f"attributes: expected a positive rate of '{self.name}', found {self.rate}.")
 
     def shape_at(self, sh_degree: int) -> tuple[int, ...]:
         """``shape`` in a scene of this degree."""
@@ -98,32 +105,30 @@ ATTRIBUTES: dict[str, Attribute] = {
         Attribute("sh", (SH_BASES, 3), 2.5e-3, rest_rate=2.5e-3 / 20, residual=3, drawn=True),
     )
 }  # fmt: skip
-"""Every attribute by name, with the published rates of 3DGS."""
+"""What every Gaussian has, by name, with the published rates of 3DGS."""
 
 
-def register(attribute: Attribute) -> None:
-    """Let every Gaussian of scenes made from now on have another attribute.
+def table_with(added: Iterable[Attribute]) -> dict[str, Attribute]:
+    """A scene's table: ``ATTRIBUTES`` and what its parts bring, in this order.
 
     Raises:
-        ValueError: there is one of that name, or its rate is not positive.
+        ValueError: two attributes of one name; one that is given twice counts once.
     """
-    if not attribute.rate > 0:
-        raise ValueError(
-            f"attributes: expected a positive rate of '{attribute.name}', found {attribute.rate}."
-        )
-    if attribute.name in ATTRIBUTES:
-        raise ValueError(f"attributes: there is a '{attribute.name}' already.")
-    ATTRIBUTES[attribute.name] = attribute
+    table = dict(ATTRIBUTES)
+    for attribute in added:
+        if table.setdefault(attribute.name, attribute) != attribute:
+            raise ValueError(f"attributes: there is a '{attribute.name}' already.")
+    return table
 
 
-def residual_columns() -> dict[str, int]:
+def residual_columns(table: Mapping[str, Attribute] = ATTRIBUTES) -> dict[str, int]:
     """How many numbers of each attribute can be displaced, by name."""
-    return {name: attribute.residual for name, attribute in ATTRIBUTES.items() if attribute.residual}
+    return {name: attribute.residual for name, attribute in table.items() if attribute.residual}
 
 
-def floats_per_gaussian(sh_degree: int = MAX_SH_DEGREE) -> int:
+def floats_per_gaussian(sh_degree: int = MAX_SH_DEGREE, table: Mapping[str, Attribute] = ATTRIBUTES) -> int:
     """Numbers of one Gaussian."""
-    own = (attribute for attribute in ATTRIBUTES.values() if attribute.per_gaussian)
+    own = (attribute for attribute in table.values() if attribute.per_gaussian)
     return sum(math.prod(attribute.shape_at(sh_degree)) for attribute in own)
 
 
@@ -132,11 +137,11 @@ def displaced(parameters: dict[str, Tensor], changes: dict[str, Float[Tensor, "M
 
     Args:
         parameters: named and shaped as in ``Gaussians.params``, of M Gaussians.
-        changes: by the attribute's name; log-scales and logits are displaced as such.
+        changes: by the attribute's name; log-scales, logits and what parts bring are displaced as such.
     """
     result = dict(parameters)
     for name, change in changes.items():
-        base = ATTRIBUTES[name].displaced_from(parameters[name])
+        base = ATTRIBUTES[name].displaced_from(parameters[name]) if name in ATTRIBUTES else parameters[name]
         flat, width = base.flatten(1) if base.ndim > 1 else base.unsqueeze(1), change.shape[1]
         moved = flat + change if width == flat.shape[1] else _LeadingSum.apply(flat, change)
         result[name] = moved.view(base.shape)

@@ -101,7 +101,9 @@ def elastic_scene(
     if options.field_heads and count:
         added["field"] = _field(count, frame, options)
     if options.residual_anchors and count:
-        added["residuals"] = RatioResiduals(count, options.residual_anchors, residual_units, shards)
+        added["residuals"] = RatioResiduals(
+            count, options.residual_anchors, residual_units, shards, residual_columns(gaussians.attributes)
+        )
     twice = added.keys() & (parts or {}).keys()
     if twice:
         raise ValueError(f"elastic_scene: the scene has parts of these names already: {', '.join(twice)}.")

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from flexgs_lightning.model.attributes import ATTRIBUTES
+from flexgs_lightning.model.attributes import ATTRIBUTES, Attribute, table_with
 from flexgs_lightning.splats import MAX_SH_DEGREE, SH_C0, Splats
 
 Chosen = int | Int[Tensor, " M"]
@@ -22,28 +22,36 @@ Chosen = int | Int[Tensor, " M"]
 class Gaussians(nn.Module):
     """N Gaussians as unconstrained parameters.
 
-    ``params`` holds every attribute of the table (``attributes.ATTRIBUTES``) by name: ``means`` [N, 3] in
-    world units, ``quats`` [N, 4] (w, x, y, z, any length), ``scales`` [N, 3] as logarithms, ``opacities`` [N]
-    as logits, ``sh`` [N, K, 3]. N may change in training (``model.surgery``), and ``load_state_dict`` takes
-    over the N of the state.
+    ``params`` holds every attribute of the scene's table by name: ``means`` [N, 3] in world units, ``quats``
+    [N, 4] (w, x, y, z, any length), ``scales`` [N, 3] as logarithms, ``opacities`` [N] as logits, ``sh``
+    [N, K, 3], and what the scene's parts bring. N may change in training (``model.surgery``), and
+    ``load_state_dict`` takes over the N of the state.
+
+    Attributes:
+        attributes: the scene's table: ``ATTRIBUTES`` and what was added.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], added: Iterable[Attribute] = ()) -> None:
         """Take raw values by name; see ``from_splats`` and ``from_points`` for the usual ways in.
 
         Attributes that are not drawn may be left out and start as the table says.
 
+        Args:
+            parameters: raw values.
+            added: attributes beside those that every Gaussian has.
+
         Raises:
             KeyError: a drawn attribute is missing.
-            ValueError: an attribute that is not in the table.
+            ValueError: an attribute that is not in the table, or two of one name.
         """
         super().__init__()
-        unknown = set(parameters) - set(ATTRIBUTES)
+        self.attributes = table_with(added)
+        unknown = set(parameters) - set(self.attributes)
         if unknown:
             raise ValueError(f"Gaussians: no such attributes: {', '.join(sorted(unknown))}.")
         count, sh_degree = len(parameters["means"]), math.isqrt(parameters["sh"].shape[1]) - 1
         self.params = nn.ParameterDict()
-        for name, attribute in ATTRIBUTES.items():
+        for name, attribute in self.attributes.items():
             given = name in parameters or attribute.drawn
             values = parameters[name] if given else attribute.fresh(count, sh_degree).to(parameters["means"])
             self.params[name] = nn.Parameter(values.detach().clone().float().contiguous())
@@ -63,7 +71,18 @@ class Gaussians(nn.Module):
 
     def own(self) -> dict[str, nn.Parameter]:
         """Parameters with a row for each Gaussian, by name."""
-        return {name: value for name, value in self.params.items() if ATTRIBUTES[name].per_gaussian}
+        return {name: value for name, value in self.params.items() if self.attributes[name].per_gaussian}
+
+    def like(self, rows: Mapping[str, Tensor]) -> Gaussians:
+        """Gaussians of the same table with other rows; what a scene has once stays."""
+        return Gaussians({**self.params, **rows}, self.attributes.values())
+
+    def extended(self, added: Iterable[Attribute]) -> Gaussians:
+        """With further attributes, as the table lets them start; itself where it has them all."""
+        wanted = [*self.attributes.values(), *added]
+        if table_with(wanted) == self.attributes:
+            return self
+        return Gaussians(dict(self.params.items()), wanted)
 
     def rows(self, chosen: Chosen) -> dict[str, Tensor]:
         """Raw parameters of some Gaussians, by name; differentiable."""
@@ -71,7 +90,7 @@ class Gaussians(nn.Module):
             return dict(self.params.items())
         index = slice(0, chosen) if isinstance(chosen, int) else chosen
         return {
-            name: value[index] if ATTRIBUTES[name].per_gaussian else value
+            name: value[index] if self.attributes[name].per_gaussian else value
             for name, value in self.params.items()
         }
 

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.attributes import Attribute
 from flexgs_lightning.model.gaussians import Chosen
 from flexgs_lightning.processes import Shards
 
@@ -78,6 +79,10 @@ class Part(nn.Module, ABC):
     @abstractmethod
     def from_plain(cls, values: Mapping[str, Any], gaussians: int, shards: Shards) -> Part:
         """A part to load a state into; it takes over the state's shapes."""
+
+    def attributes(self) -> tuple[Attribute, ...]:
+        """What each Gaussian of a scene with this part has beside ``ATTRIBUTES``, from the first stage on."""
+        return ()
 
     def groups(self) -> list[ParameterGroup]:
         """All parameters, by how they learn."""

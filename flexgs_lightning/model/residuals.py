@@ -38,15 +38,20 @@ class RatioResiduals(Part):
     units: Float[Tensor, " W"]
 
     def __init__(
-        self, gaussians: int, anchors: Sequence[float], units: Mapping[str, float], shards: Shards = ALONE
+        self,
+        gaussians: int,
+        anchors: Sequence[float],
+        units: Mapping[str, float],
+        shards: Shards = ALONE,
+        columns: Mapping[str, int] | None = None,
     ) -> None:
         """Start at zero.
 
         Args:
             gaussians: N.
             anchors: ascending ratios in (0, 1).
-            units: size of a step of each attribute that can be displaced (``residual_columns``), in the units
-                of the raw parameters.
+            units: size of a step of each attribute that can be displaced, in the units of the raw parameters.
+            columns: how many numbers of each can be; ``residual_columns`` of the scene's table.
             shards: who holds the Gaussians; each process has the rows of its own.
 
         Raises:
@@ -56,13 +61,13 @@ class RatioResiduals(Part):
         if not anchors or sorted(set(anchors)) != list(anchors) or not 0 < anchors[0] <= anchors[-1] < 1:
             raise InputError(f"residual anchors: expected ascending ratios in (0, 1), found {list(anchors)}.")
         self.anchors = tuple(anchors)
-        self.columns = residual_columns()
+        self.columns = dict(residual_columns() if columns is None else columns)
         width = sum(self.columns.values())
         self.tables = nn.ParameterList(
             torch.zeros(shards.local(self._size(anchor, gaussians)), width) for anchor in anchors
         )
-        columns = [torch.full((size,), units[name]) for name, size in self.columns.items()]
-        self.register_buffer("units", torch.cat(columns))
+        steps = [torch.full((size,), units[name]) for name, size in self.columns.items()]
+        self.register_buffer("units", torch.cat(steps))
 
     def forward(
         self, parameters: dict[str, Tensor], chosen: Chosen, conditions: Conditions
@@ -101,13 +106,14 @@ class RatioResiduals(Part):
         return sources[: self._size(anchor, len(sources))]
 
     def as_plain(self) -> dict[str, Any]:
-        """The anchors."""
-        return {"anchors": list(self.anchors)}
+        """The anchors and columns."""
+        return {"anchors": list(self.anchors), "columns": self.columns}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any], gaussians: int, shards: Shards) -> RatioResiduals:
         """Tables of zeros; units come with the state."""
-        return cls(gaussians, values["anchors"], dict.fromkeys(residual_columns(), 1.0), shards)
+        columns = values.get("columns", residual_columns())  # older checkpoints do not say
+        return cls(gaussians, values["anchors"], dict.fromkeys(columns, 1.0), shards, columns)
 
     @staticmethod
     def _size(anchor: float, gaussians: int) -> int:

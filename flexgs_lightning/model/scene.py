@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.attributes import Attribute
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.gaussians import Chosen, Gaussians, activate
 from flexgs_lightning.model.part import FULL, Conditions, Part, part_from_plain
@@ -42,7 +43,7 @@ class Scene(nn.Module):
         """Put a scene together.
 
         Args:
-            gaussians: those that are here.
+            gaussians: those that are here; what the parts bring is added, if it is not there yet.
             selection: how Gaussians are chosen; as they are stored by default.
             parts: applied in this order.
             elastic: whether it is, or is being, trained to draw at any ratio.
@@ -52,10 +53,10 @@ class Scene(nn.Module):
         Raises:
             InputError: an elastic scene without a Gaussian.
             ValueError: a part with a row for each Gaussian in a scene without ranks. What each Gaussian has
-                from the first stage on is an attribute (``attributes.register``).
+                from the first stage on is an attribute (``Part.attributes``).
         """
         super().__init__()
-        self.gaussians = gaussians
+        self.gaussians = gaussians.extended(brought_by(parts or {}))
         self.selection = selection or Ordered()
         self.parts = nn.ModuleDict(dict(parts or {}))
         self.elastic = elastic
@@ -163,8 +164,7 @@ class Scene(nn.Module):
         """
         start = "gaussians.params."
         given = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
-        gaussians = Gaussians(given)
-        count = len(gaussians) if total is None else total
+        count = len(given["means"]) if total is None else total
         parts = {
             name: part_from_plain(
                 values["kind"], {key: value for key, value in values.items() if key != "kind"}, count, shards
@@ -172,10 +172,15 @@ class Scene(nn.Module):
             for name, values in plain["parts"].items()
         }
         return Scene(
-            gaussians,
+            Gaussians(given, brought_by(parts)),
             selection=selection_from_plain(plain["selection"], count),
             parts=parts,
             elastic=plain["elastic"],
             shards=shards,
             total=total,
         )
+
+
+def brought_by(parts: Mapping[str, Part]) -> list[Attribute]:
+    """Attributes that Gaussians have because of these parts."""
+    return [attribute for part in parts.values() for attribute in part.attributes()]

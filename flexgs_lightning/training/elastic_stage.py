@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.attributes import ATTRIBUTES
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.part import FULL, Conditions
 from flexgs_lightning.model.scene import Scene
@@ -221,7 +220,7 @@ def _own_leaves(gaussians: Gaussians, count: int) -> dict[str, Tensor]:
     """The first rows of each parameter, with gradients of their own; what the scene has once stays itself."""
     return {
         name: values.detach()[:count].requires_grad_(values.requires_grad)
-        if ATTRIBUTES[name].per_gaussian
+        if gaussians.attributes[name].per_gaussian
         else values
         for name, values in gaussians.params.items()
     }

@@ -69,12 +69,11 @@ def initial_scene(
         parts: what changes the Gaussians before they are drawn.
         shards: who holds the Gaussians.
     """
-    gaussians = _all_gaussians(capture, options, sh_degree, start)
+    scene = Scene(_all_gaussians(capture, options, sh_degree, start), parts=parts)
     if not shards.several:
-        return Scene(gaussians, parts=parts)
-    rows = {name: shards.mine(values) for name, values in gaussians.own().items()}
-    own = Gaussians({**gaussians.params, **rows})
-    return Scene(own, parts=parts, shards=shards, total=len(gaussians))
+        return scene
+    own = scene.gaussians.like({name: shards.mine(values) for name, values in scene.gaussians.own().items()})
+    return Scene(own, parts=parts, shards=shards, total=len(scene))
 
 
 def _all_gaussians(

@@ -298,7 +298,7 @@ class FlexGSModule(lightning.LightningModule):
             self.densification.end()
         self.trainer.strategy.optimizers = []  # the moments go before new ones come
         seed_generators(self.seed)  # networks start alike, also where a run is resumed just here
-        units = residual_units(self.learning_rates, self.extent)
+        units = residual_units(self.learning_rates, self.extent, self.gaussians.attributes)
         too_close = clear(self.scene, self.clear_space, self.iteration)
         if self.logger is not None:  # self.log would drop a value of an iteration that is not one to log
             self.logger.log_metrics({"densification/too_close": too_close}, self.iteration)

@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules of the Gaussians."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.attributes import ATTRIBUTES, Attribute, residual_columns
+from flexgs_lightning.model.attributes import ATTRIBUTES, Attribute
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.processes import Shards
 
@@ -95,7 +95,7 @@ def gaussian_optimizers(
     """
     optimizers: dict[str, torch.optim.Optimizer] = {}
     for name, parameter in gaussians.params.items():
-        attribute = ATTRIBUTES[name]
+        attribute = gaussians.attributes[name]
         rate, final, rest = rates.of(attribute)
         factor = extent if attribute.times_extent else 1.0
         group = {"params": [parameter], "name": name, "per_gaussian": attribute.per_gaussian}
@@ -107,9 +107,11 @@ def gaussian_optimizers(
     return optimizers
 
 
-def residual_units(rates: LearningRates, extent: float) -> dict[str, float]:
+def residual_units(
+    rates: LearningRates, extent: float, table: Mapping[str, Attribute] = ATTRIBUTES
+) -> dict[str, float]:
     """One Adam step of each attribute that can be displaced, as ``RatioResiduals`` wants it."""
-    attributes = [ATTRIBUTES[name] for name in residual_columns()]
+    attributes = [attribute for attribute in table.values() if attribute.residual]
     return {a.name: rates.of(a)[0] * (extent if a.times_extent else 1.0) for a in attributes}
 
 

@@ -85,7 +85,7 @@ def deal_out(gaussians: Gaussians, shards: Shards) -> Gaussians:
     order = owners.argsort(stable=True)
     sent = owners.bincount(minlength=shards.count).tolist()
     rows = {name: exchange(values.detach()[order], sent)[0] for name, values in gaussians.own().items()}
-    return Gaussians({**gaussians.params, **rows})
+    return gaussians.like(rows)
 
 
 def whole_checkpoint(checkpoint: dict[str, Any], shards: Shards) -> dict[str, Any]:
