@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import logging
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,12 +48,26 @@ def compiler(fastmath: set[str] = FASTMATH, **options: Any) -> Callable[[Callabl
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
-            return njit(cache=True, **options)(function)
+            compiled = njit(cache=True, **options)(function)
         except RuntimeError as error:  # no place for the cache
             _logger.debug("%s", error)
             return njit(**options)(function)
+        with contextlib.suppress(AttributeError):  # another numba: it goes by the function's own file
+            compiled._cache._cache_file._source_stamp = _sources(Path(function.__code__.co_filename).parent)
+        return compiled
 
     return decorate
+
+
+@cache
+def _sources(folder: Path) -> str:
+    """Digest of the code that a kernel of this folder may be made of.
+
+    Numba compiles a kernel anew if its own file has changed, but knows nothing of the files of the functions
+    that are inlined into it: they lie in the same folder or here.
+    """
+    files = sorted({*folder.glob("*.py"), Path(__file__)})
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 kernel = compiler()

@@ -38,3 +38,34 @@ def test_a_fresh_compilation_computes_what_the_cache_does(tmp_path: Path) -> Non
         found.append(result.stdout)
     assert any(tmp_path.rglob("*.nbc")), "nothing was cached, so nothing was compared"
     assert found[0] == found[1]
+
+
+INLINED = """
+from flexgs_lightning.jit import inlined
+@inlined
+def term(x):
+    return x + {}
+"""
+CALLER = """
+from flexgs_lightning.jit import kernel
+from part import term
+@kernel
+def total(x):
+    return 10.0 * term(x)
+print(total(1.0))
+"""
+
+
+def test_a_kernel_is_compiled_anew_when_a_function_of_another_file_changes(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    (tmp_path / "whole.py").write_text(CALLER)
+    found = []
+    for constant in (1.0, 1.0, 2.0):
+        (tmp_path / "part.py").write_text(INLINED.format(constant))
+        result = subprocess.run(
+            [sys.executable, "whole.py"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=True,
+        )  # fmt: skip
+        found.append(float(result.stdout))
+    assert any(tmp_path.rglob("*.nbc")), "nothing was cached"
+    assert found == [20.0, 20.0, 30.0]

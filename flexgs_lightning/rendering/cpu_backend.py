@@ -17,7 +17,13 @@ from torch.nn.functional import pad
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.jit import run
-from flexgs_lightning.rendering.cpu import projection, projection_backward, raster
+from flexgs_lightning.rendering.cpu import (
+    projection,
+    projection_backward,
+    raster,
+    raster_backward,
+    tile_pixels,
+)
 from flexgs_lightning.rendering.cpu.tiles import build_tile_lists
 from flexgs_lightning.rendering.types import Outputs, Picture, Projection
 from flexgs_lightning.splats import Splats
@@ -44,7 +50,7 @@ def blend(
     """The second step of drawing; reads no radii."""
     means2d, features, extents, _ = projection
     channels = background.shape[1]
-    missing = raster.CHANNELS - channels
+    missing = tile_pixels.CHANNELS - channels
     if missing > 0:
         features, background = pad(features, (0, missing)), pad(background, (0, missing))
     absolute: list[Tensor] = []
@@ -136,7 +142,7 @@ class _Blending(torch.autograd.Function):
         transmittance, stop = torch.empty(count, height, width), torch.empty(count, height, width)
         counted = outputs.weights or outputs.hits
         slots = np.empty((len(lists.splats), 2), np.float32) if counted else None
-        rest = channels - raster.CHANNELS or None
+        rest = channels - tile_pixels.CHANNELS or None
         tiles = (lists.offsets, lists.splats, lists.entries, lists.columns, lists.tiles, rest)
         flat = [_array(tensor.flatten(0, 1)) for tensor in (means2d, features, extents)]
         drawn = _arrays(background, image, alpha, depth, transmittance, stop)
@@ -164,7 +170,7 @@ class _Blending(torch.autograd.Function):
         slots = np.empty((len(ctx.tiles[1]), 2 + features.shape[-1]), np.float32)
         absolute = None if ctx.absolute is None else np.empty((len(slots), 2), np.float32)
         run(
-            raster.draw_backward,
+            raster_backward.draw_backward,
             stop.shape[0] * ctx.tiles[4],
             *ctx.tiles,
             *flat,
@@ -182,5 +188,11 @@ def _sum_slots(entry_offsets: np.ndarray, slots: np.ndarray) -> tuple[Tensor, Te
     """Sums [C N, 2] and [C N, K] of each Gaussian's slots [M, 2 + K]."""
     count, columns = len(entry_offsets) - 1, slots.shape[1]
     sums = torch.empty(count, 2), torch.empty(count, columns - 2)
-    run(raster.sum_slots, -(-count // raster.CHUNK), entry_offsets, slots, *map(_array, sums))
+    run(
+        raster_backward.sum_slots,
+        -(-count // raster_backward.CHUNK),
+        entry_offsets,
+        slots,
+        *map(_array, sums),
+    )
     return sums
