@@ -12,21 +12,18 @@ import numpy as np
 import pycolmap
 import torch
 from jaxtyping import Int, UInt64
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.data.calibration import check_shape, fit_camera, float32
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, Points, View
 from flexgs_lightning.data.colmap_files import find_model, read_model
-from flexgs_lightning.data.images import ImageFile, Lens, Pinhole, Size, read_header
+from flexgs_lightning.data.images import ImageFile, read_header
 from flexgs_lightning.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 MIN_VIEWS = 3
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-_EXACT_WITHOUT_DISTORTION = {"SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV"}
-"""Models that are a pinhole when all their distortion parameters are 0 (fisheye ones never are)."""
 _LEAST_KEPT = 0.5
 _TOLERATED_OUTSIDE = 0.001
 
@@ -150,91 +147,14 @@ class _PhotoFolder:
 def _read_view(image: pycolmap.Image, camera: pycolmap.Camera, photos: _PhotoFolder) -> View:
     path = photos.photo(image.name)
     header = read_header(path)
-    _check_shape(path, header.size, camera)
     mask = photos.mask(image.name)
     if mask is not None:
-        _check_shape(mask, read_header(mask).size, camera)
-    source = ImageFile(path, header.size, header.has_alpha or mask is not None, photos.reduction, mask)
-    size = source.reduced_size
-    if min(size) < 1:
-        found = f"{header.size[0]}x{header.size[1]}"
-        raise InputError(f"{path}: found {found} pixels, too few to reduce by {photos.reduction}.")
-    # Each axis scales by itself: the sides of images_N are rounded.
-    scale_x = header.size[0] / camera.width / photos.reduction
-    scale_y = header.size[1] / camera.height / photos.reduction
-    if not _is_pinhole(camera):
-        lens, camera = _lens(camera, size, scale_x, scale_y, path)
-        source, size = replace(source, lens=lens), lens.size
-    return View(image.name, _camera(image, _pinhole(camera, scale_x, scale_y), size, path), source)
-
-
-def _check_shape(path: Path, size: Size, camera: pycolmap.Camera) -> None:
-    """A photo must be its camera's image at some scale, with each side rounded by less than a pixel."""
-    (width, height), full = size, (camera.width, camera.height)
-    low = max((width - 1) / full[0], (height - 1) / full[1])
-    high = min((width + 1) / full[0], (height + 1) / full[1])
-    if low >= high:
-        raise InputError(
-            f"{path}: found {width}x{height} pixels, expected the shape of its camera's {full[0]}x{full[1]}."
-        )
-
-
-def _is_pinhole(camera: pycolmap.Camera) -> bool:
-    if camera.model_name in ("PINHOLE", "SIMPLE_PINHOLE"):
-        return True
-    if camera.model_name not in _EXACT_WITHOUT_DISTORTION:
-        return False
-    return not np.any(np.asarray(camera.params)[camera.extra_params_idxs()])
-
-
-def _pinhole(camera: pycolmap.Camera, scale_x: float, scale_y: float) -> Pinhole:
-    """fx, fy, cx, cy in pixels of an image scaled from the calibrated one."""
-    return (
-        camera.focal_length_x * scale_x,
-        camera.focal_length_y * scale_y,
-        camera.principal_point_x * scale_x,
-        camera.principal_point_y * scale_y,
+        check_shape(mask, read_header(mask).size, camera)
+    fitted = fit_camera(image.cam_from_world().matrix(), camera, header.size, photos.reduction, path)
+    source = ImageFile(
+        path, header.size, header.has_alpha or mask is not None, photos.reduction, mask, fitted.lens
     )
-
-
-def _lens(
-    camera: pycolmap.Camera, size: Size, scale_x: float, scale_y: float, path: Path
-) -> tuple[Lens, pycolmap.Camera]:
-    """How to undistort photos of ``size``, and the pinhole camera that COLMAP's undistorter chooses."""
-    if camera.model_name == "EQUIRECTANGULAR":
-        raise InputError(
-            f"{path}: its camera model is EQUIRECTANGULAR, which no pinhole can show; expected a "
-            "perspective or fisheye model (cut panoramas into perspective images first)."
-        )
-    undistorted = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
-    lens = Lens(
-        model=camera.model_name,
-        parameters=tuple(float(value) for value in camera.params),
-        extent=(size[0] / scale_x, size[1] / scale_y),
-        pinhole=_pinhole(undistorted, scale_x, scale_y),
-        size=(max(1, round(undistorted.width * scale_x)), max(1, round(undistorted.height * scale_y))),
-    )
-    return lens, undistorted
-
-
-def _camera(image: pycolmap.Image, pinhole: Pinhole, size: Size, path: Path) -> Cameras:
-    fx, fy, cx, cy = pinhole
-    pose = np.eye(4)
-    pose[:3] = image.cam_from_world().matrix()
-    viewmat = _float32(pose)
-    intrinsics = _float32([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
-    if not (viewmat.isfinite().all() and intrinsics.isfinite().all() and min(fx, fy) > 0):
-        raise InputError(
-            f"{path}: its camera in the sparse model has focal length {fx:g}, {fy:g} and pose "
-            f"{viewmat[:3].tolist()}; expected finite numbers and a positive focal length."
-        )
-    return Cameras(viewmat[None], intrinsics[None], *size)
-
-
-def _float32(values: ArrayLike) -> Tensor:
-    """Convert; what overflows becomes infinite, which the caller refuses."""
-    with np.errstate(over="ignore"):
-        return torch.from_numpy(np.asarray(values, dtype=np.float64).astype(np.float32))
+    return View(image.name, fitted.camera, source)
 
 
 def _observed(image: pycolmap.Image, ids: UInt64[np.ndarray, " P"]) -> Int[Tensor, " n"]:
@@ -246,7 +166,7 @@ def _observed(image: pycolmap.Image, ids: UInt64[np.ndarray, " P"]) -> Int[Tenso
 def _read_points(model: pycolmap.Reconstruction, ids: UInt64[np.ndarray, " P"], folder: Path) -> Points:
     """Points in the order of their ids, so that the order does not hang on COLMAP's hash table."""
     points = [model.points3D[i] for i in ids]
-    positions = _float32([point.xyz for point in points]).reshape(-1, 3)
+    positions = float32([point.xyz for point in points]).reshape(-1, 3)
     colors = np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
     broken = int((~positions.isfinite().all(dim=1)).sum())
     if broken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -100,7 +101,7 @@ class FilmStrip:
 
 
 def find_frames(root: Path, camera: str) -> Frames:
-    """The frames of a camera of the capture ``root``: ``frames/CAMERA/``, ``videos/CAMERA.mp4`` or either there.
+    """The frames of a camera: ``frames/CAMERA/`` or ``videos/CAMERA.mp4``, or either in ``root`` itself.
 
     Raises:
         InputError: there are none, or they cannot be used; see ``read_sequence`` and ``open_video``.
@@ -155,22 +156,24 @@ def read_sequence(folder: Path) -> ImageSequence:
 def _number(path: Path) -> int:
     found = _NUMBER.search(path.stem)
     if found is None:
-        raise InputError(f"{path}: expected a frame's name to end with its number, such as 0012{path.suffix}.")
+        raise InputError(
+            f"{path}: expected a frame's name to end with its number, such as 0012{path.suffix}."
+        )
     return int(found[1])
 
 
 def _check_steps(folder: Path, numbers: Sequence[int], files: Sequence[Path]) -> None:
     """The usual step is the greatest common one; a hole shows as a larger step."""
-    steps = [after - before for before, after in zip(numbers, numbers[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(numbers)]
     if not steps:
         return
     if min(steps) == 0:
         twice = steps.index(0)
         raise InputError(
-            f"{folder}: {files[twice].name} and {files[twice + 1].name} have one number, expected one frame each."
+            f"{folder}: {files[twice].name} and {files[twice + 1].name} have one number, expected two."
         )
     usual = math.gcd(*steps)
-    for step, before, after in zip(steps, files, files[1:], strict=False):
+    for step, (before, after) in zip(steps, itertools.pairwise(files), strict=True):
         if step != usual:
             raise InputError(
                 f"{folder}: {step // usual - 1} frames are missing between {before.name} and {after.name}."

@@ -172,7 +172,7 @@ class _Decoder:
         return self._last is not None and self._video.group(index)[0] <= self._last[0] <= index
 
     def _go_to(self, index: int) -> None:
-        """Start decoding at the last keyframe before a frame, or one earlier where the file's index is off."""
+        """Start decoding at the last keyframe before a frame, or at an earlier one if that lands too late."""
         starts = [start for start in self._video.keyframes if start <= index]
         for start in [*reversed(starts[-2:]), 0]:
             self._container.seek(self._video.timestamps[start], stream=self._stream, backward=True)
@@ -183,7 +183,7 @@ class _Decoder:
         raise InputError(f"{self._video.path}: frame {index} cannot be reached from any keyframe.")
 
     def _next(self, wanted: int) -> None:
-        """Decode one more; what is shown before the first keyframe decoded has no reference and is left out."""
+        """Decode one more; frames shown before the first keyframe decoded lack their references."""
         for frame in self._frames:
             index = None if frame.pts is None else self._numbers.get(frame.pts)
             if index is None or (self._last is None and not frame.key_frame):
@@ -195,9 +195,7 @@ class _Decoder:
             self._last = index, frame
             return
         self._last = None
-        raise InputError(
-            f"{self._video.path}: frame {wanted} of {len(self._video)} is damaged or missing; encode it again."
-        )
+        raise InputError(f"{self._video.path}: frame {wanted} of {len(self._video)} is damaged or missing.")
 
 
 _decoding = threading.Lock()
