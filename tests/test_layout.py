@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "flexgs_lightning"
 COLUMNS = (
     ("errors",),
+    ("records",),
     ("files", "jit", "processes", "images", "settings"),
     ("cameras", "splats", "metrics"),
     ("data", "rendering", "model"),

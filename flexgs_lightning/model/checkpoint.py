@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,17 +12,22 @@ import torch
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import PLY_HEADER_BYTES, ply_bytes_per_gaussian, ratio_for
+from flexgs_lightning.model.checkpoint_record import (
+    CHECKPOINT_KEY,
+    CHECKPOINT_VERSION,
+    SCENE,
+    Facts,
+    require_sound,
+)
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.residuals import RatioResiduals
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.transform_field import TransformField
+from flexgs_lightning.records import parsed, plain_size
 from flexgs_lightning.splats import Splats
 
-CHECKPOINT_KEY = "flexgs"
-"""Entry of a Lightning checkpoint that marks it as this package's."""
-CHECKPOINT_VERSION = 2
-SCENE = "scene."
-"""Where the scene stands in a checkpoint's ``state_dict``."""
+__all__ = ["CHECKPOINT_KEY", "CHECKPOINT_VERSION", "SCENE", "Model", "load", "read_checkpoint", "scene_state"]
+
 KINDS = (RatioResiduals, TransformField)
 """Parts that a checkpoint may hold: each enters ``part.PARTS`` where its module is imported."""
 
@@ -113,54 +119,55 @@ class Model:
         return splats.detach().with_sh_degree(self.sh_degree)
 
 
-def read_checkpoint(path: str | Path, mapped: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, mapped: bool = False, whole: bool = True) -> dict[str, Any]:
     """Load a checkpoint of this package. Only tensors and plain values are unpickled.
 
     Args:
         path: the file.
         mapped: leave tensors on the disk until they are read, for who needs a part of them.
+        whole: check everything; otherwise what is drawn, and not what only a resume needs.
 
     Raises:
-        InputError: the file is missing, truncated, not this package's, of another version, or holds
-            objects that only unpickling arbitrary code could restore.
+        InputError: the file is missing, truncated, damaged, not this package's, of another version, or holds
+            objects that only unpickling arbitrary code could restore; see ``require_sound``.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint.")
+    size = plain_size(path)
     try:
+        with zipfile.ZipFile(path) as archive:
+            stored = [entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist()]
+            if not all(stored) or sum(entry.file_size for entry in archive.infolist()) > size:
+                raise ValueError("an archive that unpacks to more than it is")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises five kinds, depending on where the damage is
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{path}: not a readable checkpoint, expected a complete file written by this package ({reason})."
         ) from error
-    facts = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
-    if not isinstance(facts, dict):
-        raise InputError(f"{path}: not a checkpoint of this package, it has no '{CHECKPOINT_KEY}' entry.")
-    if facts.get("version") != CHECKPOINT_VERSION:
-        raise InputError(
-            f"{path}: checkpoint of version {facts.get('version')}, "
-            f"this release reads version {CHECKPOINT_VERSION}."
-        )
-    return checkpoint
+    require_sound(path, checkpoint, size, whole)
+    result: dict[str, Any] = checkpoint
+    return result
 
 
 def load(path: str | Path) -> Model:
     """Open a trained model: ``load("runs/fox/version_0/checkpoints/last.ckpt").splats()``.
 
     Raises:
-        InputError: as ``read_checkpoint``, or parameters are missing.
+        InputError: as ``read_checkpoint``, or parameters are missing or do not fit.
     """
-    checkpoint = read_checkpoint(path)
-    facts = checkpoint[CHECKPOINT_KEY]
+    checkpoint = read_checkpoint(path, mapped=True, whole=False)
+    plain = checkpoint[CHECKPOINT_KEY]
+    facts = parsed(path, plain, Facts)
     return Model(
-        scene=_scene(path, checkpoint["state_dict"], facts["scene"]),
-        sh_degree=facts["sh_degree"],
-        antialiased=facts["antialiased"],
-        background=torch.tensor(facts["background"]),
-        data=facts["data"],
+        scene=_scene(path, checkpoint["state_dict"], plain["scene"]),
+        sh_degree=facts.sh_degree,
+        antialiased=facts.antialiased,
+        background=torch.tensor(facts.background),
+        data=plain["data"],
         iteration=checkpoint["global_step"],
-        name=Path(facts["data"]["root"]).name if facts["data"].get("root") else Path(path).stem,
+        name=Path(facts.data.root).name if facts.data.root else Path(path).stem,
     )
 
 
@@ -172,11 +179,43 @@ def scene_state(state: Mapping[str, Any]) -> dict[str, Any]:
 def _scene(path: str | Path, state: Mapping[str, Any], plain: Mapping[str, Any]) -> Scene:
     """The scene of a checkpoint; an elastic one in rank order, ready to be sliced."""
     own = scene_state(state)
-    try:
-        scene = Scene.from_state(own, plain)
-        scene.load_state_dict(own)
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: parameters of the scene are missing or do not fit ({error}).") from error
+    require_fitting(path, own, plain)
+    scene = Scene.from_state(own, plain)
+    scene.load_state_dict(own)
     scene.eval()
     scene.sort()
     return scene
+
+
+def require_fitting(path: str | Path, own: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+    """Refuse a scene's state that is not what its facts describe, before memory is taken for it.
+
+    A scene of that make is put together from shapes alone; planes of a field may have any resolution.
+
+    Raises:
+        InputError: a tensor is missing, unknown or of another shape (named); facts that no scene has.
+    """
+    try:
+        with torch.device("meta"):
+            expected = Scene.from_state({name: value.to("meta") for name, value in own.items()}, plain)
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: parameters of the scene are missing or do not fit ({reason}).") from error
+    shapes = {name: (value.shape, value.dtype) for name, value in expected.state_dict().items()}
+    for name in sorted(shapes.keys() | own.keys()):
+        if name not in own or name not in shapes:
+            fault = "missing" if name not in own else "unknown"
+            raise InputError(f"{path}: parameters of the scene do not fit: {SCENE}{name} is {fault}.")
+        (shape, dtype), found = shapes[name], own[name]
+        free = "_planes." in name and found.ndim == 4  # their two last sides are the resolution
+        same = found.shape[:2] == shape[:2] and min(found.shape) > 0 if free else found.shape == shape
+        if not same or found.dtype != dtype:
+            raise InputError(
+                f"{path}: parameters of the scene do not fit: {SCENE}{name}: expected {tuple(shape)} "
+                f"{dtype}, found {tuple(found.shape)} {found.dtype}."
+            )
+    order = own.get("selection.importance_order")
+    if order is not None and not torch.equal(order.sort().values, torch.arange(len(order))):
+        raise InputError(
+            f"{path}: {SCENE}selection.importance_order: not an order of {len(order)} Gaussians."
+        )

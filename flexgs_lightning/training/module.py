@@ -7,6 +7,7 @@ import lightning
 import torch
 from lightning import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from flexgs_lightning.data.capture import Capture, ViewBatch
@@ -15,7 +16,13 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.metrics.protocol import ImageMetrics
 from flexgs_lightning.metrics.psnr import psnr
 from flexgs_lightning.metrics.ssim import SSIMReference
-from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, CHECKPOINT_VERSION, SCENE, scene_state
+from flexgs_lightning.model.checkpoint import (
+    CHECKPOINT_KEY,
+    CHECKPOINT_VERSION,
+    SCENE,
+    require_fitting,
+    scene_state,
+)
 from flexgs_lightning.model.elastic import ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.part import Part
@@ -130,6 +137,7 @@ class FlexGSModule(lightning.LightningModule):
         self.extent = 1.0
         self.clear_space: ClearSpace | None = None
         self._densification_state: dict[str, Any] | None = None
+        self._moments: list[dict[str, Any]] | None = None
         self._started_trained = False
         self._loaded_iteration = 0
         self._finite = FiniteWatch()
@@ -215,7 +223,16 @@ class FlexGSModule(lightning.LightningModule):
             )
         views = self.trainer.datamodule.batch_size * self.trainer.world_size  # type: ignore[attr-defined]
         scale_to_batch(everything, self.learning_rates.batch_rule, views)
+        self._require_moments_of(everything)
         return everything
+
+    def _require_moments_of(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Lightning is about to load the states of a checkpoint into these, if training goes on from one."""
+        from flexgs_lightning.training.resuming import check_moments
+
+        states, self._moments = self._moments, None
+        if states is not None:
+            check_moments(self.trainer.ckpt_path, states, optimizers)
 
     def on_train_start(self) -> None:
         """Take up the densification statistics of a resumed run, now that there is something to fill."""
@@ -454,6 +471,10 @@ class FlexGSModule(lightning.LightningModule):
         self.seed = facts["seed"]
         self._started_trained = facts["started_trained"]
         state = scene_state(checkpoint["state_dict"])
+        if not self.shards.several:
+            require_fitting(self.trainer.ckpt_path or "checkpoint", state, facts["scene"])
         self.scene = Scene.from_state(state, facts["scene"], self.shards, facts.get("total"))
         self._loaded_iteration = checkpoint["global_step"]
         self._densification_state = facts["densification"]
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._moments = checkpoint["optimizer_states"]

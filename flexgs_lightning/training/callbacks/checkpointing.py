@@ -15,6 +15,7 @@ from torch import Tensor
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import PARTIAL, atomic_path
 from flexgs_lightning.model.checkpoint import read_checkpoint
+from flexgs_lightning.model.checkpoint_record import sealed
 
 LAST = "last.ckpt"
 FOLDER = "checkpoints"
@@ -68,6 +69,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _write(checkpoint: dict[str, Any], path: Any) -> None:
     """Write under a temporary name, then rename; a full disk leaves the earlier file in place."""
+    checkpoint = sealed(checkpoint)
     with atomic_path(path) as temporary:
         try:
             torch.save(checkpoint, temporary)
