@@ -2,8 +2,8 @@
 
 Only plain files of bounded size are opened. A record (JSON or YAML) is parsed whole, against a type that
 states its fields, their types and ranges (``msgspec``); inside the house there are values of that type, and
-nobody looks for fields that may not be there. Whatever is wrong becomes one ``InputError`` that names file and
-field.
+nobody looks for fields that may not be there. Whatever is wrong becomes one ``InputError`` that names file
+and field.
 """
 
 from __future__ import annotations

@@ -188,9 +188,7 @@ def _digest(checkpoint: Mapping[str, Any], name: str) -> str:
             if isinstance(leaf, Tensor):
                 digest.update(f"{place}:{leaf.dtype}{tuple(leaf.shape)}".encode())
                 if leaf.numel():
-                    digest.update(
-                        memoryview(leaf.detach().reshape(-1).contiguous().view(torch.uint8).numpy())
-                    )
+                    digest.update(leaf.detach().reshape(-1).contiguous().view(torch.uint8).numpy().data)
             else:
                 digest.update(f"{place}:{leaf!r};".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
