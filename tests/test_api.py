@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from flexgs_lightning.training.callbacks import (
     TrainingProgress,
 )
 
-README = Path(__file__).parents[1] / "README.md"
 STEPS, ELASTIC = 12, 6
 
 
@@ -220,24 +218,3 @@ def test_two_runs_share_no_state(small_capture: Path, tmp_path: Path) -> None:
     options = [f"--data.root={small_capture}", f"--runs={tmp_path}", "--trainer.accelerator=cpu"]
     first, second = TrainingRun(options), TrainingRun(options)
     assert first.model.densification is not second.model.densification
-
-
-def test_the_readmes_snippets_run(
-    small_capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Section "In Python", with short stages."""
-    section = README.read_text().partition("## In Python\n")[2].partition("\n## ")[0]
-    code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(code) >= 2
-    monkeypatch.chdir(tmp_path)
-    Path("my_capture").symlink_to(small_capture)
-    text = "\n".join(code)
-    lengths = {"reconstruction_steps=15_000": f"reconstruction_steps={STEPS}, lpips='none'"}
-    lengths |= {"steps=20_000": f"steps={ELASTIC}", "downscale=4": "downscale=1"}
-    short = ("lpips=none", "reconstruction_steps=9", "elastic_training.steps=3")
-    lengths |= {'"--data.downscale", "4"': ", ".join(f'"--model.{option}"' for option in short)}
-    lengths |= {"Trainer(": "Trainer(accelerator='cpu', enable_progress_bar=False, "}
-    for long, short in lengths.items():
-        assert long in text, long
-        text = text.replace(long, short)
-    exec(compile(text, str(README), "exec"), {})
