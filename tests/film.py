@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from PIL import Image
 
 SIZE = (96, 64)
 """Width and height of a frame."""
@@ -55,3 +58,62 @@ def write_video(
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return path
+
+
+NAMES = ("cam00", "cam01", "cam02", "cam03")
+FRAMES = 12
+FOCAL = 80.0
+
+
+def pose_of(index: int) -> np.ndarray:
+    """[3, 4] world-to-camera of a camera on an arc around the origin, three units away, level."""
+    angle = 0.4 * (index - 1.5)
+    right = np.array([np.cos(angle), 0.0, np.sin(angle)])
+    forward = np.array([-np.sin(angle), 0.0, np.cos(angle)])
+    rotation = np.stack([right, [0.0, 1.0, 0.0], forward])
+    return np.concatenate([rotation, [[0.0], [0.0], [3.0]]], axis=1)
+
+
+def write_images(folder: Path, frames: Sequence[np.ndarray], first: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, frame in enumerate(frames, first):
+        Image.fromarray(frame).save(folder / f"{number:04d}.png")
+
+
+def write_table(root: Path, names: Sequence[str] = NAMES, **fields: Any) -> dict[str, Any]:
+    """``cameras.json`` with the last camera as test camera; returns what it holds."""
+    width, height = SIZE
+    cameras = [
+        {
+            "name": name,
+            "width": width,
+            "height": height,
+            "fx": FOCAL,
+            "fy": FOCAL,
+            "cx": width / 2 + 1,
+            "cy": height / 2 - 1,
+            "distortion": [],
+            "w2c": pose_of(i).tolist(),
+            "split": "test" if i == len(names) - 1 else "train",
+        }
+        for i, name in enumerate(names)
+    ]
+    table = {"fps": 30, "cameras": cameras, **fields}
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "cameras.json").write_text(json.dumps(table))
+    return table
+
+
+def write_film(root: Path, *, video: bool = False, count: int = FRAMES) -> Path:
+    """A filmed capture with ``cameras.json``: camera i's frame k tells the number 16 i + k."""
+    write_table(root)
+    for i, name in enumerate(NAMES):
+        frames = [numbered_frame(16 * i + k) for k in range(count)]
+        if video:
+            write_video(root / "videos" / f"{name}.mp4", frames)
+        else:
+            write_images(root / "frames" / name, frames)
+    points = np.random.default_rng(0).normal(0, 0.4, (50, 3)).astype(np.float32)
+    np.save(root / "points.npy", points)
+    np.save(root / "points_rgb.npy", np.full((50, 3), 99, np.uint8))
+    return root

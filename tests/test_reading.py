@@ -32,7 +32,9 @@ def test_a_colmap_folder_is_read_as_one(tmp_path: Path) -> None:
 
 def test_folders_that_are_no_capture(tmp_path: Path) -> None:
     for root, part in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "the folder is empty")):
-        with pytest.raises(InputError, match=f"^{root}: {part}, expected a capture .a COLMAP model"):
+        with pytest.raises(
+            InputError, match=f"^{root}: {part}, expected a capture .cameras.json or .* a COLMAP"
+        ):
             read_capture(root)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError, match="found none of that, expected"):

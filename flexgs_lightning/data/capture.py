@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras, scene_extent
@@ -36,6 +36,15 @@ class ImageSource(Protocol):
         ...
 
 
+@runtime_checkable
+class GroupedSource(ImageSource, Protocol):
+    """A source of a video: others come for free with it."""
+
+    def read_group(self) -> Iterator[tuple[ImageSource, UInt8[np.ndarray, "H W 3"]]]:
+        """This source and those that are decoded together with it, each with its pixels; see ``read``."""
+        ...
+
+
 @dataclass(frozen=True)
 class View:
     """One photo.
@@ -47,6 +56,8 @@ class View:
         observed: rows of the capture's points that structure from motion matched in this photo, int32;
             None where nothing is known about that.
         time: when it was taken, in [0, 1) over the capture; None where nothing is said to move.
+        filmed_by: name of the camera that took it and others at other times; None where each photo counts as
+            taken by a camera of its own.
     """
 
     name: str
@@ -54,17 +65,35 @@ class View:
     source: ImageSource
     observed: Int[Tensor, " n"] | None = None
     time: float | None = None
+    filmed_by: str | None = None
+
+    @property
+    def taken_by(self) -> str:
+        """Name of the camera, whose colours and exposure are its own."""
+        return self.filmed_by or self.name
 
 
 @dataclass(frozen=True)
 class Points:
-    """SfM points: positions [P, 3] float32 in world units and colours [P, 3] uint8."""
+    """SfM points.
+
+    Attributes:
+        positions: [P, 3] float32 in world units.
+        colors: [P, 3] uint8.
+        times: [P] float32, the moments in [0, 1) at which they were there; None if at all times, or unknown.
+    """
 
     positions: Float[Tensor, "P 3"]
     colors: UInt8[Tensor, "P 3"]
+    times: Float[Tensor, " P"] | None = None
 
     def __len__(self) -> int:
         return self.positions.shape[0]
+
+    def __getitem__(self, chosen: Int[Tensor, " p"] | Bool[Tensor, " P"]) -> Points:
+        """Some of the points, by their rows or a mask."""
+        times = None if self.times is None else self.times[chosen]
+        return Points(self.positions[chosen], self.colors[chosen], times)
 
 
 @dataclass(frozen=True)
@@ -79,6 +108,8 @@ class Capture:
             4, area filter").
         test_every: every n-th view, starting with the first, is held out; 0 holds out none.
         test_names: views that the capture itself names as test views, in place of every n-th.
+        test_rule: how these were chosen, for reports.
+        seconds: what the moments from 0 to 1 last; None of a still capture, or where that is unknown.
     """
 
     name: str
@@ -87,6 +118,8 @@ class Capture:
     protocol: str
     test_every: int = TEST_EVERY
     test_names: frozenset[str] | None = None
+    test_rule: str = "the capture's own test images are held out"
+    seconds: float | None = None
 
     @property
     def train_views(self) -> tuple[View, ...]:
@@ -110,7 +143,12 @@ class Capture:
             return "no image is held out"
         if self.test_names is None:
             return f"every {self.test_every}th image by sorted name is held out"
-        return "the capture's own test images are held out"
+        return self.test_rule
+
+    @property
+    def moves(self) -> bool:
+        """Whether its views are of different moments."""
+        return any(view.time is not None for view in self.views)
 
     def points_seen(self, view: View) -> Float[Tensor, "n 3"]:
         """SfM points that a view observes; where that is not known, those inside its image (of many, some).

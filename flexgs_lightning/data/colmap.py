@@ -57,7 +57,7 @@ def read_colmap(
         InputError: anything of it is missing, unreadable, contradictory or not finite.
     """
     root = Path(root)
-    _check_options(downscale, test_every)
+    check_options(downscale, test_every)
     model_folder = find_model(root)
     model = read_model(model_folder)
     registered = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: image.name)
@@ -77,7 +77,7 @@ def read_colmap(
     capture = Capture(
         name=name or root.resolve().name,
         views=views,
-        points=_read_points(model, ids, model_folder),
+        points=read_points(model, model_folder),
         protocol=_protocol(photos, views),
         test_every=test_every,
     )
@@ -85,7 +85,8 @@ def read_colmap(
     return capture
 
 
-def _check_options(downscale: int, test_every: int) -> None:
+def check_options(downscale: int, test_every: int) -> None:
+    """Refuse what no reader can do."""
     if downscale < 1:
         raise InputError(f"downscale: found {downscale}, expected 1 or more.")
     if test_every < 0 or test_every == 1:
@@ -163,9 +164,13 @@ def _observed(image: pycolmap.Image, ids: UInt64[np.ndarray, " P"]) -> Int[Tenso
     return torch.from_numpy(np.searchsorted(ids, seen).astype(np.int32))
 
 
-def _read_points(model: pycolmap.Reconstruction, ids: UInt64[np.ndarray, " P"], folder: Path) -> Points:
-    """Points in the order of their ids, so that the order does not hang on COLMAP's hash table."""
-    points = [model.points3D[i] for i in ids]
+def read_points(model: pycolmap.Reconstruction, folder: Path) -> Points:
+    """Points in the order of their ids, so that the order does not hang on COLMAP's hash table.
+
+    Raises:
+        InputError: some are not finite.
+    """
+    points = [model.points3D[i] for i in sorted(model.points3D)]
     positions = float32([point.xyz for point in points]).reshape(-1, 3)
     colors = np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
     broken = int((~positions.isfinite().all(dim=1)).sum())

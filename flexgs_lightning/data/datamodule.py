@@ -1,5 +1,6 @@
 """CaptureDataModule: streams batches of views with bounded memory."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from flexgs_lightning.data.benchmarks import scene_protocol
-from flexgs_lightning.data.capture import TEST_EVERY, Capture, View, ViewBatch
+from flexgs_lightning.data.capture import TEST_EVERY, Capture, GroupedSource, View, ViewBatch
 from flexgs_lightning.data.ordering import HeldOutOrder, TrainingOrder
 from flexgs_lightning.data.reading import read_capture
 from flexgs_lightning.data.residence import DeviceViews
@@ -21,6 +22,8 @@ from flexgs_lightning.data.streaming import (
     image_bytes,
 )
 from flexgs_lightning.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 MAX_AUTOMATIC_WORKERS = 4
 
@@ -49,6 +52,8 @@ class CaptureDataModule(LightningDataModule):
         images: Folder of the photos inside ``root``.
         masks: Folder inside ``root`` of grey images that serve as alpha; it need not exist.
         name: Short name of the scene for reports; the folder's by default.
+        frames: Of a scene that moves, the first frame to use and the one after the last, such as 0 50: a
+            group of frames. All by default.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class CaptureDataModule(LightningDataModule):
         images: str = "images",
         masks: str = "masks",
         name: str | None = None,
+        frames: list[int] | None = None,
     ) -> None:
         super().__init__()
         least = {"batch_size": (batch_size, 1), "cache_megabytes": (cache_megabytes, 0), "seed": (seed, 0)}
@@ -88,6 +94,7 @@ class CaptureDataModule(LightningDataModule):
         self.images = images
         self.masks = masks
         self.name = name
+        self.frames = frames
         self._resident = DeviceViews(device_megabytes * 2**20)
         self._capture: Capture | None = None
         self._cache: ImageCache | None = None
@@ -97,7 +104,7 @@ class CaptureDataModule(LightningDataModule):
 
     def options(self) -> dict[str, Any]:
         """What it takes to open the same capture again: arguments of ``read_capture``, for checkpoints."""
-        names = ("root", "downscale", "test_every", "images", "masks", "name")
+        names = ("root", "downscale", "test_every", "images", "masks", "name", "frames")
         return {name: getattr(self, name) for name in names} | {"root": str(Path(self.root).resolve())}
 
     @property
@@ -126,6 +133,8 @@ class CaptureDataModule(LightningDataModule):
         self._cache = None  # workers of another stage could not share it
         training = stage in (None, "fit")
         self._workers = self._worker_count(self.capture.train_views) if training else 0
+        if training:
+            self._warn_of_decoding()
         self._context = WorkerContext() if self._workers else None
 
     def train_dataloader(self) -> ViewLoader:
@@ -184,6 +193,18 @@ class CaptureDataModule(LightningDataModule):
             return 0
         processes = self.trainer.num_devices if self.trainer else 1
         return max(1, min(MAX_AUTOMATIC_WORKERS, _cores() // processes))
+
+    def _warn_of_decoding(self) -> None:
+        """A frame of a video that is not in memory takes all frames before it, back to a keyframe."""
+        views = self.capture.train_views
+        needed = sum(image_bytes(view) for view in views)
+        if needed > self._budget and any(isinstance(view.source, GroupedSource) for view in views):
+            logger.warning(
+                "data.cache_megabytes: %d do not hold the %d MB of the videos' frames; the rest is decoded "
+                "from a keyframe on at each use, which is slow. Raise it, or store the frames as images.",
+                self.cache_megabytes,
+                -(-needed // 2**20),
+            )
 
     @property
     def _budget(self) -> int:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from flexgs_lightning.data import cameras_json, llff
+from flexgs_lightning.data.cameras_json import read_cameras_json
 from flexgs_lightning.data.capture import TEST_EVERY, Capture
 from flexgs_lightning.data.colmap import read_colmap
+from flexgs_lightning.data.colmap_film import read_colmap_film
+from flexgs_lightning.data.film import cut
+from flexgs_lightning.data.llff import read_llff
+from flexgs_lightning.data.sequences import camera_names
 from flexgs_lightning.errors import InputError
 
 
@@ -44,7 +50,19 @@ class Layout:
     read: Reader
 
 
+def _is_colmap_film(root: Path) -> bool:
+    """A video beside ``images/`` is only where these came from."""
+    return (root / "sparse").is_dir() and not (root / "images").is_dir() and bool(camera_names(root))
+
+
+def _is_llff_film(root: Path) -> bool:
+    return (root / llff.FILE).is_file() and bool(camera_names(root))
+
+
 LAYOUTS: tuple[Layout, ...] = (
+    Layout(cameras_json.FILE, lambda root: (root / cameras_json.FILE).is_file(), read_cameras_json),
+    Layout(f"{llff.FILE} with videos", _is_llff_film, read_llff),
+    Layout("a COLMAP model with frames of each camera", _is_colmap_film, read_colmap_film),
     Layout("a COLMAP model in sparse/0", lambda root: (root / "sparse").is_dir(), read_colmap),
 )
 """In order of preference: a folder that holds several kinds is read as the first of them."""
@@ -58,6 +76,7 @@ def read_capture(
     images: str = "images",
     masks: str = "masks",
     name: str | None = None,
+    frames: Sequence[int] | None = None,
 ) -> Capture:
     """Read the cameras and points of a capture; pixels are read when a view's ``source`` is.
 
@@ -69,9 +88,11 @@ def read_capture(
         images: name of the photo folder, where the layout has one.
         masks: name of the folder of masks, where the layout has one.
         name: short name for reports; None takes the folder's.
+        frames: start and stop (not included) of the frames to use of a capture that moves; None for all.
 
     Raises:
-        InputError: no such folder, of no known layout, or not readable as what it looks like.
+        InputError: no such folder, of no known layout, not readable as what it looks like, or without those
+            frames.
     """
     root = Path(root)
     marks = " or ".join(layout.marks for layout in LAYOUTS)
@@ -79,8 +100,9 @@ def read_capture(
         raise InputError(f"{root}: no such folder, expected a capture ({marks}).")
     for layout in LAYOUTS:
         if layout.matches(root):
-            return layout.read(
+            capture = layout.read(
                 root, downscale=downscale, test_every=test_every, images=images, masks=masks, name=name
             )
+            return capture if frames is None else cut(capture, frames)
     found = "found none of that" if any(root.iterdir()) else "the folder is empty"
     raise InputError(f"{root}: {found}, expected a capture ({marks}).")

@@ -118,11 +118,13 @@ def find_frames(root: Path, camera: str) -> Frames:
     )
 
 
-def has_frames(root: Path) -> bool:
-    """Whether a capture's folder looks as if cameras had filmed: by names alone."""
-    if any((root / name).is_dir() for name in FOLDERS):
-        return True
-    return any(path.suffix.lower() in SUFFIXES for path in root.iterdir())
+def camera_names(root: Path) -> list[str]:
+    """Names of the cameras that have frames in a capture, sorted; by the names of files and folders alone."""
+    folders = [root / name for name in FOLDERS if (root / name).is_dir()]
+    found = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
+    for folder in (*folders, root):
+        found |= {path.stem for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+    return sorted(found)
 
 
 def read_sequence(folder: Path) -> ImageSequence:

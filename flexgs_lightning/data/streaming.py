@@ -22,7 +22,7 @@ from jaxtyping import Float32, UInt8
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.data.capture import ImageSource, View, ViewBatch
+from flexgs_lightning.data.capture import GroupedSource, ImageSource, View, ViewBatch
 from flexgs_lightning.errors import InputError
 
 
@@ -76,6 +76,7 @@ class ImageCache:
     Each pass visits every view once in a new order. Then the best any cache can do is to keep a fixed
     subset: evicting what was used longest ago evicts what comes soonest. So the first views that fit
     the budget get a place each, filled by whoever decodes them first; the others are decoded each time.
+    Frames of a video fill the places of all that are decoded with them.
 
     Args:
         views: in order of preference.
@@ -88,12 +89,15 @@ class ImageCache:
 
     def __init__(self, views: Sequence[View], budget: int, context: BaseContext | None = None) -> None:
         self._places: dict[str, _Place] = {}
+        self._siblings: dict[ImageSource, _Place] = {}
         self.size = 0
         for view in views:
             end = self.size + image_bytes(view)
             if end <= budget:
-                self._places[view.name] = _Place(len(self._places), self.size, _shape(view))
+                place = self._places[view.name] = _Place(len(self._places), self.size, _shape(view))
                 self.size = end
+                if isinstance(view.source, GroupedSource):
+                    self._siblings[view.source] = place
         self._pixels = _memory(self.size, context)
         self._filled = _memory(len(self._places), context)
         self._lock: Any = context.Lock() if context else threading.Lock()
@@ -115,16 +119,26 @@ class ImageCache:
         if name not in self._places:
             return source.read()
         place = self._places[name]
-        end = place.start + int(np.prod(place.shape))
-        pixels = np.frombuffer(self._pixels, np.uint8)[place.start : end].reshape(place.shape)
-        filled = np.frombuffer(self._filled, np.uint8)
+        pixels, filled = self._pixels_at(place), np.frombuffer(self._filled, np.uint8)
         with self._lock:  # it also orders memory: who sees the flag sees the pixels
             if filled[place.slot]:
                 return pixels
-        pixels[:] = source.read()
-        with self._lock:
-            filled[place.slot] = 1
+        if not isinstance(source, GroupedSource):
+            self._fill(place, source.read())
+            return pixels
+        for sibling, image in source.read_group():
+            if sibling in self._siblings:
+                self._fill(self._siblings[sibling], image)
         return pixels
+
+    def _pixels_at(self, place: _Place) -> UInt8[np.ndarray, "H W 3|4"]:
+        end = place.start + int(np.prod(place.shape))
+        return np.frombuffer(self._pixels, np.uint8)[place.start : end].reshape(place.shape)
+
+    def _fill(self, place: _Place, image: UInt8[np.ndarray, "H W 3|4"]) -> None:
+        self._pixels_at(place)[:] = image
+        with self._lock:
+            np.frombuffer(self._filled, np.uint8)[place.slot] = 1
 
 
 def _memory(size: int, context: BaseContext | None) -> Any:

@@ -21,7 +21,7 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model, load
 from flexgs_lightning.splats import Splats
 
-_CAPTURE_OPTIONS = ("downscale", "test_every", "images", "masks")
+_CAPTURE_OPTIONS = ("downscale", "test_every", "images", "masks", "frames")
 
 
 def open_model(ckpt: Path | None, ply: Path | None) -> Model:

@@ -99,8 +99,7 @@ def _thinned(points: Points, most: int | None) -> Points:
     """The points, or ``most`` of them, which torch's global generator draws; their order stays."""
     if most is None or len(points) <= most:
         return points
-    kept = torch.randperm(len(points))[:most].sort().values
-    return Points(points.positions[kept], points.colors[kept])
+    return points[torch.randperm(len(points))[:most].sort().values]
 
 
 def make_elastic(

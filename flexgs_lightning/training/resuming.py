@@ -57,6 +57,7 @@ ROLES: dict[str, Role] = {
     "data.images": "fixed",
     "data.masks": "fixed",
     "data.name": "free",
+    "data.frames": "fixed",
     "importance_refresh": "second",
     "temperature": "second",
     "validation_images": "free",

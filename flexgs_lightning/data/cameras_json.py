@@ -1,0 +1,145 @@
+"""``cameras.json``: a filmed scene with a table of its cameras.
+
+    {"fps": 30, "frames": 60, "cameras": [
+       {"name": "cam00", "width": 640, "height": 360, "fx": …, "fy": …, "cx": …, "cy": …,
+        "distortion": [k1, k2, p1, p2], "w2c": [[…], […], […]], "split": "test"}, …]}
+
+``w2c`` [3, 4] is world-to-camera in the convention of ``cameras`` (OpenCV); ``cx``, ``cy`` are measured from
+the image's corner, so that the first pixel's centre is (0.5, 0.5). ``distortion`` may be empty or left out;
+otherwise it holds OpenCV's first four or, with k3 to k6, eight coefficients. ``split`` is "train" (the
+default) or "test"; ``fps`` and ``frames`` are optional.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+from jaxtyping import Float
+
+from flexgs_lightning.data.capture import TEST_EVERY, Capture
+from flexgs_lightning.data.colmap import check_options
+from flexgs_lightning.data.film import FilmCamera, film_capture
+from flexgs_lightning.data.film_points import read_film_points
+from flexgs_lightning.data.sequences import find_frames
+from flexgs_lightning.errors import InputError
+
+FILE = "cameras.json"
+_MODELS = {0: "PINHOLE", 4: "OPENCV", 8: "FULL_OPENCV"}
+"""COLMAP's camera model by the number of distortion coefficients."""
+_ORTHONORMAL_WITHIN = 1e-3
+"""Largest error of R R^T against the identity: files round to a few digits."""
+
+
+def read_cameras_json(
+    root: str | Path,
+    *,
+    downscale: int = 1,
+    test_every: int = TEST_EVERY,
+    images: str = "images",
+    masks: str = "masks",
+    name: str | None = None,
+) -> Capture:
+    """Read a folder with ``cameras.json`` and, for each camera, its frames (``sequences.find_frames``).
+
+    Args:
+        root: the folder.
+        downscale: reduce frames by this factor (area filter).
+        test_every: 0 trains on the test cameras, too; otherwise the table's split counts.
+        images: not used: frames lie where ``sequences.find_frames`` looks.
+        masks: not used.
+        name: short name for reports; None takes the folder's.
+
+    Raises:
+        InputError: a field is missing or wrong (the camera is named), or a camera has no usable frames.
+    """
+    check_options(downscale, test_every)
+    root = Path(root)
+    path = root / FILE
+    table = _table(path)
+    cameras = [_camera(root, path, entry, downscale, test_every) for entry in table["cameras"]]
+    stated = _optional(path, table, "frames")
+    count = min(len(camera.frames) for camera in cameras) if stated is None else int(stated)
+    return film_capture(
+        cameras,
+        root=root,
+        name=name,
+        points=read_film_points(root, count),
+        fps=_optional(path, table, "fps"),
+        frames=None if stated is None else int(stated),
+    )
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a JSON file of cameras, found: {error}.") from error
+    cameras = table.get("cameras") if isinstance(table, dict) else None
+    if not isinstance(cameras, list) or not cameras or not all(isinstance(entry, dict) for entry in cameras):
+        raise InputError(f"{path}: expected a list 'cameras' with at least one entry.")
+    return table
+
+
+def _camera(root: Path, path: Path, entry: dict[str, Any], downscale: int, test_every: int) -> FilmCamera:
+    name = entry.get("name")
+    if not isinstance(name, str) or not name or Path(name).name != name:
+        raise InputError(f"{path}: expected a 'name' for each camera, found {name!r}.")
+    where = f"{path}: camera {name}"
+    split = entry.get("split", "train")
+    if split not in ("train", "test"):
+        raise InputError(f"{where}: 'split' must be train or test, found {split!r}.")
+    return FilmCamera.fit(
+        name,
+        find_frames(root, name),
+        _pose(where, entry.get("w2c")),
+        _intrinsics(where, entry),
+        downscale=downscale,
+        held_out=split == "test" and test_every != 0,
+    )
+
+
+def _pose(where: str, value: Any) -> Float[np.ndarray, "3 4"]:
+    pose = _numbers(where, "w2c", value)
+    if pose.shape == (4, 4):
+        pose = pose[:3]
+    if pose.shape != (3, 4):
+        raise InputError(f"{where}: 'w2c' must be a 3x4 matrix, found shape {pose.shape}.")
+    rotation = pose[:, :3]
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > _ORTHONORMAL_WITHIN or np.linalg.det(rotation) < 0:
+        raise InputError(f"{where}: the first three columns of 'w2c' must be a rotation.")
+    return pose
+
+
+def _intrinsics(where: str, entry: dict[str, Any]) -> pycolmap.Camera:
+    numbers = {key: float(_numbers(where, key, entry.get(key), 0)) for key in ("fx", "fy", "cx", "cy")}
+    sides = {key: int(_numbers(where, key, entry.get(key), 0)) for key in ("width", "height")}
+    distortion = _numbers(where, "distortion", entry.get("distortion") or [], 1)
+    if len(distortion) not in _MODELS:
+        raise InputError(f"{where}: 'distortion' must have 0, 4 or 8 numbers, found {len(distortion)}.")
+    if min(numbers["fx"], numbers["fy"], *sides.values()) <= 0:
+        raise InputError(f"{where}: focal lengths and size must be positive.")
+    params = [*numbers.values(), *distortion.tolist()]
+    return pycolmap.Camera(model=_MODELS[len(distortion)], params=params, **sides)
+
+
+def _numbers(where: str, key: str, value: Any, dimensions: int = 2) -> np.ndarray:
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if value is None or numbers.ndim != dimensions or not np.isfinite(numbers).all():
+        raise InputError(f"{where}: '{key}' is missing or not made of finite numbers, found {value!r}.")
+    return numbers
+
+
+def _optional(path: Path, table: dict[str, Any], key: str) -> float | None:
+    value = table.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise InputError(f"{path}: '{key}' must be a positive number, found {value!r}.")
+    return float(value)
