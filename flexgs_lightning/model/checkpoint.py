@@ -19,6 +19,8 @@ from flexgs_lightning.model.checkpoint_record import (
     Facts,
     require_sound,
 )
+from flexgs_lightning.model.compression.quantization import UniformQuantization
+from flexgs_lightning.model.compression.sh_mask import ShMask
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.residuals import RatioResiduals
 from flexgs_lightning.model.scene import Scene
@@ -28,7 +30,7 @@ from flexgs_lightning.splats import Splats
 
 __all__ = ["CHECKPOINT_KEY", "CHECKPOINT_VERSION", "SCENE", "Model", "load", "read_checkpoint", "scene_state"]
 
-KINDS = (RatioResiduals, TransformField)
+KINDS = (RatioResiduals, TransformField, ShMask, UniformQuantization)
 """Parts that a checkpoint may hold: each enters ``part.PARTS`` where its module is imported."""
 
 

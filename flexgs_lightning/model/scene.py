@@ -52,8 +52,7 @@ class Scene(nn.Module):
 
         Raises:
             InputError: an elastic scene without a Gaussian.
-            ValueError: a part with a row for each Gaussian in a scene without ranks. What each Gaussian has
-                from the first stage on is an attribute (``Part.attributes``).
+            ValueError: a part with rows for a prefix of the Gaussians in a scene without ranks.
         """
         super().__init__()
         self.gaussians = gaussians.extended(brought_by(parts or {}))
@@ -63,8 +62,11 @@ class Scene(nn.Module):
         self.shards = shards
         self.elsewhere = 0 if total is None else total - len(gaussians)
         """Gaussians that other processes hold; ``Surgery`` and densification keep it true."""
-        if not elastic and any(part.rows() for part in self.each_part()):
-            raise ValueError("Scene: parts with rows belong to ranks, which only an elastic scene has.")
+        rows = (len(row) for part in self.each_part() for row in part.rows())
+        if not elastic and any(count != len(gaussians) for count in rows):
+            raise ValueError(
+                "Scene: parts with rows for a prefix need ranks, which only an elastic scene has."
+            )
         if elastic and len(self) == 0:
             raise InputError("an elastic model needs at least one Gaussian, found none.")
 
