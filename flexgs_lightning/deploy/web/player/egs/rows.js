@@ -1,0 +1,174 @@
+// Decoding of a chunk's rows: places, columns of a level (docs/elastic_file.md, sections 4 to 6).
+// Integers that may exceed 32 bits are kept in doubles, which hold them exactly; `>>` is used below that only.
+
+import { longBits, magnitude, plainBits, symbol } from "./rans.js";
+
+/** Numbers of a row that are drawn; a row has one more, its distance. */
+export const WIDTH = 13;
+export const ROW = WIDTH + 1;
+/** Weights of a rule, rules, and step classes. */
+export const FEATURES = 7;
+export const RULES = 14;
+export const STEPS = 96;
+
+export const CELL_TABLES = 80;
+export const COLUMN_TABLES = 1924;
+const SIGN_TABLES = 1872;
+
+/** First column of each attribute that has a stream, and behind the last. */
+export const COLUMNS = [0, 1, 4, 7, 10, 13];
+const MEANS = 4;
+const ROTATIONS = 7;
+
+const BASES = [16, 19, 23, 27];
+const LARGEST = 16777215;
+
+/** Step of each class: 16, 19, 23, 27 times a power of two, sixteenths rounded down, at least 1. */
+export const STEP_SIZES = Int32Array.from({ length: STEPS }, (_, step) =>
+  Math.max(1, Math.floor((BASES[step & 3] * 2 ** (step >> 2)) / 16)),
+);
+
+function clamp(value, low, high) {
+  return value < low ? low : value > high ? high : value;
+}
+
+/** Binary digits of a non-negative integer below 2^32. */
+function bitLength(value) {
+  return 32 - Math.clz32(value);
+}
+
+/** Step class of rule `c` for the row at `place`: weights times what the row says so far. */
+export function stepClass(rows, place, c, constant, numbers) {
+  const { weights, bounds } = numbers;
+  const w = FEATURES * c;
+  const t = clamp(rows[place], 0, 4096);
+  const sum =
+    constant +
+    weights[w + 1] * t +
+    weights[w + 2] * ((t * t) >> 12) +
+    weights[w + 3] * clamp(rows[place + 1], -32768, 32767) +
+    weights[w + 4] * clamp(rows[place + 2], -32768, 32767) +
+    weights[w + 5] * clamp(rows[place + 3], -32768, 32767) +
+    weights[w + 6] * rows[place + WIDTH];
+  return clamp(Math.floor((sum + 32768) / 65536), bounds[2 * c], bounds[2 * c + 1]) | 0;
+}
+
+/** What of the rule `c` is the same for all rows of a chunk. */
+export function ruleConstant(numbers, c, offset) {
+  return 1024 * offset + 4096 * numbers.weights[FEATURES * c];
+}
+
+/** Rows of `count` Gaussians, all zero but for means and distance: their cells, as gaps of Morton codes. */
+export function decodeCells(stream, count, tables, numbers) {
+  const rows = new Int32Array(count * ROW);
+  const bits = 3 * numbers.cellBits;
+  const shift = 24 - numbers.cellBits;
+  const half = (1 << shift) >> 1;
+  const most = 2 ** bits;
+  let code = 0;
+  let before = 0;
+  for (let i = 0; i < count; i++) {
+    before = symbol(stream, tables, before);
+    const length = 4 * before + (symbol(stream, tables, 16 + before) & 3);
+    let gap = length;
+    if (length > 1) {
+      const rest = length - 1;
+      const top = rest < 3 ? rest : 3;
+      const part = length > bits ? 0 : symbol(stream, tables, 31 + length) & ((1 << top) - 1);
+      gap = ((1 << top) + part) * 2 ** (rest - top) + (length > bits ? 0 : longBits(stream, rest - top));
+    }
+    code += gap;
+    if (stream.failed || length > bits || code >= most) {
+      stream.failed = true;
+      return rows;
+    }
+    placeRow(rows, i * ROW, code, shift, half, numbers.centre);
+  }
+  return rows;
+}
+
+/** Means of a row in the middle of its cell, and the distance from the centre in column 13. */
+function placeRow(rows, place, code, shift, half, centre) {
+  const high = Math.floor(code / 16777216);
+  const low = code - high * 16777216;
+  let distance = 1;
+  for (let axis = 0; axis < 3; axis++) {
+    const cell = (everyThird(high >> (2 - axis)) << 8) | everyThird(low >> (2 - axis));
+    const middle = (cell << shift) + half;
+    rows[place + MEANS + axis] = middle;
+    distance = Math.max(distance, Math.abs(middle - centre[axis]));
+  }
+  const octave = bitLength(distance) - 1;
+  rows[place + WIDTH] = 1024 * octave + Math.floor((1024 * distance) / 2 ** octave) - 1024;
+}
+
+/** Bits 0, 3, 6, … 21 of a number, packed. */
+function everyThird(value) {
+  value &= 0x249249;
+  value = (value | (value >> 2)) & 0x0c30c3;
+  value = (value | (value >> 4)) & 0x00f00f;
+  return (value | (value >> 8)) & 0xff;
+}
+
+/** Columns that the prediction of column `c` uses, and their weights: most are 0. */
+export function predictors(numbers) {
+  return Array.from({ length: WIDTH }, (_, c) => {
+    const weights = numbers.mixing.slice(c * ROW, c * ROW + c);
+    const used = weights.flatMap((weight, d) => (weight ? [d] : []));
+    return {
+      columns: Int32Array.from(used),
+      weights: Float64Array.from(used, (d) => weights[d]),
+      before: numbers.mixing[c * ROW + WIDTH],
+    };
+  });
+}
+
+/** Decode columns `first` to `stop` of new rows, in place. `means` are the running means of predictions. */
+export function decodeNew(stream, first, stop, rows, offset, numbers, mixing, means, tables) {
+  const constants = Float64Array.from({ length: stop - first }, (_, i) =>
+    ruleConstant(numbers, first + i, offset),
+  );
+  const mixed = first < MEANS || first >= ROTATIONS;
+  for (let place = 0; place < rows.length; place += ROW) {
+    let active = 0;
+    for (let c = first; c < stop; c++) {
+      const step = stepClass(rows, place, c, constants[c - first], numbers);
+      const predicted = mixed ? predict(rows, place, c, mixing[c], means[c]) : rows[place + c];
+      let steps = magnitude(stream, tables, (c * 48 + (step >> 1)) * 3 + (active < 2 ? active : 2));
+      if (steps > 0) {
+        active++;
+        const sign = SIGN_TABLES + 4 * c + (steps < 4 ? steps : 4) - 1;
+        if (symbol(stream, tables, sign) & 1) steps = -steps;
+      }
+      const value = clamp(predicted + steps * STEP_SIZES[step], -LARGEST, LARGEST);
+      if (mixed) means[c] += 4 * (value - predicted);
+      rows[place + c] = value;
+    }
+  }
+}
+
+function predict(rows, place, c, mixing, mean) {
+  const { columns, weights } = mixing;
+  let sum = place > 0 ? mixing.before * rows[place - ROW + c] : 0;
+  for (let k = 0; k < columns.length; k++) sum += weights[k] * rows[place + columns[k]];
+  return clamp(Math.floor((sum + 2048) / 4096) + Math.floor((mean + 128) / 256), -LARGEST, LARGEST);
+}
+
+/** Bring columns `first` to `stop` of rows to the next level, in place. */
+export function decodeUpdate(stream, first, stop, rows, offset, numbers, tables) {
+  const constants = Float64Array.from({ length: stop - first }, (_, i) =>
+    ruleConstant(numbers, first + i, offset),
+  );
+  for (let place = 0; place < rows.length; place += ROW) {
+    let active = 0;
+    for (let c = first; c < stop; c++) {
+      const step = stepClass(rows, place, c, constants[c - first], numbers);
+      let steps = magnitude(stream, tables, (c * 48 + (step >> 2)) * 3 + (active < 2 ? active : 2));
+      if (steps > 0) {
+        active++;
+        if (plainBits(stream, 1)) steps = -steps;
+        rows[place + c] = clamp(rows[place + c] + steps * STEP_SIZES[step], -LARGEST, LARGEST);
+      }
+    }
+  }
+}
