@@ -27,6 +27,8 @@ deployment
   decompress     write an elastic file, or a part of it, as a PLY
   info           what an elastic file holds, and where it can be cut
   view           look at a checkpoint or splat file in the browser, at any share of its Gaussians
+  publish        a folder for any web server: the scene at every size, and a player for browsers
+  serve          look at such a folder on this machine
 evaluation
   benchmark      train and measure every scene of a benchmark, and report it beside the paper
   compare        rival methods from one first stage: prune, fine-tune, iterative, matryoshka, flexgs
@@ -48,6 +50,8 @@ COMMANDS = {
     "decompress": "deploy.decompress",
     "info": "deploy.info",
     "view": "deploy.viewer.command",
+    "publish": "deploy.web.publish",
+    "serve": "deploy.web.serve",
     "data download": "data.download",
     "demo": "demo.command",
     "benchmark": "evaluation.benchmark_run",
@@ -56,7 +60,7 @@ COMMANDS = {
     "unseen": "evaluation.unseen",
 }
 """The other commands, and the module that holds the function of each; imported when it runs, for speed."""
-POSITIONAL = ("benchmark", "convert", "data download", "decompress", "info")
+POSITIONAL = ("benchmark", "convert", "data download", "decompress", "info", "serve")
 """Commands whose required arguments are given by place."""
 
 
