@@ -212,6 +212,9 @@ def test_the_wheel_holds_every_config_once(installed: Path) -> None:
     configs = {name.removeprefix("flexgs_lightning/configs/") for name in names if "configs/" in name}
     assert configs >= {*ALL, "hardware/slurm.sbatch"}
     assert not any(name.startswith(("configs/", "tests/")) for name in names)
+    player = CHECKOUT / "flexgs_lightning" / "deploy" / "web" / "player"
+    for path in (path for path in player.rglob("*") if path.is_file()):
+        assert path.relative_to(CHECKOUT).as_posix() in names
 
 
 def test_an_installed_wheel_knows_the_configs_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
