@@ -13,7 +13,7 @@ from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.codec.decoder import SUFFIX, open_file, read_elastic
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.deploy.compress import compress
-from flexgs_lightning.deploy.opening import load_any, open_capture, open_model
+from flexgs_lightning.deploy.opening import open_capture, open_model
 from flexgs_lightning.deploy.render import read_photo
 from flexgs_lightning.deploy.vantage import Vantage, vantage_of_capture, vantage_of_splats
 from flexgs_lightning.errors import InputError
