@@ -14,6 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+LEAST_SPREAD = 1e-4
+"""Variance of the axes' directions below which no point is seen from two sides: about 0.6 degrees."""
+
 
 @dataclass(frozen=True)
 class Cameras:
@@ -106,3 +109,18 @@ def scene_extent(positions: Float[Tensor, "C 3"]) -> float:
     """
     radius = 1.1 * (positions - positions.mean(dim=0)).norm(dim=-1).max().item()
     return radius if radius > 0 else 1.0
+
+
+def focus_point(cameras: Cameras) -> Float[Tensor, " 3"] | None:
+    """The point nearest to all optical axes, in the sense of least squares: what the photos look at.
+
+    None if all cameras look in one direction, so that there is no such point.
+    """
+    positions, axes = cameras.positions.double(), cameras.viewmats[:, 2, :3].double()
+    # Each matrix projects onto the plane across an axis: what remains is the distance from the axis.
+    across = torch.eye(3).to(axes) - axes[:, :, None] * axes[:, None, :]
+    spread = torch.linalg.eigvalsh(across.mean(dim=0))[0]
+    if spread < LEAST_SPREAD:
+        return None
+    target = (across @ positions[:, :, None]).sum(dim=0)
+    return torch.linalg.solve(across.sum(dim=0), target).squeeze(-1).float()

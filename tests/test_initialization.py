@@ -1,8 +1,10 @@
 """What a new scene starts from, when it may hold only so many Gaussians."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from flexgs_lightning.data.capture import Capture, Points
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.gaussians import Gaussians
-from flexgs_lightning.training.initialization import Initialization, initial_scene
+from flexgs_lightning.training.initialization import Initialization, initial_scene, random_bounds
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,38 @@ def test_a_random_start_is_limited_too(capture: Capture) -> None:
     without = replace(capture, points=Points(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.uint8)))
     assert len(means(without, 50)) == 50
     assert len(start(without, Initialization(random_gaussians=40, max_gaussians=50))) == 40
+
+
+class Silhouette:
+    """A photo that is never read."""
+
+    has_alpha = True
+
+    def read(self) -> np.ndarray:
+        raise AssertionError
+
+
+def test_an_object_alone_starts_between_it_and_the_cameras(capture: Capture) -> None:
+    """Without points: in a cube that reaches halfway; photos without alpha have surroundings, too."""
+    centre = torch.tensor([1.0, 2.0, 3.0])
+    views = []
+    for angle in torch.arange(8) * math.pi / 4:
+        viewmat = torch.eye(4)
+        viewmat[0, [0, 2]], viewmat[2, [0, 2]] = (
+            torch.stack([angle.cos(), -angle.sin()]),
+            torch.stack([angle.sin(), angle.cos()]),
+        )
+        viewmat[:3, 3] = torch.tensor([0.0, 0.0, 4.0]) - viewmat[:3, :3] @ centre
+        camera = replace(capture.views[0].camera, viewmats=viewmat[None])
+        views.append(replace(capture.views[0], camera=camera, source=Silhouette()))
+    ring = replace(capture, views=tuple(views))
+    low, high = random_bounds(ring)
+    torch.testing.assert_close(low, centre - 2)
+    torch.testing.assert_close(high, centre + 2)
+    opaque = replace(ring, views=tuple(replace(v, source=capture.views[0].source) for v in views))
+    low, high = random_bounds(opaque)
+    assert (low < centre - 4 - 4).any()
+    assert (high > centre + 4 + 4).any()
 
 
 def test_no_gaussian_at_all_is_refused() -> None:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "flexgs_lightning"
 COLUMNS = (
     ("errors",),
     ("records",),
-    ("files", "jit", "processes", "images", "settings"),
+    ("files", "jit", "processes", "images", "settings", "ply_container"),
     ("cameras", "splats", "metrics"),
     ("data", "rendering", "model"),
     ("codec",),

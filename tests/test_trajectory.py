@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.cameras import Cameras, focus_point
 from flexgs_lightning.deploy.path_file import read_path, write_path
-from flexgs_lightning.deploy.trajectory import focus_point, interpolate, orbit
+from flexgs_lightning.deploy.trajectory import interpolate, orbit
 from flexgs_lightning.errors import InputError
 
 FOCUS = torch.tensor([3.0, -2.0, 10.0])

@@ -21,9 +21,9 @@ import pycolmap
 from jaxtyping import Float
 
 from flexgs_lightning.data.capture import TEST_EVERY, Capture
-from flexgs_lightning.data.colmap import check_options
 from flexgs_lightning.data.film import FilmCamera, film_capture
 from flexgs_lightning.data.film_points import read_film_points
+from flexgs_lightning.data.photos import check_options
 from flexgs_lightning.data.sequences import find_frames
 from flexgs_lightning.errors import InputError
 

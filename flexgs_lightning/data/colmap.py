@@ -14,18 +14,20 @@ import torch
 from jaxtyping import Int, UInt64
 from torch import Tensor
 
-from flexgs_lightning.data.calibration import check_shape, fit_camera, float32
+from flexgs_lightning.data.calibration import float32
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, Points, View
 from flexgs_lightning.data.colmap_files import find_model, read_model
-from flexgs_lightning.data.images import ImageFile, read_header
+from flexgs_lightning.data.photos import (
+    IMAGE_SUFFIXES,
+    MIN_VIEWS,
+    check_options,
+    log_capture,
+    photo_view,
+    processing,
+)
 from flexgs_lightning.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-MIN_VIEWS = 3
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-_LEAST_KEPT = 0.5
-_TOLERATED_OUTSIDE = 0.001
 
 
 def read_colmap(
@@ -71,7 +73,7 @@ def read_colmap(
     photos = _PhotoFolder.find(root, images, masks, downscale)
     ids = np.array(sorted(model.points3D), dtype=np.uint64)
     views = tuple(
-        replace(_read_view(image, model.cameras[image.camera_id], photos), observed=_observed(image, ids))
+        _read_view(image, model.cameras[image.camera_id], photos, _observed(image, ids))
         for image in registered
     )
     capture = Capture(
@@ -81,16 +83,8 @@ def read_colmap(
         protocol=_protocol(photos, views),
         test_every=test_every,
     )
-    _report(capture, photos)
+    log_capture(capture, max(0, len(photos.images_on_disk()) - len(views)))
     return capture
-
-
-def check_options(downscale: int, test_every: int) -> None:
-    """Refuse what no reader can do."""
-    if downscale < 1:
-        raise InputError(f"downscale: found {downscale}, expected 1 or more.")
-    if test_every < 0 or test_every == 1:
-        raise InputError(f"test_every: found {test_every}, expected 2 or more, or 0 to hold out none.")
 
 
 @dataclass(frozen=True)
@@ -142,20 +136,21 @@ class _PhotoFolder:
 
     def images_on_disk(self) -> list[Path]:
         """Every image file of the folder, in the model or not."""
-        return [path for path in self.folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES]
+        return [path for path in self.folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def _read_view(image: pycolmap.Image, camera: pycolmap.Camera, photos: _PhotoFolder) -> View:
-    path = photos.photo(image.name)
-    header = read_header(path)
-    mask = photos.mask(image.name)
-    if mask is not None:
-        check_shape(mask, read_header(mask).size, camera)
-    fitted = fit_camera(image.cam_from_world().matrix(), camera, header.size, photos.reduction, path)
-    source = ImageFile(
-        path, header.size, header.has_alpha or mask is not None, photos.reduction, mask, fitted.lens
+def _read_view(
+    image: pycolmap.Image, camera: pycolmap.Camera, photos: _PhotoFolder, observed: Int[Tensor, " n"]
+) -> View:
+    view = photo_view(
+        image.name,
+        photos.photo(image.name),
+        camera,
+        image.cam_from_world().matrix(),
+        reduction=photos.reduction,
+        mask=photos.mask(image.name),
     )
-    return View(image.name, fitted.camera, source)
+    return replace(view, observed=observed)
 
 
 def _observed(image: pycolmap.Image, ids: UInt64[np.ndarray, " P"]) -> Int[Tensor, " n"]:
@@ -185,45 +180,5 @@ def read_points(model: pycolmap.Reconstruction, folder: Path) -> Points:
 
 def _protocol(photos: _PhotoFolder, views: tuple[View, ...]) -> str:
     """One line for logs and reports: which pixels these are."""
-    if photos.reduction > 1:
-        text = f"{photos.folder.name}/ reduced by {photos.reduction} (area filter)"
-    else:
-        text = f"{photos.folder.name}/ as shipped"
-    sources = [view.source for view in views if isinstance(view.source, ImageFile)]
-    models = sorted({source.lens.model for source in sources if source.lens is not None})
-    if models:
-        text += f", undistorted from {' and '.join(models)}"
-    if any(source.mask is not None for source in sources):
-        text += f", alpha from {photos.masks.name}/"
-    return text
-
-
-def _warn_of_wide_lenses(capture: Capture) -> None:
-    """COLMAP's undistorter keeps the focal length, so what it keeps of a very wide photo can be little."""
-    sources = {view.source for view in capture.views if isinstance(view.source, ImageFile)}
-    undistorted = {(source.lens, source.reduced_size) for source in sources if source.lens is not None}
-    for lens, (width, height) in undistorted:
-        if lens.size[0] < _LEAST_KEPT * width or lens.size[1] < _LEAST_KEPT * height:
-            kept = f"only {lens.size[0]}x{lens.size[1]} of {width}x{height} pixels are kept"
-        elif (outside := lens.outside()) > _TOLERATED_OUTSIDE:
-            kept = f"{100 * outside:.1f} % of the image lie beyond the photo, whose edge is repeated there"
-        else:
-            continue
-        logger.warning("%s: undistorting %s: %s.", capture.name, lens.model, kept)
-        return  # the photos of one capture are alike
-
-
-def _report(capture: Capture, photos: _PhotoFolder) -> None:
-    _warn_of_wide_lenses(capture)
-    sizes = Counter(f"{view.camera.width}x{view.camera.height}" for view in capture.views)
-    logger.info(
-        "%s: %s; %d images (%s), %d to train and %d to test; %d points; %d files not in the model ignored",
-        capture.name,
-        capture.protocol,
-        len(capture.views),
-        ", ".join(f"{count} of {size}" for size, count in sizes.most_common(3)),
-        len(capture.train_views),
-        len(capture.test_views),
-        len(capture.points),
-        max(0, len(photos.images_on_disk()) - len(capture.views)),
-    )
+    reduced = f"reduced by {photos.reduction} (area filter)" if photos.reduction > 1 else "as shipped"
+    return f"{photos.folder.name}/ {reduced}" + processing(views, f"{photos.masks.name}/")

@@ -11,10 +11,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from flexgs_lightning.data.capture import TEST_EVERY, Capture
-from flexgs_lightning.data.colmap import check_options, read_points
+from flexgs_lightning.data.colmap import read_points
 from flexgs_lightning.data.colmap_files import find_model, read_model
 from flexgs_lightning.data.film import FilmCamera, film_capture
 from flexgs_lightning.data.film_points import read_film_points
+from flexgs_lightning.data.photos import check_options
 from flexgs_lightning.data.sequences import find_frames
 from flexgs_lightning.errors import InputError
 

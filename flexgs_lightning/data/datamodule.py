@@ -35,7 +35,8 @@ class CaptureDataModule(LightningDataModule):
     a resumed run goes on with exactly the views that an uninterrupted one would see.
 
     Args:
-        root: Folder of the capture: ``images/`` and a COLMAP model in ``sparse/0``.
+        root: Folder of the capture: ``images/`` and a COLMAP model in ``sparse/0``, or a ``transforms.json``
+            (nerfstudio, instant-ngp) or ``transforms_train.json`` (Blender) with its photos.
         downscale: Reduce photos by this factor. ``images_N`` is used if present; otherwise ``images`` is
             reduced by an area filter. By default the protocol's factor for this scene, or 1.
         test_every: Every n-th photo by sorted name is held out, beginning with the first, unless the capture

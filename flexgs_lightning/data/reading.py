@@ -15,6 +15,7 @@ from flexgs_lightning.data.colmap_film import read_colmap_film
 from flexgs_lightning.data.film import cut
 from flexgs_lightning.data.llff import read_llff
 from flexgs_lightning.data.sequences import camera_names
+from flexgs_lightning.data.transforms import has_transforms, read_transforms_capture
 from flexgs_lightning.errors import InputError
 
 
@@ -64,6 +65,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(f"{llff.FILE} with videos", _is_llff_film, read_llff),
     Layout("a COLMAP model with frames of each camera", _is_colmap_film, read_colmap_film),
     Layout("a COLMAP model in sparse/0", lambda root: (root / "sparse").is_dir(), read_colmap),
+    Layout("transforms.json or transforms_train.json", has_transforms, read_transforms_capture),
 )
 """In order of preference: a folder that holds several kinds is read as the first of them."""
 

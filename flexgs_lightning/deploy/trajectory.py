@@ -11,33 +11,15 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation, Slerp
 from torch import Tensor
 
-from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.cameras import Cameras, focus_point
 from flexgs_lightning.errors import InputError
 
-_LEAST_SPREAD = 1e-4
-"""Variance of the axes' directions below which no point is seen from two sides: about 0.6 degrees."""
 _TRUST_IN_MEAN_UP = 0.01
 """Weight of the mean up direction against level x axes: the two balance for photos over some 20 degrees."""
 _CONCENTRATION = 10.0
 """Of the von Mises kernel over angles: a standard deviation of about 18 degrees."""
 _LARGEST_GAP = math.radians(100)
 """A full turn needs photos all around; where they leave a wider gap, the orbit swings to and fro instead."""
-
-
-def focus_point(cameras: Cameras) -> Float[Tensor, " 3"]:
-    """The point nearest to all optical axes, in the sense of least squares: what the photos look at.
-
-    Raises:
-        InputError: all cameras look in one direction, so that there is no such point.
-    """
-    positions, axes = cameras.positions.double(), cameras.viewmats[:, 2, :3].double()
-    # Each matrix projects onto the plane across an axis: what remains is the distance from the axis.
-    across = torch.eye(3).to(axes) - axes[:, :, None] * axes[:, None, :]
-    spread = torch.linalg.eigvalsh(across.mean(dim=0))[0]
-    if spread < _LEAST_SPREAD:
-        raise InputError("orbit: the capture's cameras all look in one direction; there is nothing to orbit.")
-    target = (across @ positions[:, :, None]).sum(dim=0)
-    return torch.linalg.solve(across.sum(dim=0), target).squeeze(-1).float()
 
 
 def orbit(cameras: Cameras, frames: int = 120) -> Cameras:
@@ -58,7 +40,10 @@ def orbit(cameras: Cameras, frames: int = 120) -> Cameras:
             up direction.
     """
     _require_frames(frames)
-    focus = focus_point(cameras).double()
+    point = focus_point(cameras)
+    if point is None:
+        raise InputError("orbit: the capture's cameras all look in one direction; there is nothing to orbit.")
+    focus = point.double()
     up = up_direction(cameras)
     offsets = cameras.positions.double() - focus
     heights = offsets @ up

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.cameras import Cameras, focus_point
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.deploy.opening import one_size
-from flexgs_lightning.deploy.trajectory import focus_point, orbit, up_direction
+from flexgs_lightning.deploy.trajectory import orbit, up_direction
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.splats import Splats
 
@@ -47,11 +47,8 @@ class Vantage:
 def vantage_of_capture(capture: Capture) -> Vantage:
     """The first test view; without test views the orbit's first pose, or else the first photo's."""
     cameras = one_size(capture.views)
-    try:
-        focus = focus_point(cameras)
-    except InputError:
-        focus = None
-    return Vantage(_first_camera(capture, cameras), up_direction(cameras).float(), focus, capture.extent)
+    up = up_direction(cameras).float()
+    return Vantage(_first_camera(capture, cameras), up, focus_point(cameras), capture.extent)
 
 
 def vantage_of_splats(splats: Splats) -> Vantage:

@@ -143,19 +143,17 @@ class Gaussians(nn.Module):
 
     @staticmethod
     def random(
-        camera_positions: Float[Tensor, "C 3"],
-        extent: float,
+        low: Float[Tensor, " 3"],
+        high: Float[Tensor, " 3"],
         *,
         count: int,
         sh_degree: int = 3,
         opacity: float = 0.1,
     ) -> Gaussians:
-        """``count`` grey Gaussians, uniform in the cameras' bounding box grown by ``extent`` on each side.
+        """``count`` grey Gaussians, uniform in the box between two corners, in world units.
 
         For captures without SfM points. Draws from torch's global generator.
         """
-        low = camera_positions.amin(dim=0) - extent
-        high = camera_positions.amax(dim=0) + extent
         positions = low + (high - low) * torch.rand(count, 3)
         colors = torch.full((count, 3), 128, dtype=torch.uint8)
         return Gaussians.from_points(positions, colors, sh_degree=sh_degree, opacity=opacity)

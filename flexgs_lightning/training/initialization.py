@@ -2,12 +2,15 @@
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from flexgs_lightning.data.capture import Capture, Points
+from flexgs_lightning.cameras import Cameras, focus_point
+from flexgs_lightning.data.capture import Capture, Points, View
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.elastic import ElasticOptions, elastic_scene
 from flexgs_lightning.model.gaussians import Gaussians
@@ -22,6 +25,9 @@ from flexgs_lightning.training.densification.checks import check_enough_left
 from flexgs_lightning.training.sharding import deal_out
 
 logger = logging.getLogger(__name__)
+
+_OBJECT_REACH = 0.5
+"""Half the side of an object's cube, relative to the cameras' distance."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +93,36 @@ def _all_gaussians(
             points.positions, points.colors, sh_degree=sh_degree, opacity=options.opacity
         )
     return Gaussians.random(
-        torch.cat([view.camera.positions for view in capture.views]),
-        capture.extent,
+        *random_bounds(capture),
         count=min(options.random_gaussians, options.max_gaussians or options.random_gaussians),
         sh_degree=sh_degree,
         opacity=options.opacity,
     )
+
+
+def random_bounds(capture: Capture) -> tuple[Float[Tensor, " 3"], Float[Tensor, " 3"]]:
+    """Two corners of the box in which Gaussians start at random, [3] each, in world units.
+
+    Photos with alpha show an object: a cube around the point that they look at, which reaches halfway to the
+    cameras (Blender's synthetic scenes lie well inside). Otherwise the cameras' bounding box, grown by
+    the scene's extent on each side.
+    """
+    positions = torch.cat([view.camera.positions for view in capture.views])
+    focus = _object_centre(capture.views)
+    if focus is not None:
+        reach = _OBJECT_REACH * (positions - focus).norm(dim=-1).median()
+        return focus - reach, focus + reach
+    return positions.amin(dim=0) - capture.extent, positions.amax(dim=0) + capture.extent
+
+
+def _object_centre(views: Sequence[View]) -> Float[Tensor, " 3"] | None:
+    """[3] what photos with alpha look at; None unless all have it, and that point in the picture."""
+    if not all(view.source.has_alpha for view in views):
+        return None
+    size = views[0].camera.width, views[0].camera.height
+    focus = focus_point(Cameras.stack([view.camera.resized(*size) for view in views]))
+    seen = focus is not None and all(bool(view.camera.contain(focus[None]).all()) for view in views)
+    return focus if seen else None
 
 
 def _thinned(points: Points, most: int | None) -> Points:

@@ -15,10 +15,10 @@ import torch
 
 from flexgs_lightning.deploy.formats.bits import from_smallest_three, morton_order, smallest_three
 from flexgs_lightning.deploy.formats.ply import ANTIALIASED
-from flexgs_lightning.deploy.formats.ply_container import Header, read_element, read_header
 from flexgs_lightning.deploy.formats.splat_file import SplatFile, arrays, assemble, require_drawable
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.ply_container import Header, read_element, read_header
 from flexgs_lightning.splats import SH_C0, Splats
 
 CHUNK = 256

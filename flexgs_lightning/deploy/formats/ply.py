@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexgs_lightning.deploy.formats.ply_container import Header, read_element, read_header
 from flexgs_lightning.deploy.formats.splat_file import (
     ALMOST_ONE,
     LARGEST_LOG_SCALE,
@@ -25,6 +24,7 @@ from flexgs_lightning.deploy.formats.splat_file import (
 )
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.ply_container import Header, read_element, read_header
 from flexgs_lightning.splats import MAX_SH_DEGREE, Splats
 
 _F_REST_COUNTS = {3 * ((degree + 1) ** 2 - 1): degree for degree in range(MAX_SH_DEGREE + 1)}

@@ -1,6 +1,6 @@
 """The PLY container: its header, and one element of scalar properties as a NumPy record array.
 
-Knows nothing of Gaussians; ``ply`` does. Format: G. Turk, "The PLY Polygon File Format", 1994.
+Knows nothing of Gaussians or points. Format: G. Turk, "The PLY Polygon File Format", 1994.
 """
 
 from __future__ import annotations
