@@ -22,7 +22,10 @@ export class Panel {
     this.bindButtons();
     for (const name of ["header", "change", "move"]) player.addEventListener(name, () => this.later());
     player.addEventListener("connection", ({ detail }) => this.showConnection(detail));
-    player.addEventListener("error", ({ detail }) => showMessage(detail.words));
+    player.addEventListener("error", ({ detail }) => {
+      this.failed = true;
+      showMessage(detail.words, player.loaded > 0);
+    });
     if (matchMedia("(max-width: 40rem)").matches) element("panel").open = false;
   }
 
@@ -144,7 +147,7 @@ export class Panel {
     element("view").value = String(this.places.view ?? -1);
     this.showPhoto();
     if (!header || player.paused) return;
-    if (player.loaded > 0) showMessage("");
+    if (player.loaded > 0 && !this.failed) showMessage("");
     element("quality-controls").disabled = false;
     const count = automatic ? automatic.count : player.wanted;
     const share = count / header.total;
@@ -181,9 +184,10 @@ export class Panel {
   }
 }
 
-/** A message in the middle of the page; none if there are no words. */
-export function showMessage(words) {
+/** A message in the middle of the page, or below a picture that is shown; none if there are no words. */
+export function showMessage(words, below = false) {
   const message = element("message");
+  message.classList.toggle("below", below);
   if (message.textContent !== words) message.textContent = words;
 }
 

@@ -179,9 +179,10 @@ export class Player extends EventTarget {
   }
 
   learn(milliseconds) {
-    this.interval = milliseconds;
-    if (this.automatic.frame(milliseconds, this.drawn.count)) this.want();
-    else if (this.finished && this.automatic.count > this.loaded) this.automatic.settled = true;
+    const { automatic } = this;
+    if (automatic.frame(milliseconds, this.drawn.count)) this.want();
+    if (this.finished && automatic.count > this.loaded) automatic.settled = true; // more is not to be had
+    if (automatic.settled) this.tell("change");
   }
 
   draw() {

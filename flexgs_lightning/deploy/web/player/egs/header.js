@@ -82,7 +82,7 @@ export function readHeader(bytes) {
     bounds: reader.array("Uint8", 2 * RULES),
     mixing: reader.array("Int16", WIDTH * (WIDTH + 1)),
     scales: Float32Array.from(reader.floats(width)),
-    basis: Int32Array.from(reader.array("Int8", components * width)),
+    columns: transposed(reader.array("Int8", components * width), width), // of the SH transform
   };
   checkNumbers(numbers);
   reader.array("Uint8", reader.number("Uint32")); // facts for people
@@ -90,6 +90,11 @@ export function readHeader(bytes) {
   const counts = ratios.map((ratio) => countAt(ratio, total));
   checkLevels(ratios, counts, total);
   return { total, degree, antialiased: antialiased === 1, background, ratios, counts, numbers, entries };
+}
+
+function transposed(values, width) {
+  const height = values.length / width;
+  return Int8Array.from(values, (_, i) => values[(i % height) * width + Math.floor(i / height)]);
 }
 
 function readIndex(reader, offset, total) {

@@ -7,7 +7,7 @@ import { packHarmonics, packRows } from "./packing.js";
 
 const FIRST_REQUEST = 1 << 16; // bytes: of most files the header and the first chunks
 
-let wanted = Infinity; // Gaussians that are to be loaded
+let wanted = 0; // Gaussians that are to be loaded; the page says how many once it knows the header
 let wake = () => {};
 
 self.onmessage = ({ data }) => {

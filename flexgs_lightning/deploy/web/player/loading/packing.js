@@ -51,21 +51,25 @@ export function packHarmonics({ sums, steps }, numbers) {
   const size = harmonicWords(width);
   const words = new Uint32Array(steps.length * size);
   const bytes = new Int8Array(words.buffer);
-  const values = new Float32Array(width);
+  const values = new Float64Array(width);
   const scale = new Float32Array(1);
   const scaleBits = new Uint32Array(scale.buffer);
   const order = spreadOrder(steps.length);
   for (let i = 0; i < order.length && width > 0; i++) {
-    const coded = order[i];
+    const from = order[i] * width;
     let largest = 0;
     for (let d = 0; d < width; d++) {
-      values[d] = sums[coded * width + d] * scales[d] * steps[coded];
-      largest = Math.max(largest, Math.abs(values[d]));
+      const value = sums[from + d] * scales[d];
+      values[d] = value;
+      if (value > largest) largest = value;
+      else if (-value > largest) largest = -value;
     }
     if (largest === 0) continue;
-    scale[0] = largest / 127;
+    scale[0] = (largest * steps[order[i]]) / 127;
     scaleBits[0] = (scaleBits[0] + 255) & ~255;
-    for (let d = 0; d < width; d++) bytes[4 * i * size + d] = Math.round(values[d] / scale[0]);
+    const factor = steps[order[i]] / scale[0];
+    const to = 4 * i * size;
+    for (let d = 0; d < width; d++) bytes[to + d] = ((values[d] * factor + 128.5) | 0) - 128;
     words[i * size + (width >> 2)] |= scaleBits[0];
   }
   return words;

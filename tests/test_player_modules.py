@@ -14,28 +14,35 @@ HERE = Path(__file__).parent
 KNOWN = HERE / "known_answers"
 
 
-def node(script: str, *words: object) -> dict[str, object]:
-    """What a script under tests/player prints; skips where there is no node."""
+def node(*words: object) -> str:
+    """What a node program prints; skips where there is no node."""
     program = shutil.which("node")
     if program is None:
         pytest.skip("no node: install it (apt-get install nodejs) to test the player's modules")
-    command = [program, str(HERE / "player" / script), *map(str, words)]
+    command = [program, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of what the player decodes a file to."""
+    found: str = json.loads(node(HERE / "player" / "digest.mjs", path))["digest"]
     return found
 
 
 @pytest.mark.parametrize("name", ["levels", "one_size"])
 def test_known_answers_decode_to_the_same_bits(name: str) -> None:
-    assert (
-        node("digest.mjs", KNOWN / f"{name}.egs")["digest"] == (KNOWN / f"{name}.sha256").read_text().strip()
-    )
+    assert digest_of(KNOWN / f"{name}.egs") == (KNOWN / f"{name}.sha256").read_text().strip()
 
 
 def test_a_larger_file_decodes_to_the_same_bits(tmp_path: Path) -> None:
     """Several chunks a level, SH degree 3, large numbers and long gaps between cells."""
     encoded(random_arrays(3000, sh_degree=3, seed=2), harm=1e-5).write(tmp_path / "scene.egs")
-    assert node("digest.mjs", tmp_path / "scene.egs")["digest"] == digest(
-        read_elastic(tmp_path / "scene.egs")
-    )
+    assert digest_of(tmp_path / "scene.egs") == digest(read_elastic(tmp_path / "scene.egs"))
+
+
+@pytest.mark.parametrize("script", sorted((HERE / "player").glob("*.test.mjs")), ids=lambda path: path.name)
+def test_modules(script: Path) -> None:
+    """Tests that are written in JavaScript themselves, run by node's own runner."""
+    node("--test", script)

@@ -1,0 +1,311 @@
+"""The player in headless Chromium: what it draws, how it loads, and what it says when something is wrong."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from browser import browse, chromium, eventually
+from elastic_arrays import encoded, random_arrays
+from player_site import Line, Tab, troubled
+
+from flexgs_lightning.codec.decoder import open_file, read_elastic
+from flexgs_lightning.deploy.render import draw
+from flexgs_lightning.deploy.web.publish import publish
+
+TOTAL = 3000
+WIDTH, HEIGHT = 240, 160
+
+
+@pytest.fixture(scope="module")
+def site(small_capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("player")
+    encoded(random_arrays(TOTAL, sh_degree=3)).write(folder / "scene.egs")
+    publish(
+        folder / "site", ckpt=folder / "scene.egs", data_root=small_capture, photos=True, title="Two <clouds>"
+    )
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    if chromium() is None:
+        pytest.skip("no chromium: install it (apt-get install chromium) to test the player")
+    with browse("about:blank", tmp_path_factory.mktemp("browser") / "b", WIDTH, HEIGHT) as page:
+        yield Tab(page)
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    with troubled(site, Line()) as found:
+        yield found
+
+
+def broken(site: Path, folder: Path, place: int) -> Path:
+    """A copy of a site with one byte of its scene changed."""
+    shutil.copytree(site, folder)
+    data = bytearray((site / "scene.egs").read_bytes())
+    data[place] ^= 1
+    (folder / "scene.egs").write_bytes(bytes(data))
+    return folder
+
+
+# -- what is drawn ---------------------------------------------------------------------------------------
+
+
+def test_the_canvas_shows_what_our_rasterizer_draws(tab: Tab, address: str, site: Path) -> None:
+    """Three ratios, of which one lies between levels, and two cameras."""
+    arrays = read_elastic(site / "scene.egs")
+    tab.open(address)
+    tab.settle()
+    for view in (0, 1):
+        tab.get(f"window.flexgs.places.visit({view})")
+        for share in (0.02, 0.17, 1.0):
+            tab.get(f"player.setShare({share})")
+            tab.settle()
+            count = tab.get("player.drawn.count")
+            assert count == int(share * TOTAL)
+            background = torch.tensor(arrays.background)
+            expected = draw(arrays.at(count / TOTAL), tab.camera(), background, arrays.antialiased)
+            error = np.square(tab.picture() - expected.clamp(0, 1).numpy()).mean()
+            assert -10 * np.log10(error) > 35
+            assert expected.std() > 0.05  # there is something to see
+
+
+def test_a_file_without_harmonics_is_drawn_alike(tab: Tab, tmp_path: Path) -> None:
+    """SH degree 0, one level, no antialiasing filter; and no capture, so no test views."""
+    import dataclasses
+
+    from elastic_arrays import one_size
+
+    arrays = dataclasses.replace(one_size(random_arrays(800, sh_degree=0)), antialiased=False)
+    encoded(arrays).write(tmp_path / "scene.egs")
+    publish(tmp_path / "site", ckpt=tmp_path / "scene.egs")
+    decoded = read_elastic(tmp_path / "scene.egs")
+    with troubled(tmp_path / "site", Line()) as found:
+        tab.open(found)
+        tab.settle()
+        expected = draw(decoded.splats(), tab.camera(), torch.tensor(decoded.background)).clamp(0, 1).numpy()
+        assert -10 * np.log10(np.square(tab.picture() - expected).mean()) > 35
+        assert tab.page.run("document.getElementById('view-controls').hidden")
+
+
+# -- loading ---------------------------------------------------------------------------------------------
+
+
+def test_it_grows_while_it_loads_and_loads_nothing_twice(tab: Tab, site: Path) -> None:
+    size = (site / "scene.egs").stat().st_size
+    line = Line(rate=size / 3)
+    with troubled(site, line) as found:
+        tab.open(found)
+        eventually(lambda: tab.get("player.drawn.visible"))
+        shown = [(tab.get("player.drawn.count"), line.sent)]
+        while not tab.get("player.finished"):
+            shown.append((tab.get("player.drawn.count"), line.sent))
+        tab.settle()
+    counts = [count for count, _ in shown]
+    assert counts == sorted(counts)
+    assert len(set(counts)) >= 3
+    assert tab.get("player.drawn.count") == TOTAL
+    assert tab.get("player.received") == size
+    places = [int(asked.removeprefix("bytes=").split("-")[0]) for asked in line.asked if asked]
+    assert places == sorted(set(places))
+
+
+def test_a_dropped_connection_keeps_what_is_there_and_goes_on(tab: Tab, site: Path) -> None:
+    size = (site / "scene.egs").stat().st_size
+    line = Line(drops=(size // 3, size // 3))
+    with troubled(site, line) as found:
+        tab.open(found)
+        eventually(lambda: "Connection lost" in tab.text("connection"))
+        eventually(lambda: tab.get("player.drawn.count"))
+        tab.settle()
+        eventually(lambda: tab.text("connection") == "")
+    assert tab.get("player.drawn.count") == TOTAL
+    assert tab.get("player.received") == size
+    assert not line.drops
+
+
+def test_a_server_without_range_sends_the_whole(tab: Tab, site: Path) -> None:
+    line = Line(ranged=False)
+    with troubled(site, line) as found:
+        tab.open(found)
+        tab.settle()
+    assert tab.get("player.drawn.count") == TOTAL
+    assert len(line.asked) == 1
+
+
+def test_only_what_is_wanted_is_loaded(tab: Tab, site: Path) -> None:
+    """A link to a small share loads that share, and the slider the rest."""
+    line = Line()
+    with troubled(site, line) as found:
+        tab.open(f"{found}#share=0.05")
+        tab.settle()
+        assert tab.get("player.drawn.count") == 150
+        few = tab.get("player.received")
+        tab.get("player.setShare(1)")
+        tab.settle()
+    entries = open_file(site / "scene.egs").header.entries
+    assert few <= max(1 << 16, entries[2].offset)
+    assert tab.get("player.drawn.count") == TOTAL
+    assert tab.get("player.received") == (site / "scene.egs").stat().st_size
+
+
+# -- controls --------------------------------------------------------------------------------------------
+
+
+def test_slider_and_amount_choose_the_count(tab: Tab, address: str) -> None:
+    tab.open(address)
+    tab.settle()
+    assert tab.text("title") == "Two <clouds>"
+    tab.page.run("document.getElementById('panel').open = true; document.getElementById('quality').focus()")
+    tab.page.press("Home")
+    eventually(lambda: tab.get("player.drawn.count") == TOTAL * 0.001)
+    assert tab.text("drawn") == "3 of 3,000"
+    assert "3 Gaussians" in tab.page.run("document.getElementById('quality').ariaValueText ?? ''")
+    for unit, amount, count in (("percent", 7.3, 219), ("Gaussians", 1234, 1234)):
+        tab.page.run(
+            f"unit.value = '{unit}'; unit.dispatchEvent(new Event('change')); amount.value = {amount};"
+            "amount.dispatchEvent(new Event('change'))"
+        )
+        eventually(lambda count=count: tab.get("player.drawn.count") == count)
+    tab.page.run("unit.value = 'megabytes'; amount.value = 0.001; amount.dispatchEvent(new Event('change'))")
+    eventually(lambda: tab.get("player.drawn.count") == tab.get("player.header.ends[0][0]"))
+
+
+def test_keys_move_the_camera_and_a_link_holds_it(tab: Tab, address: str) -> None:
+    tab.open(address)
+    tab.settle()
+    before = tab.picture()
+    tab.page.run("document.getElementById('canvas').focus()")
+    start = tab.get("player.camera.position")
+    tab.page.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowLeft", code="ArrowLeft")
+    eventually(lambda: np.abs(np.subtract(tab.get("player.camera.position"), start)).max() > 0.1)
+    tab.page.call("Input.dispatchKeyEvent", type="keyUp", key="ArrowLeft", code="ArrowLeft")
+    tab.get("player.setShare(0.5)")
+    tab.settle()
+    assert np.abs(tab.picture() - before).mean() > 0.01
+    eventually(
+        lambda: "turn=" in tab.page.run("location.hash") and "share=0.5" in tab.page.run("location.hash")
+    )
+    camera = {name: tab.get(f"player.camera.{name}") for name in ("rotation", "position", "reach")}
+    link = tab.page.run("location.href")
+    tab.open(link)
+    tab.settle()
+    assert tab.get("player.drawn.count") == TOTAL // 2
+    for name, value in camera.items():
+        np.testing.assert_allclose(tab.get(f"player.camera.{name}"), value, atol=1e-4)
+
+
+def test_test_views_have_their_photo(tab: Tab, address: str, site: Path) -> None:
+    description = json.loads((site / "scene.json").read_text())
+    tab.open(address)
+    tab.settle()
+    tab.click("next")
+    tab.click("next")
+    eventually(lambda: tab.page.run("document.getElementById('view').value") == "1")
+    np.testing.assert_allclose(
+        tab.get("player.camera.position"),
+        -np.reshape(description["views"][1]["viewmat"], (3, 4))[:, :3].T
+        @ np.reshape(description["views"][1]["viewmat"], (3, 4))[:, 3],
+        atol=1e-6,
+    )
+    tab.page.run("wipe.value = 50; wipe.dispatchEvent(new Event('input'))")
+    eventually(lambda: tab.page.run("document.getElementById('photo').naturalWidth"))
+    assert (
+        tab.page.run("getComputedStyle(document.getElementById('photo')).clipPath")
+        == "inset(0px 50% 0px 0px)"
+    )
+    tab.get("(player.camera.turn(0.1, 0, false), player.moved())")
+    eventually(lambda: tab.page.run("document.getElementById('photo').hidden"))
+    assert tab.page.run("document.getElementById('view').value") == "-1"
+
+
+LOADED_DEVICE = """
+const range = WebGL2RenderingContext.prototype.uniform2i, draw = WebGL2RenderingContext.prototype.drawElementsInstanced;
+let drawn = 0;
+WebGL2RenderingContext.prototype.uniform2i = function (place, visible, batch) {
+  drawn = visible;
+  range.call(this, place, visible, batch);
+};
+WebGL2RenderingContext.prototype.drawElementsInstanced = function (...words) {
+  const end = performance.now() + 0.1 * drawn;
+  draw.apply(this, words);
+  while (performance.now() < end);
+};
+"""
+"""A device that takes 0.1 ms a Gaussian, on top of what drawing takes."""
+
+
+def test_automatic_quality_holds_the_frame_rate_on_a_slow_device(tab: Tab, address: str) -> None:
+    with tab.prepared(LOADED_DEVICE):
+        tab.open(f"{address}#fps=15")
+        eventually(lambda: tab.get("player.automatic?.settled"), 60)
+        count = tab.get("player.automatic.count")
+        assert 0 < 0.1 * count < 1.2 * 1000 / 15
+        eventually(lambda: "Gaussians hold 15 frames a second" in tab.text("choice"))
+        eventually(lambda: tab.get("player.drawn.count") == count)
+        assert "fps=15" in tab.page.run("location.hash")
+
+
+# -- what it says when something is wrong ------------------------------------------------------------------
+
+
+def test_a_broken_chunk_is_named_and_what_stands_before_it_is_shown(
+    tab: Tab, site: Path, tmp_path: Path
+) -> None:
+    entry = open_file(site / "scene.egs").header.entries[2]
+    with troubled(broken(site, tmp_path / "site", entry.offset + 40), Line()) as found:
+        tab.open(found)
+        eventually(lambda: "chunk 2 does not match its checksum" in tab.text("message"))
+        eventually(lambda: tab.get("player.drawn.count") == tab.get("player.header.ends[1][0]"))
+
+
+@pytest.mark.parametrize("place", [0, 8, 30])
+def test_a_broken_header_is_said_in_words(tab: Tab, site: Path, tmp_path: Path, place: int) -> None:
+    with troubled(broken(site, tmp_path / "site", place), Line()) as found:
+        tab.open(found)
+        eventually(lambda: "lastic file" in tab.text("message"))
+        assert tab.get("player.loaded") == 0
+
+
+def test_a_missing_scene_is_said_in_words(tab: Tab, site: Path, tmp_path: Path) -> None:
+    shutil.copytree(site, tmp_path / "site")
+    (tmp_path / "site" / "scene.egs").unlink()
+    with troubled(tmp_path / "site", Line()) as found:
+        tab.open(found)
+        eventually(lambda: "the server answers 404" in tab.text("message"))
+
+
+def test_without_webgl2_the_page_says_so(tab: Tab, address: str) -> None:
+    with tab.prepared("HTMLCanvasElement.prototype.getContext = () => null"):
+        tab.open(address)
+        eventually(lambda: "no WebGL 2" in tab.text("message"))
+
+
+def test_controls_have_names_and_the_page_allows_nothing_from_elsewhere(tab: Tab, address: str) -> None:
+    tab.open(address)
+    tab.settle()
+    tree = tab.page.call("Accessibility.getFullAXTree")["nodes"]
+    roles = ("slider", "button", "combobox", "spinbutton", "checkbox", "radio", "application", "progressbar")
+    found = [node for node in tree if node.get("role", {}).get("value") in roles and not node["ignored"]]
+    assert len(found) >= 1
+    assert all(node["name"]["value"] for node in found)
+    assert (
+        tab.page.run(
+            """(async () => {
+            const refused = [];
+            addEventListener('securitypolicyviolation', (event) => refused.push(event.effectiveDirective));
+            const script = document.createElement('script');
+            script.textContent = 'window.injected = true';
+            document.body.append(script);
+            await fetch('http://127.0.0.2:9/').catch(() => 0);
+            await new Promise((done) => setTimeout(done));
+            return !window.injected && refused.sort().join();
+        })()"""
+        )
+        == "connect-src,script-src-elem"
+    )
