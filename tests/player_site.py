@@ -1,4 +1,4 @@
-"""A published site in headless Chromium, from a server that can be slow, drop connections or know no Range."""
+"""A published site in headless Chromium, from a server that can be slow, break off or know no Range."""
 
 import base64
 import contextlib
@@ -43,7 +43,7 @@ def troubled(site: Path, line: Line) -> Iterator[str]:
     """Serve a site over a line; gives its address."""
 
     class Handler(StaticHandler):
-        def do_GET(self) -> None:
+        def do_GET(self) -> None:  # noqa: N802 (http.server's name)
             if self.path.endswith(".egs"):
                 line.asked.append(self.headers["Range"])
                 if not line.ranged:

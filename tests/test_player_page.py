@@ -31,11 +31,22 @@ def site(small_capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The browser's own."""
+    return tmp_path_factory.mktemp("browser") / "b"
+
+
+@pytest.fixture(scope="module")
+def tab(folder: Path) -> Iterator[Tab]:
     if chromium() is None:
         pytest.skip("no chromium: install it (apt-get install chromium) to test the player")
-    with browse("about:blank", tmp_path_factory.mktemp("browser") / "b", WIDTH, HEIGHT) as page:
+    with browse("about:blank", folder, WIDTH, HEIGHT) as page:
         yield Tab(page)
+
+
+@pytest.fixture(scope="module")
+def downloads(folder: Path) -> Path:
+    return folder / "downloads"
 
 
 @pytest.fixture(scope="module")
@@ -225,13 +236,14 @@ def test_test_views_have_their_photo(tab: Tab, address: str, site: Path) -> None
 
 
 LOADED_DEVICE = """
-const range = WebGL2RenderingContext.prototype.uniform2i, draw = WebGL2RenderingContext.prototype.drawElementsInstanced;
+const device = WebGL2RenderingContext.prototype;
+const range = device.uniform2i, draw = device.drawElementsInstanced;
 let drawn = 0;
-WebGL2RenderingContext.prototype.uniform2i = function (place, visible, batch) {
+device.uniform2i = function (place, visible, batch) {
   drawn = visible;
   range.call(this, place, visible, batch);
 };
-WebGL2RenderingContext.prototype.drawElementsInstanced = function (...words) {
+device.drawElementsInstanced = function (...words) {
   const end = performance.now() + 0.1 * drawn;
   draw.apply(this, words);
   while (performance.now() < end);
@@ -249,6 +261,23 @@ def test_automatic_quality_holds_the_frame_rate_on_a_slow_device(tab: Tab, addre
         eventually(lambda: "Gaussians hold 15 frames a second" in tab.text("choice"))
         eventually(lambda: tab.get("player.drawn.count") == count)
         assert "fps=15" in tab.page.run("location.hash")
+
+
+def test_measuring_the_device_downloads_a_profile(tab: Tab, address: str, downloads: Path) -> None:
+    with tab.prepared(LOADED_DEVICE.replace("0.1", "0.01")):
+        tab.open(address)
+        tab.settle()
+        tab.click("measure")
+        file = downloads / "Two_clouds__profile.json"
+        eventually(file.is_file)
+        profile = json.loads(file.read_text())
+        tab.settle()
+    assert [count for count, _ in profile["points"]] == [30, 60, 150, 300, 600, 1500, 3000]
+    assert all(milliseconds > 0 for _, milliseconds in profile["points"])
+    assert profile["points"][-1][1] > 10  # of the 30 that all take, some of them behind the camera
+    assert profile["width"] == WIDTH
+    assert "SwiftShader" in profile["device"]
+    assert tab.get("player.drawn.count") == TOTAL  # as before
 
 
 # -- what it says when something is wrong ------------------------------------------------------------------

@@ -79,11 +79,19 @@ def summary(folder: Path) -> str:
     table = "\n".join(lines)
     files = {name: folder / name for name in FILES if (folder / name).exists()}
     shown = "\n".join(f"  {FILES[name]:<24} {path}" for name, path in files.items())
-    # `make demo` runs without the environment activated, where the bare name is not found.
-    beside = os.path.relpath(Path(sys.executable).with_name("tensorboard"))
-    tensorboard = "tensorboard" if shutil.which("tensorboard") else beside
+    flexgs, site = _program("flexgs"), folder / "site"
+    commands = {
+        "curves and images": f"{_program('tensorboard')} --logdir {folder.parents[1]}",
+        "a page for browsers": f"{flexgs} publish --ckpt {folder}/checkpoints/last.ckpt --output {site}",
+        "… seen on this machine": f"{flexgs} serve {site}",
+    }
+    typed = "\n".join(f"  {what:<24} {command}" for what, command in commands.items())
     return (
         f"\nHeld-out views of {report['capture']} after {report['iteration']:,} steps, "
-        f"{report['milliseconds']:.1f} ms for a full render\n{table}\n\n{shown}\n"
-        f"  {'curves and images':<24} {tensorboard} --logdir {folder.parents[1]}\n"
+        f"{report['milliseconds']:.1f} ms for a full render\n{table}\n\n{shown}\n{typed}\n"
     )
+
+
+def _program(name: str) -> str:
+    """How to call a program of this environment: `make demo` runs without it activated."""
+    return name if shutil.which(name) else os.path.relpath(Path(sys.executable).with_name(name))
