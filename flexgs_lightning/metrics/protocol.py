@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from flexgs_lightning.metrics.lpips import LPIPS, Features, LPIPSNetwork
-from flexgs_lightning.metrics.psnr import psnr
+from flexgs_lightning.metrics.psnr import color_corrected, psnr
 from flexgs_lightning.metrics.ssim import SSIMReference, ssim
+
+CORRECTED = "psnr_color_corrected"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class ImageMetrics(nn.Module):
         lpips: LPIPSNetwork | Literal["none"] = "vgg",
         lpips_weights: Path | None = None,
         lpips_input_range: Literal["unit", "signed"] | None = None,
+        correct_colors: bool = False,
     ) -> None:
         """Choose the protocol.
 
@@ -69,14 +72,16 @@ class ImageMetrics(nn.Module):
             lpips: backbone of LPIPS; "none" leaves it out.
             lpips_weights: folder with the backbone's weights; by default torch's own cache.
             lpips_input_range: see ``LPIPS``.
+            correct_colors: also measure "psnr_color_corrected", after ``psnr.color_corrected``.
         """
         super().__init__()
         self._lpips = None if lpips == "none" else LPIPS(lpips, lpips_input_range, lpips_weights)
-        self._means = _Means(("psnr", "ssim", "lpips"))
+        self._correct_colors = correct_colors
+        self._means = _Means(("psnr", "ssim", "lpips", *((CORRECTED,) if correct_colors else ())))
 
     def like(self) -> ImageMetrics:
         """New, empty metrics under the same protocol; they share the LPIPS network."""
-        other = ImageMetrics(lpips="none")
+        other = ImageMetrics(lpips="none", correct_colors=self._correct_colors)
         other._lpips = self._lpips
         return other
 
@@ -102,13 +107,16 @@ class ImageMetrics(nn.Module):
             target: photos; those of ``photo``, of these metrics or ones ``like`` them, save work.
 
         Returns:
-            "psnr" (dB), "ssim" and, unless left out or without weights, "lpips"; each [C].
+            "psnr" (dB), "ssim" and, unless left out or without weights, "lpips", and "psnr_color_corrected"
+            where it was asked for; each [C].
         """
         prediction = prediction.detach().clamp(0.0, 1.0)
         photo = target if isinstance(target, Photo) else self.photo(target)
         values = {"psnr": psnr(prediction, photo.image), "ssim": ssim(prediction, photo.reference)}
         if self._lpips is not None and photo.features is not None:
             values["lpips"] = self._lpips.distance(prediction, photo.features)
+        if self._correct_colors:
+            values[CORRECTED] = psnr(color_corrected(prediction, photo.image), photo.image)
         self._means.update(values)
         return values
 
@@ -123,11 +131,13 @@ class ImageMetrics(nn.Module):
     def protocol(self) -> dict[str, str]:
         """What exactly is measured, for reports."""
         lpips = "left out" if self._lpips is None else self._lpips.protocol()
+        corrected = "as psnr, after the affine colour map that fits each photo best, by least squares"
         return {
             "psnr": "predictions clamped to [0, 1], not quantised; peak 1; over pixels and channels",
             "ssim": "Gaussian window 11x11, sigma 1.5, C1 0.01^2, C2 0.03^2, zero padding, borders count",
             "lpips": lpips,
             "average": "mean of per-image values",
+            **({CORRECTED: corrected} if self._correct_colors else {}),
         }
 
 

@@ -32,6 +32,7 @@ from flexgs_lightning.processes import Shards
 from flexgs_lightning.rendering.sharded import renderer_of
 from flexgs_lightning.rendering.types import Renderer, Rendering
 from flexgs_lightning.splats import Splats
+from flexgs_lightning.training.camera_colors import STATE, CameraColors
 from flexgs_lightning.training.checks import FiniteWatch, check_options, check_savable
 from flexgs_lightning.training.clearance import CameraClearance, ClearSpace, clear_space
 from flexgs_lightning.training.densification import AdaptiveDensityControl, Densification
@@ -81,6 +82,7 @@ class FlexGSModule(lightning.LightningModule):
         initialization: Initialization = Initialization(),  # noqa: B008  (frozen)
         elastic: ElasticOptions = ElasticOptions(),  # noqa: B008  (frozen)
         elastic_training: ElasticTraining = ElasticTraining(),  # noqa: B008  (frozen)
+        camera_colors: bool = False,
         lpips: Literal["vgg", "alex", "squeeze", "none"] = "vgg",
         lpips_weights: Path | None = None,
         validation_lpips: bool = False,
@@ -103,6 +105,9 @@ class FlexGSModule(lightning.LightningModule):
             initialization: what a new scene starts from.
             elastic: what makes the scene elastic in the second stage.
             elastic_training: how the second stage trains; ``steps`` is its length.
+            camera_colors: learn each camera's gain and offset of colours, for captures whose cameras (or
+                photos) differ in exposure or white balance. Held-out views are drawn as the mean camera sees
+                them, and also measured after an affine fit of their colours ("psnr_color_corrected").
             lpips: network of the LPIPS metric; "none" leaves it out.
             lpips_weights: folder with the network's weights; by default torch's own cache.
             validation_lpips: measure LPIPS in validation, too, and not only in the test: the network takes
@@ -127,7 +132,11 @@ class FlexGSModule(lightning.LightningModule):
         self.clearance = clearance
         self.initialization = initialization
         self.seed = seed
-        self.image_metrics = ImageMetrics(lpips=lpips, lpips_weights=lpips_weights)
+        self.learns_camera_colors = camera_colors
+        self.camera_colors: CameraColors | None = None
+        self.image_metrics = ImageMetrics(
+            lpips=lpips, lpips_weights=lpips_weights, correct_colors=camera_colors
+        )
         self.validation_lpips = validation_lpips
         self.elastic_options = elastic
         self.elastic_training = elastic_training
@@ -202,6 +211,8 @@ class FlexGSModule(lightning.LightningModule):
         check_strategy(self.trainer.strategy, self.trainer.world_size)
         self.extent = self.capture.extent
         self.clear_space = clear_space(self.capture, self.clearance) if stage == "fit" else None
+        if self.learns_camera_colors and stage == "fit" and self.camera_colors is None:
+            self.camera_colors = CameraColors(self.capture).to(self.device)
         if stage == "fit" and len(self.gaussians) == 0:
             if self.reconstruction_steps == 0 and self.start is None:
                 raise InputError("model.reconstruction_steps: 0 needs --start_from, a checkpoint or PLY.")
@@ -216,7 +227,8 @@ class FlexGSModule(lightning.LightningModule):
         decay = self.elastic_training.rate_decay if self.scene.elastic else 1.0
         optimizers = gaussian_optimizers(self.gaussians, self.learning_rates, self.extent, decay)
         added = elastic_optimizer(self.scene, self.elastic_training, self.extent)
-        everything = [*optimizers.values(), *([] if added is None else [added])]
+        colors = None if self.camera_colors is None else self.camera_colors.optimizer(decay)
+        everything = [*optimizers.values(), *(other for other in (added, colors) if other is not None)]
         if not self.scene.elastic and self.reconstruction_steps > 0:
             self.densification.start(
                 self.scene, everything, self.extent, self.reconstruction_steps, self.clear_space
@@ -266,7 +278,8 @@ class FlexGSModule(lightning.LightningModule):
         background = self._training_background()
         rendering = self.render(batch, background, self.active_sh_degree)
         photos = batch.targets(background)
-        loss = photometric_loss(rendering.image, photos, self.ssim_weight)
+        image = self._taken(rendering.image, batch)
+        loss = photometric_loss(image, photos, self.ssim_weight)
         penalty = self.densification.regularization()
         total = loss if penalty is None else loss + penalty
         self._finite.look(self.scene, total.detach(), step)
@@ -279,7 +292,7 @@ class FlexGSModule(lightning.LightningModule):
             self.log_dict({f"densification/{name}": float(count) for name, count in report.counts().items()})
         if self.is_time_to_log:
             parts: Parts = {} if penalty is None else {"regularization": penalty.detach()}
-            self._log_progress(loss.detach(), parts, rendering.image, photos)
+            self._log_progress(loss.detach(), parts, image, photos)
 
     def _train_elastic(self, batch: ViewBatch, step: int) -> None:
         """Render the full model and subsets, compare each, descend."""
@@ -290,7 +303,7 @@ class FlexGSModule(lightning.LightningModule):
         images: list[Tensor] = []
 
         def photometric(splats: Splats) -> Tensor:
-            drawn = self.draw(splats, batch, background).image
+            drawn = self._taken(self.draw(splats, batch, background).image, batch)
             images.append(drawn.detach())  # without its graph, which ends with its own backward pass
             return photometric_loss(drawn, reference, self.ssim_weight)
 
@@ -358,6 +371,10 @@ class FlexGSModule(lightning.LightningModule):
             antialiased=self.antialiased,
         )
 
+    def _taken(self, image: Tensor, batch: ViewBatch) -> Tensor:
+        """What the batch's cameras make of what is drawn, [C, H, W, 3]."""
+        return image if self.camera_colors is None else self.camera_colors(image, batch.indices)
+
     @property
     def active_sh_degree(self) -> int:
         """Degree in use: raised step by step in a new scene, all of it in a trained one."""
@@ -390,7 +407,8 @@ class FlexGSModule(lightning.LightningModule):
 
     def _step(self) -> None:
         """Add up the processes' gradients, step."""
-        sum_gradients(replicated(self.scene, self.shards).values())
+        colors = () if self.camera_colors is None else self.camera_colors.parameters()
+        sum_gradients([*replicated(self.scene, self.shards).values(), *colors])
         step_all(cast(list[LightningOptimizer], self.optimizers()))
 
     def _log_progress(self, loss: Tensor, parts: Parts, image: Tensor, photos: Tensor) -> None:
@@ -470,6 +488,9 @@ class FlexGSModule(lightning.LightningModule):
         facts = checkpoint[CHECKPOINT_KEY]
         self.seed = facts["seed"]
         self._started_trained = facts["started_trained"]
+        if self.camera_colors is None:  # the scene is as the mean camera sees it
+            for name in [name for name in checkpoint["state_dict"] if name.startswith(STATE)]:
+                del checkpoint["state_dict"][name]
         state = scene_state(checkpoint["state_dict"])
         if not self.shards.several:
             require_fitting(self.trainer.ckpt_path or "checkpoint", state, facts["scene"])

@@ -41,6 +41,7 @@ ROLES: dict[str, Role] = {
     "model.elastic_training": "second",
     "model.elastic_training.steps": "length",
     "model.clearance": "first",
+    "model.camera_colors": "fixed",
     "model.lpips": "free",
     "model.validation_lpips": "free",
     "model.lpips_weights": "free",

@@ -20,6 +20,13 @@ from flexgs_lightning.metrics.protocol import worst_view
 from flexgs_lightning.processes import gather
 from flexgs_lightning.training.callbacks.checkpointing import LAST, checkpoint_folder
 from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
+from flexgs_lightning.training.callbacks.over_time import (
+    FLICKER,
+    FlickerMeter,
+    as_table,
+    draw_curves,
+    over_time,
+)
 from flexgs_lightning.training.module import FlexGSModule
 
 log = logging.getLogger(__name__)
@@ -31,17 +38,22 @@ class TestReport(Callback):
 
     It holds PSNR, SSIM and LPIPS for each image and averaged over images, the worst view, number of
     Gaussians, megabytes of parameters, milliseconds for a render, the protocol and the versions of the
-    libraries. TensorBoard's "Text" page gets the worst view at each ratio.
+    libraries. TensorBoard's "Text" page gets the worst view at each ratio. Of a capture that moves also: the
+    metrics at each moment and by camera, the worst frame, and flicker (``over_time``), as curves and a table.
     """
 
     __test__ = False  # the name is no invitation to pytest
 
     def __init__(self) -> None:
         self._images: list[dict[str, Any]] = []
+        self._flicker: FlickerMeter | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier test."""
+        assert isinstance(pl_module, FlexGSModule)
         self._images = []
+        capture = pl_module.capture
+        self._flicker = FlickerMeter(capture.test_views) if capture.moves else None
 
     def on_test_batch_end(
         self,
@@ -57,10 +69,13 @@ class TestReport(Callback):
         if outputs is None and not pl_module.shards.several:
             return
         milliseconds = self._time_render(pl_module, batch) / len(batch)
+        flicker = None if self._flicker is None else self._flicker.measure(pl_module, batch, outputs)
         if outputs is None:  # drawn for the other processes' sake
             return
         for i, name in enumerate(batch.names):
             metrics = {key: value[i].item() for key, value in outputs["metrics"].items()}
+            if flicker is not None:
+                metrics[FLICKER] = flicker
             self._images.append({"name": name, **metrics, "milliseconds": milliseconds})
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -78,6 +93,10 @@ class TestReport(Callback):
         if isinstance(trainer.logger, TensorBoardLogger):
             text = worst_views(report)
             trainer.logger.experiment.add_text("worst views", text, pl_module.iterations_trained)
+            if "over_time" in report:
+                draw_curves(report["over_time"], trainer.logger.experiment)
+                table = as_table(report["over_time"])
+                trainer.logger.experiment.add_text("over time", table, pl_module.iterations_trained)
 
     def _time_render(self, module: FlexGSModule, batch: Any) -> float:
         """Milliseconds of one render, the second of this view: caches are warm, as in a viewer."""
@@ -93,7 +112,8 @@ class TestReport(Callback):
             torch.cuda.synchronize(module.device)
 
     def _report(self, module: FlexGSModule) -> dict[str, Any]:
-        keys = [key for key in self._images[0] if key not in ("name", "milliseconds")] if self._images else []
+        not_means = ("name", "milliseconds", FLICKER)
+        keys = [key for key in self._images[0] if key not in not_means] if self._images else []
         parameters = _parameter_count(module)
         capture = module.capture
         callbacks = module.trainer.callbacks  # type: ignore[attr-defined]
@@ -102,6 +122,7 @@ class TestReport(Callback):
             "mean": {key: statistics.fmean(image[key] for image in self._images) for key in keys},
             "worst": worst_view(self._images),
             "ratios": {f"{ratio:g}": result for ratio, result in ratios.items()},
+            **({"over_time": over_time(self._images, capture.test_views)} if capture.moves else {}),
             "gaussians": len(module.scene),
             "megabytes": 4 * parameters / 1e6,
             "milliseconds": statistics.median(image["milliseconds"] for image in self._images),
