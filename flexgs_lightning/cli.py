@@ -60,6 +60,8 @@ COMMANDS = {
     "unseen": "evaluation.unseen",
 }
 """The other commands, and the module that holds the function of each; imported when it runs, for speed."""
+KEYWORDS = {"for": "for_viewer"}
+"""Options whose name no parameter of Python can have, and the parameter that stands for each."""
 POSITIONAL = ("benchmark", "convert", "data download", "decompress", "info", "serve")
 """Commands whose required arguments are given by place."""
 
@@ -120,7 +122,8 @@ def _underscored(argument: str) -> str:
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument[2:].partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
+    name = name.replace("-", "_")
+    return f"--{KEYWORDS.get(name, name)}{equals}{value}"
 
 
 def _description(function: Callable[..., Any]) -> str:

@@ -51,13 +51,15 @@ class Page:
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
         self._calls = 0
+        self.patience = 60.0
+        """Seconds to wait for an answer."""
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One command of the protocol, and its result."""
         self._calls += 1
         self._connection.send(json.dumps({"id": self._calls, "method": method, "params": parameters}))
         while True:
-            answer = json.loads(self._connection.recv(timeout=60))
+            answer = json.loads(self._connection.recv(timeout=self.patience))
             if answer.get("id") == self._calls:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 result: dict[str, Any] = answer["result"]

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.deploy.budgets import Budget, parse_budgets
-from flexgs_lightning.deploy.fitting import write_within
+from flexgs_lightning.deploy.dialects import adapted, find_dialect
+from flexgs_lightning.deploy.fitting import Form, write_within
 from flexgs_lightning.deploy.formats.registry import FORMATS, STREAMED, Format, all_suffixes, find_format
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.deploy.formats.streamed_sog import LOD_META, write_streamed_sog
@@ -33,6 +34,7 @@ def export(
     ratio: list[str] | None = None,
     max_gaussians: list[str] | None = None,
     max_megabytes: list[str] | None = None,
+    for_viewer: str = "gsplat",
     measure: bool = True,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: bool = False,
@@ -53,19 +55,26 @@ def export(
         ratio: Shares of the Gaussians in (0, 1], such as 0.05 or 0.01 0.05 0.2.
         max_gaussians: Numbers of Gaussians, such as 120000 or 50k 200k 1M.
         max_megabytes: Sizes in megabytes (1,000,000 bytes) of the file in its format, such as 15 or 5 15.
-        measure: Draw the capture's test views from each file of a folder, for the index.
+        for_viewer: Viewer (--for) that the file shall look right in as it comes: gsplat, spark, playcanvas or
+            supersplat. The last three filter Gaussians otherwise, so scales and opacities are adapted to
+            them, at the size of the photos; this needs the capture of the training.
+        measure: Draw the capture's test views from each file of a folder, for the index; not of files that
+            are for viewers that draw otherwise than we do.
         device: Where to draw them; "auto" takes CUDA where there is a device.
         overwrite: Replace the files if they exist.
     """
     budgets = parse_budgets(ratio, max_gaussians, max_megabytes)
     require_free(output, overwrite, _endings())
+    find_dialect(for_viewer)
     if format == STREAMED or output.name == LOD_META:
-        _export_levels(load_any(ckpt), budgets, output.parent if output.name == LOD_META else output)
+        model = load_any(ckpt)
+        folder = output.parent if output.name == LOD_META else output
+        _export_levels(model, budgets, folder, _form(model, for_viewer))
         return
     if len(budgets) == 1:
         chosen = find_format(output, format)
         model = load_any(ckpt)
-        _tell(output, _write(budgets[0], model, chosen, output))
+        _tell(output, _write(budgets[0], model, chosen, output, _form(model, for_viewer)))
         return
     chosen = _named(format)
     if output.suffix:
@@ -74,13 +83,14 @@ def export(
     for budget in budgets:  # a bad one writes nothing
         if budget.max_megabytes is None:
             budget.of(model)
-    capture = _capture(model) if measure else None
+    form = _form(model, for_viewer)
+    capture = _capture(model) if measure and find_dialect(for_viewer) is None else None
     with atomic_path(output) as temporary:
         temporary.mkdir()
         entries = []
         for budget in budgets:
             path = temporary / f"{output.name}{chosen.suffix}"
-            file = _write(budget, model, chosen, path)
+            file = _write(budget, model, chosen, path, form)
             path = path.rename(path.with_name(f"{output.name}_{len(file.splats)}{chosen.suffix}"))
             _tell(path, file)
             entries.append(_entry(path, chosen, model, budget, len(file.splats)))
@@ -92,21 +102,39 @@ def export(
             shutil.rmtree(output)
 
 
-def _write(budget: Budget, model: Model, format: Format, path: Path) -> SplatFile:
+def _form(model: Model, for_viewer: str) -> Form:
+    """What is written of the model's Gaussians for a viewer.
+
+    Raises:
+        InputError: the viewer draws otherwise than we do, and there is no capture to see how much that is.
+    """
+    dialect = find_dialect(for_viewer)
+    if dialect is None:
+        return lambda splats: SplatFile(splats, model.antialiased)
+    root = model.data.get("root")
+    if root is None or not Path(root).is_dir():
+        raise InputError(f"--for {for_viewer}: needs the capture of the training, which is not at {root}.")
+    cameras = [view.camera for view in open_capture(model.data).train_views]
+    return lambda splats: SplatFile(
+        adapted(splats, model.antialiased, dialect, cameras), antialiased=dialect.compensated
+    )
+
+
+def _write(budget: Budget, model: Model, format: Format, path: Path, form: Form) -> SplatFile:
     """Write the model within a budget, and return what was written; megabytes are those of the format."""
     if budget.max_megabytes is not None:
-        return write_within(model, format, budget.max_megabytes * MEGABYTE, path)
-    file = SplatFile(budget.of(model), model.antialiased)
+        return write_within(model, format, budget.max_megabytes * MEGABYTE, path, form)
+    file = form(budget.of(model))
     format.write(file, path)
     return file
 
 
-def _export_levels(model: Model, budgets: list[Budget], output: Path) -> None:
+def _export_levels(model: Model, budgets: list[Budget], output: Path, form: Form) -> None:
     """All budgets as levels of one streamed scene."""
     if any(budget.max_megabytes is not None for budget in budgets):
         raise InputError(f"--max_megabytes: not for {STREAMED}, whose levels are --ratio or --max_gaussians.")
     files = sorted(
-        (SplatFile(budget.of(model), model.antialiased) for budget in budgets),
+        (form(budget.of(model)) for budget in budgets),
         key=lambda file: -len(file.splats),
     )
     write_streamed_sog(files, output)

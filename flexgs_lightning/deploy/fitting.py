@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from flexgs_lightning.deploy.formats.registry import Format, has_suffix
@@ -12,6 +13,7 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.model.budget import MEGABYTE
 from flexgs_lightning.model.checkpoint import Model
+from flexgs_lightning.splats import Splats
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +23,11 @@ _CLOSE = 0.985
 """A share of the budget from which on a measured file is not made larger."""
 _TRIES = 8
 
+Form = Callable[[Splats], SplatFile]
+"""What is written of a model's Gaussians."""
 
-def write_within(model: Model, format: Format, max_bytes: float, path: Path) -> SplatFile:
+
+def write_within(model: Model, format: Format, max_bytes: float, path: Path, form: Form) -> SplatFile:
     """Write the largest size of ``model`` whose file takes at most ``max_bytes``.
 
     Formats of fixed size are computed. Files of the others are written and measured, eight of
@@ -40,16 +45,16 @@ def write_within(model: Model, format: Format, max_bytes: float, path: Path) -> 
     if format.size is None:
         if has_suffix(path, META):
             raise InputError(f"{path}: a size in megabytes needs one file, such as scene.sog.")
-        return _search(model, format, max_bytes, path)
+        return _search(model, format, max_bytes, path, form)
     low, high = 0, len(model) + 1  # low fits, high does not
     while high - low > 1:
         middle = (low + high) // 2
         fits = format.size(middle, model.sh_degree, model.antialiased) <= max_bytes
         low, high = (middle, high) if fits else (low, middle)
-    return _write(model, format, _at_least_one(low, format, max_bytes), path)
+    return _write(model, format, _at_least_one(low, format, max_bytes), path, form)
 
 
-def _search(model: Model, format: Format, max_bytes: float, path: Path) -> SplatFile:
+def _search(model: Model, format: Format, max_bytes: float, path: Path, form: Form) -> SplatFile:
     low, high = 0, len(model) + 1  # low fits, high does not, as far as was measured
     count = min(max(int(max_bytes / _FIRST_GUESS), 1), len(model)) if model.elastic else len(model)
     measured: list[tuple[int, int]] = []
@@ -58,7 +63,7 @@ def _search(model: Model, format: Format, max_bytes: float, path: Path) -> Splat
         trial = kept.with_name(f"trial{kept.name}")
         try:
             while high - low > 1 and (best is None or len(measured) < _TRIES):
-                file = _write(model, format, count, trial)
+                file = _write(model, format, count, trial, form)
                 measured.append((count, trial.stat().st_size))
                 log.info(f"{format.name}: {count:,} Gaussians take {measured[-1][1] / MEGABYTE:.3f} MB")
                 if measured[-1][1] <= max_bytes:
@@ -92,7 +97,7 @@ def _at_least_one(count: int, format: Format, max_bytes: float) -> int:
     return count
 
 
-def _write(model: Model, format: Format, count: int, path: Path) -> SplatFile:
-    file = SplatFile(model.at(max_gaussians=count), model.antialiased)
+def _write(model: Model, format: Format, count: int, path: Path, form: Form) -> SplatFile:
+    file = form(model.at(max_gaussians=count))
     format.write(file, path)
     return file
