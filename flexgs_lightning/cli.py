@@ -34,6 +34,7 @@ evaluation
   compare        rival methods from one first stage: prune, fine-tune, iterative, matryoshka, flexgs
   ablate         the same with one thing changed at a time, as in the paper's Table 3
   unseen         an elastic model at ratios that it was not trained for, and where quality dips
+  rd             bytes against quality: the elastic file beside other formats and codecs
 captures
   data download  fetch a benchmark's scenes
   demo           make a small capture, train on it, and show the result
@@ -58,6 +59,7 @@ COMMANDS = {
     "compare": "evaluation.compare",
     "ablate": "evaluation.compare",
     "unseen": "evaluation.unseen",
+    "rd": "evaluation.rate_distortion.command",
 }
 """The other commands, and the module that holds the function of each; imported when it runs, for speed."""
 KEYWORDS = {"for": "for_viewer"}

@@ -19,7 +19,7 @@ from flexgs_lightning.cli import main
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.deploy.formats.ply import read_ply
 from flexgs_lightning.evaluation import methods
-from flexgs_lightning.evaluation.cells import ERROR, RESULT
+from flexgs_lightning.evaluation.cell_folders import ERROR, RESULT
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import load, read_checkpoint
 from flexgs_lightning.training.module import FlexGSModule

@@ -17,8 +17,8 @@ from scipy.spatial.transform import Rotation
 from small_scene import around, ball
 from splat_files import SINGLE_FILES, angles, matched, scene
 
+from flexgs_lightning.codec.palette import codebook, palette
 from flexgs_lightning.deploy.formats.frames import half_turn
-from flexgs_lightning.deploy.formats.palette import codebook, palette
 from flexgs_lightning.deploy.formats.registry import FORMATS, find_format, read_splats, write_splats
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.deploy.formats.streamed_sog import write_streamed_sog

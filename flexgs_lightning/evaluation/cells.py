@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from flexgs_lightning.deploy.formats.ply import ply_bytes
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.cell_folders import CellFolder, Shared, keep_facts, run_cells
 from flexgs_lightning.evaluation.measure import measure, switch_milliseconds
 from flexgs_lightning.evaluation.methods import Maker, Method
 from flexgs_lightning.evaluation.study import Study
@@ -22,39 +19,20 @@ from flexgs_lightning.files import atomic_path
 from flexgs_lightning.images import to_uint8
 from flexgs_lightning.model.budget import MEGABYTE, count_at
 
-log = logging.getLogger(__name__)
-
-RESULT, VIEW, ERROR, FACTS = "cell.json", "view.png", "error.txt", "facts.json"
+VIEW = "view.png"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One method at one ratio.
+class Cell(CellFolder):
+    """One method at one ratio; its folder also holds ``view.png`` when it is finished.
 
     Attributes:
         method: what makes the scene.
         ratio: in (0, 1].
-        folder: holds ``cell.json`` and ``view.png`` when it is finished, ``error.txt`` if it failed.
     """
 
     method: Method
     ratio: float
-    folder: Path
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is a result."""
-        return (self.folder / RESULT).is_file()
-
-    @property
-    def error(self) -> str | None:
-        """Why it failed; None if it did not."""
-        path = self.folder / ERROR
-        return path.read_text().splitlines()[0] if path.is_file() else None
-
-    def result(self) -> dict[str, Any]:
-        """What was measured."""
-        return json.loads((self.folder / RESULT).read_text())
 
     def __str__(self) -> str:
         return f"{self.method.name} at {100 * self.ratio:g} %"
@@ -69,9 +47,9 @@ def plan(study: Study, methods: Sequence[Method], ratios: Sequence[float], outpu
     """
     study.check_ratios(ratios, "--ratios")
     for method in methods:
-        _keep_facts(study, method, output / method.folder)
+        keep_facts(output / method.folder, {**study.facts, **method.facts(study)})
     return [
-        Cell(method, ratio, output / method.folder / f"{ratio:g}")
+        Cell(output / method.folder / f"{ratio:g}", method, ratio)
         for method in methods
         for ratio in sorted(ratios)
     ]
@@ -79,32 +57,13 @@ def plan(study: Study, methods: Sequence[Method], ratios: Sequence[float], outpu
 
 def run(study: Study, cells: Sequence[Cell]) -> None:
     """Finish every cell that is not; one that fails leaves ``error.txt`` and does not stop the others."""
-    makers: dict[str, Maker] = {}
-    broken: dict[str, str] = {}
-    for number, cell in enumerate(cells, start=1):
-        log.info("[%d/%d] %s%s", number, len(cells), cell, ": finished before" if cell.finished else "")
-        if cell.finished:
-            continue
-        try:
-            _run_cell(study, cell, _maker(study, cell, makers, broken))
-            (cell.folder / ERROR).unlink(missing_ok=True)
-        except Exception as error:  # whatever it is, the other cells go on
-            _note_error(cell, error)
+    makers: Shared[Maker] = Shared()
 
+    def work(cell: Cell) -> None:
+        method = cell.method
+        _run_cell(study, cell, makers.get(method.name, lambda: method.prepare(study, cell.folder.parent)))
 
-def _maker(study: Study, cell: Cell, makers: dict[str, Maker], broken: dict[str, str]) -> Maker:
-    """What the method's ratios have in common; where that fails they all do, and it is not tried again."""
-    name = cell.method.name
-    if name in broken:
-        raise InputError(f"what all ratios of {name} have in common failed: {broken[name]}")
-    if name not in makers:
-        try:
-            makers.clear()  # models of methods that are done
-            makers[name] = cell.method.prepare(study, cell.folder.parent)
-        except Exception as error:
-            broken[name] = _summary(error)
-            raise
-    return makers[name]
+    run_cells(cells, work)
 
 
 def _run_cell(study: Study, cell: Cell, maker: Maker) -> None:
@@ -130,52 +89,4 @@ def _run_cell(study: Study, cell: Cell, maker: Maker) -> None:
     picture = to_uint8(draw(splats, view.camera, study.background, study.antialiased))
     with atomic_path(cell.folder / VIEW) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG")
-    _write_json(cell.folder / RESULT, result)
-
-
-def _keep_facts(study: Study, method: Method, folder: Path) -> None:
-    """Write down what a method's results depend on, or check that it is still the same."""
-    facts = json.loads(json.dumps(_flat({**study.facts, **method.facts(study)})))
-    path = folder / FACTS
-    if not path.is_file():
-        _write_json(path, facts)
-        return
-    kept = json.loads(path.read_text())
-    for name in {**kept, **facts}:
-        if kept.get(name) != facts.get(name):
-            raise InputError(
-                f"{folder}: holds results of {name} {_short(kept.get(name))}, but now it is "
-                f"{_short(facts.get(name))}. Choose another --output, or remove this folder."
-            )
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested facts by dotted names, so that a difference can be named."""
-    flat: dict[str, Any] = {}
-    for name, value in facts.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return flat
-
-
-def _note_error(cell: Cell, error: Exception) -> None:
-    log.error("%s failed: %s", cell, _summary(error))
-    details = "" if isinstance(error, InputError) else "".join(traceback.format_exception(error))
-    with atomic_path(cell.folder / ERROR) as temporary:
-        temporary.write_text(f"{_summary(error)}\n{details}")
-
-
-def _summary(error: Exception) -> str:
-    """One line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    cell.finish(result)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.evaluation.cells import ERROR, plan, run
+from flexgs_lightning.evaluation.cell_folders import ERROR
+from flexgs_lightning.evaluation.cells import plan, run
 from flexgs_lightning.evaluation.method_names import ablations, parse_methods
 from flexgs_lightning.evaluation.report import MARKDOWN_NAME, write_report
 from flexgs_lightning.evaluation.study import Schedule, open_study

@@ -60,3 +60,45 @@ def _table(methods: Mapping[str, Mapping[float, list[float]]], **facts: str | in
         for method, ratios in methods.items()
     }
     return PublishedTable(methods=named, **facts)  # type: ignore[arg-type]
+
+
+CODEC_NUMBERS = ("psnr", "ssim", "lpips", "size", "gaussians")
+"""Order of the numbers in ``published_codecs.yaml``; a row may leave out the last."""
+
+
+@dataclass(frozen=True)
+class PublishedCodecs:
+    """What one source reports of codecs on one benchmark.
+
+    Attributes:
+        source: paper and table.
+        benchmark: name of the benchmark.
+        unit: of sizes, as the source prints them: MB, MiB, or Mbit/s of scenes that move.
+        methods: for each method the numbers of each scene, and of their "mean":
+            ``methods["SOG"]["mean"]["size"]``.
+    """
+
+    source: str
+    benchmark: str
+    unit: str
+    methods: Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+@functools.cache
+def published_codecs() -> tuple[PublishedCodecs, ...]:
+    """All published figures of codecs that this package knows."""
+    text = files(__package__).joinpath("published_codecs.yaml").read_text(encoding="utf-8")
+    return tuple(
+        PublishedCodecs(
+            entry["source"],
+            entry["benchmark"],
+            entry["unit"],
+            {
+                method: {
+                    scene: dict(zip(CODEC_NUMBERS, values, strict=False)) for scene, values in scenes.items()
+                }
+                for method, scenes in entry["methods"].items()
+            },
+        )
+        for entry in yaml.safe_load(text)
+    )

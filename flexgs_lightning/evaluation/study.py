@@ -135,7 +135,7 @@ class Study:
     def facts(self) -> dict[str, Any]:
         """What a result depends on, whatever its method: results of other facts do not belong beside it."""
         return {
-            "checkpoint": _digest(self.checkpoint),
+            "checkpoint": file_digest(self.checkpoint),
             "capture": self.capture.name,
             "images": self.capture.protocol,
             "test_every": self.capture.test_every,
@@ -251,7 +251,7 @@ def _capture(checkpoint: Path, model: Model, options: Settings) -> CaptureDataMo
     return data
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

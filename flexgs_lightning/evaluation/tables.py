@@ -62,7 +62,7 @@ def quality_table(comparison: Mapping[str, Any]) -> str:
         )
     counts = {ratio: result["gaussians"] for (_, ratio), result in cells.items()}
     heading = [names, *(f"{_percent(ratio)} ({counts[ratio]:,})" for ratio in ratios)]
-    return _table([*heading, "trainings", "steps", "seconds"], rows)
+    return table([*heading, "trainings", "steps", "seconds"], rows)
 
 
 def difference_table(comparison: Mapping[str, Any]) -> str:
@@ -78,7 +78,7 @@ def difference_table(comparison: Mapping[str, Any]) -> str:
             rows.append([method, *texts])
     if not rows:
         return ""
-    return "What each change does to PSNR, in dB:\n\n" + _table(["change", *map(_percent, ratios)], rows)
+    return "What each change does to PSNR, in dB:\n\n" + table(["change", *map(_percent, ratios)], rows)
 
 
 def worst_table(comparison: Mapping[str, Any]) -> str:
@@ -89,7 +89,7 @@ def worst_table(comparison: Mapping[str, Any]) -> str:
         [method, *(worst_text(cells.get((method, ratio), {})) for ratio in ratios)]
         for method in comparison["methods"]
     ]
-    return _table(["worst view", *map(_percent, ratios)], rows)
+    return table(["worst view", *map(_percent, ratios)], rows)
 
 
 def worst_text(result: Mapping[str, Any]) -> str:
@@ -107,7 +107,7 @@ def time_table(comparison: Mapping[str, Any]) -> str:
         results = [cells.get((method, ratio)) for ratio in ratios]
         texts = [f"{r['milliseconds']:.1f} / {r['switch_milliseconds']:.2f}" if r else "" for r in results]
         rows.append([method, *texts])
-    return _table(["render / switch", *map(_percent, ratios)], rows)
+    return table(["render / switch", *map(_percent, ratios)], rows)
 
 
 def unseen_page(report: Mapping[str, Any]) -> str:
@@ -128,7 +128,7 @@ def unseen_page(report: Mapping[str, Any]) -> str:
         "\n\n".join(
             [
                 f"# {report['capture']}: ratios that training did not draw",
-                _table(heading, rows),
+                table(heading, rows),
                 f"Dips: ratios that draw more than {report['tolerance']:g} dB worse than a smaller one, "
                 f"out of {measured}.",
                 "\n".join(lines) or "There are none.",
@@ -180,7 +180,8 @@ def _failures(failed: Sequence[Mapping[str, Any]]) -> str:
     return "## Failed\n\n" + "\n".join(lines)
 
 
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

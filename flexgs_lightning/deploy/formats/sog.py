@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from flexgs_lightning.codec.palette import codebook, palette
 from flexgs_lightning.deploy.formats.bits import morton_order, smallest_three, to_bytes
-from flexgs_lightning.deploy.formats.palette import codebook, palette
 from flexgs_lightning.deploy.formats.splat_file import SplatFile, arrays, require_drawable
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path

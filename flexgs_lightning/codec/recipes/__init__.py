@@ -1,0 +1,1 @@
+"""Recipes: how other systems put Gaussians into files, written from their papers."""

@@ -1,0 +1,1 @@
+"""Bytes against quality: this package's file and those of other systems, measured as they are read back."""

@@ -1,0 +1,80 @@
+"""``flexgs rd``. Its signature and docstring are the command line's help."""
+
+# No `from __future__ import annotations` here: jsonargparse reads the types.
+import logging
+from pathlib import Path
+from typing import Literal
+
+from flexgs_lightning.codec.refinement import STEPS
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.cell_folders import ERROR
+from flexgs_lightning.evaluation.compare import INTERRUPTED
+from flexgs_lightning.evaluation.rate_distortion.cells import plan, run
+from flexgs_lightning.evaluation.rate_distortion.names import SYSTEMS, Settings, parse_systems
+from flexgs_lightning.evaluation.rate_distortion.report import MARKDOWN_NAME, write_report
+from flexgs_lightning.evaluation.study import Schedule, open_study
+
+log = logging.getLogger(__name__)
+
+
+def rd(
+    ckpt: Path,
+    config: list[str] | None = None,
+    systems: list[str] = list(SYSTEMS),  # noqa: B006 (never changed)
+    ratios: list[float] = [0.05, 0.1, 0.3, 1.0],  # noqa: B006
+    losses: list[float] = [0.05, 0.1, 0.3, 1.0],  # noqa: B006
+    start: Path | None = None,
+    scale: float = 1.0,
+    refine_steps: int = STEPS,
+    output: Path | None = None,
+    report: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 42,
+) -> None:
+    """Bytes against quality: the elastic file beside other formats and codecs, on held-out views.
+
+    Every system writes files, and what is read back from them is measured, with one rasterizer and the same
+    metrics. Each cell (a system at a setting) has its own folder; what is finished is not run again, and a
+    cell that fails does not stop the others (its error.txt says why). The output folder gets rd.json, rd.md
+    and curves, rd.png.
+
+    Args:
+        ckpt: Checkpoint of an elastic training.
+        config: Configs (files or names) with settings of data and metrics; by default the checkpoint's own
+            config.yaml.
+        systems: What to compare: egs (the elastic file, cut at every chunk), one-size (the same coder for the
+            full model alone), cogs (the runner-up of COGS 2025), gsplat-png, any format of flexgs convert;
+            ply.zstd and ply.xz are compressed PLY files.
+        ratios: Shares of the Gaussians at which each format gets a file, in (0, 1].
+        losses: Decibels that training views may lose: settings of egs, one-size and cogs.
+        start: Checkpoint that systems with a training of their own start from, such as a first stage; by
+            default the full model of ckpt.
+        scale: Lengths of these trainings as a share of the published ones.
+        refine_steps: As in flexgs compress.
+        output: Folder of the cells; by default runs/rd/SCENE.
+        report: Folder of the report, if not that of the cells.
+        device: Where to train and draw; "auto" takes CUDA where there is a device.
+        seed: Seed of every training.
+    """
+    study = open_study(ckpt, config or [], schedule=Schedule(1, 1), device=device, seed=seed)
+    study.check_ratios(ratios, "--ratios")
+    if not study.model.elastic:
+        ratios = [1.0]
+    settings = Settings(tuple(ratios), tuple(losses), scale, refine_steps, start)
+    output = output or Path("runs/rd") / study.capture.name
+    chosen = parse_systems(systems, settings)
+    cells = plan(study, chosen, output)
+    try:
+        run(study, cells)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        log.warning("Stopped. The same command goes on where it was.")
+        raise SystemExit(getattr(stop, "code", INTERRUPTED)) from stop
+    report = report or output
+    write_report(study, chosen, cells, report)
+    log.info("Report: %s", report / MARKDOWN_NAME)
+    failed = [cell for cell in cells if not cell.finished]
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(cells)} cells failed, the first at {failed[0].folder / ERROR}; "
+            "the report holds the others. The same command tries the failed ones again."
+        )

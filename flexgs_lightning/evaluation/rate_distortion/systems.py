@@ -1,0 +1,96 @@
+"""Systems: ways to store a scene in bytes, each at several settings."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flexgs_lightning.evaluation.study import Study
+from flexgs_lightning.splats import Splats
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A scene that was written and read back: one point of a curve.
+
+    Attributes:
+        label: names the point among those of its setting.
+        splats: what was read.
+        size: bytes of what was written.
+        attributes: bytes by attribute, as far as the file keeps them apart.
+        encode_seconds: from splats to the file.
+        decode_seconds: from the file to splats.
+        facts: what else a report may say, as plain values.
+    """
+
+    label: str
+    splats: Splats
+    size: int
+    attributes: dict[str, int]
+    encode_seconds: float
+    decode_seconds: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Maker = Callable[[str, Path], Iterable[Coded]]
+"""Codes the scene at a setting; the folder is that cell's own."""
+
+
+@dataclass(frozen=True)
+class System(ABC):
+    """A way to store a scene.
+
+    Attributes:
+        name: as it is asked for.
+        settings: what its rate is set by, from the largest files to the smallest.
+    """
+
+    name: str
+    settings: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """One sentence for reports."""
+
+    @abstractmethod
+    def facts(self, study: Study) -> dict[str, Any]:
+        """What its results depend on, beside ``Study.facts``; plain values."""
+
+    @abstractmethod
+    def prepare(self, study: Study, folder: Path) -> Maker:
+        """Do what all settings have in common, in the system's ``folder``."""
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return self.name.replace(":", "-")
+
+
+def code(
+    label: str,
+    path: Path,
+    write: Callable[[Path], None],
+    read: Callable[[Path], Splats],
+    attributes: Callable[[Path], dict[str, int]] = lambda _: {},
+    facts: dict[str, Any] | None = None,
+) -> Coded:
+    """Write a file, read it back, and take the times of both."""
+    started = time.perf_counter()
+    write(path)
+    written = time.perf_counter()
+    splats = read(path)
+    done = time.perf_counter()
+    return Coded(
+        label,
+        splats,
+        path.stat().st_size,
+        attributes(path),
+        written - started,
+        done - written,
+        facts or {},
+    )
