@@ -29,6 +29,7 @@ deployment
   view           look at a checkpoint or splat file in the browser, at any share of its Gaussians
   publish        a folder for any web server: the scene at every size, and a player for browsers
   serve          look at such a folder on this machine
+  profile        milliseconds a frame against the number of Gaussians, for --max-milliseconds
 evaluation
   benchmark      train and measure every scene of a benchmark, and report it beside the paper
   compare        rival methods from one first stage: prune, fine-tune, iterative, matryoshka, flexgs
@@ -53,6 +54,7 @@ COMMANDS = {
     "view": "deploy.viewer.command",
     "publish": "deploy.web.publish",
     "serve": "deploy.web.serve",
+    "profile": "deploy.profile",
     "data download": "data.download",
     "demo": "demo.command",
     "benchmark": "evaluation.benchmark_run",

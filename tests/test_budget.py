@@ -84,7 +84,7 @@ def test_budget_above_the_model_gives_the_full_model(
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({}, "expected exactly one of ratio, max_gaussians, max_megabytes, found none"),
+        ({}, "expected exactly one of ratio, max_gaussians, max_megabytes, max_milliseconds, found none"),
         ({"ratio": 0.5, "max_gaussians": 3}, "found ratio and max_gaussians"),
         ({"max_gaussians": 0}, "max_gaussians: 0 holds no Gaussian"),
         ({"max_gaussians": -5}, "max_gaussians: -5 holds no Gaussian"),

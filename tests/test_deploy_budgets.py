@@ -20,7 +20,7 @@ from flexgs_lightning.deploy.viewer import viewer
 from flexgs_lightning.deploy.viewer.command import view
 from flexgs_lightning.errors import InputError
 
-NAMES = ("ratio", "max_gaussians", "max_megabytes")
+NAMES = ("ratio", "max_gaussians", "max_megabytes", "max_milliseconds", "profile")
 
 
 class Recorder:

@@ -15,6 +15,7 @@ from player_site import Line, Tab, troubled
 from flexgs_lightning.codec.decoder import open_file, read_elastic
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.deploy.web.publish import publish
+from flexgs_lightning.model.profile import read_profile
 
 TOTAL = 3000
 WIDTH, HEIGHT = 240, 160
@@ -272,6 +273,7 @@ def test_measuring_the_device_downloads_a_profile(tab: Tab, address: str, downlo
         eventually(file.is_file)
         profile = json.loads(file.read_text())
         tab.settle()
+    assert read_profile(file).cost.milliseconds(3000) > 10
     assert [count for count, _ in profile["points"]] == [30, 60, 150, 300, 600, 1500, 3000]
     assert all(milliseconds > 0 for _, milliseconds in profile["points"])
     assert profile["points"][-1][1] > 10  # of the 30 that all take, some of them behind the camera

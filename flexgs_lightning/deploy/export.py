@@ -15,6 +15,7 @@ from flexgs_lightning.deploy.formats.registry import FORMATS, STREAMED, Format, 
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.deploy.formats.streamed_sog import LOD_META, write_streamed_sog
 from flexgs_lightning.deploy.opening import choose_device, load_any, open_capture
+from flexgs_lightning.deploy.profile import timed
 from flexgs_lightning.deploy.quality import psnr_on_test_views
 from flexgs_lightning.deploy.render import require_free
 from flexgs_lightning.errors import InputError
@@ -34,6 +35,8 @@ def export(
     ratio: list[str] | None = None,
     max_gaussians: list[str] | None = None,
     max_megabytes: list[str] | None = None,
+    max_milliseconds: list[str] | None = None,
+    profile: Path | None = None,
     for_viewer: str = "gsplat",
     measure: bool = True,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -55,6 +58,9 @@ def export(
         ratio: Shares of the Gaussians in (0, 1], such as 0.05 or 0.01 0.05 0.2.
         max_gaussians: Numbers of Gaussians, such as 120000 or 50k 200k 1M.
         max_megabytes: Sizes in megabytes (1,000,000 bytes) of the file in its format, such as 15 or 5 15.
+        max_milliseconds: Times of a frame, such as 16, on the device of the profile.
+        profile: What "flexgs profile" wrote on a device, or "Measure this device" of the player's page; by
+            default this device is measured.
         for_viewer: Viewer (--for) that the file shall look right in as it comes: gsplat, spark, playcanvas or
             supersplat. The last three filter Gaussians otherwise, so scales and opacities are adapted to
             them, at the size of the photos; this needs the capture of the training.
@@ -63,23 +69,26 @@ def export(
         device: Where to draw them; "auto" takes CUDA where there is a device.
         overwrite: Replace the files if they exist.
     """
-    budgets = parse_budgets(ratio, max_gaussians, max_megabytes)
+    budgets = parse_budgets(ratio, max_gaussians, max_megabytes, max_milliseconds, profile)
     require_free(output, overwrite, _endings())
     find_dialect(for_viewer)
     if format == STREAMED or output.name == LOD_META:
         model = load_any(ckpt)
         folder = output.parent if output.name == LOD_META else output
-        _export_levels(model, budgets, folder, _form(model, for_viewer))
+        levels = timed(budgets, model, model.data, device)
+        _export_levels(model, levels, folder, _form(model, for_viewer))
         return
     if len(budgets) == 1:
         chosen = find_format(output, format)
         model = load_any(ckpt)
-        _tell(output, _write(budgets[0], model, chosen, output, _form(model, for_viewer)))
+        (budget,) = timed(budgets, model, model.data, device)
+        _tell(output, _write(budget, model, chosen, output, _form(model, for_viewer)))
         return
     chosen = _named(format)
     if output.suffix:
         raise InputError(f"{output}: {len(budgets)} budgets need a folder, found the name of a file.")
     model = load_any(ckpt)
+    budgets = timed(budgets, model, model.data, device)
     for budget in budgets:  # a bad one writes nothing
         if budget.max_megabytes is None:
             budget.of(model)

@@ -10,6 +10,7 @@ from flexgs_lightning.data.capture import View
 from flexgs_lightning.deploy.budgets import parse_budget
 from flexgs_lightning.deploy.opening import choose_device, grey, one_size, open_capture, open_model
 from flexgs_lightning.deploy.path_file import read_path
+from flexgs_lightning.deploy.profile import timed
 from flexgs_lightning.deploy.render import RENDERS, render_views, require_free, require_kind
 from flexgs_lightning.deploy.trajectory import interpolate, orbit
 from flexgs_lightning.errors import InputError
@@ -26,6 +27,8 @@ def render(
     ratio: str | None = None,
     max_gaussians: str | None = None,
     max_megabytes: str | None = None,
+    max_milliseconds: str | None = None,
+    profile: Path | None = None,
     path: Literal["test", "train", "orbit"] | Path = "test",
     frames: int | None = None,
     data_root: Path | None = None,
@@ -49,6 +52,8 @@ def render(
         ratio: Share of an elastic scene's Gaussians to draw, in (0, 1]; by default all.
         max_gaussians: Instead, their number, such as 120000 or 50k.
         max_megabytes: Instead, the size in megabytes of the PLY file that holds them.
+        max_milliseconds: Instead, the time of a frame, on the device of the profile.
+        profile: What "flexgs profile" wrote on a device; by default this device is measured.
         path: Cameras: "test" or "train" views of the capture, an "orbit" around what it shows, or a camera
             path file (JSON; this package's or nerfstudio's).
         frames: Number of frames: of the orbit (120 by default), or of a smooth flight through the other
@@ -68,11 +73,12 @@ def render(
     """
     require_kind(output)
     require_free(output, overwrite, RENDERS)
-    budget = parse_budget(ratio, max_gaussians, max_megabytes)
+    wanted = parse_budget(ratio, max_gaussians, max_megabytes, max_milliseconds, profile)
     model = open_model(ckpt, ply)
-    splats = budget.of(model)
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
     data = model.data | {name: value for name, value in wished.items() if value is not None}
+    (budget,) = timed([wanted], model, data, device)
+    splats = budget.of(model)
     cameras, views = _cameras(path, data, frames)
     if photos and views is None:
         raise InputError("--photos: there are photos only for --path test or train, without --frames.")

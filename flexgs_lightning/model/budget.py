@@ -1,4 +1,4 @@
-"""Budgets: how many Gaussians a ratio, a count or a number of megabytes buys."""
+"""Budgets: how many Gaussians a ratio, a count, a number of megabytes or of milliseconds buys."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import ATTRIBUTES
+from flexgs_lightning.model.profile import Profile
 
 MEGABYTE = 1_000_000
 """Bytes in a megabyte (SI), everywhere in this package."""
@@ -50,8 +51,10 @@ def ratio_for(
     ratio: float | None = None,
     max_gaussians: int | None = None,
     max_megabytes: float | None = None,
+    max_milliseconds: float | None = None,
     bytes_per_gaussian: float | None = None,
     overhead_bytes: int = 0,
+    profile: Profile | None = None,
 ) -> float:
     """The largest ratio that keeps within a budget; ``count_at`` of it is the exact number of Gaussians.
 
@@ -60,17 +63,24 @@ def ratio_for(
 
     Args:
         total: Gaussians in the full model.
-        ratio: the budget as a ratio in (0, 1]. Give exactly one of these three.
+        ratio: the budget as a ratio in (0, 1]. Give exactly one of these four.
         max_gaussians: the budget as a number of Gaussians.
         max_megabytes: the budget in megabytes of 1,000,000 bytes.
+        max_milliseconds: the budget as the time of a frame on the device of ``profile``.
         bytes_per_gaussian: what one Gaussian takes; needed with ``max_megabytes``.
         overhead_bytes: what the file takes beside its Gaussians (a header).
+        profile: what a frame costs; needed with ``max_milliseconds``.
 
     Raises:
         InputError: none or several budgets given, one out of range, or one that holds no Gaussian.
         ValueError: ``max_megabytes`` without a positive ``bytes_per_gaussian``.
     """
-    budgets = {"ratio": ratio, "max_gaussians": max_gaussians, "max_megabytes": max_megabytes}
+    budgets = {
+        "ratio": ratio,
+        "max_gaussians": max_gaussians,
+        "max_megabytes": max_megabytes,
+        "max_milliseconds": max_milliseconds,
+    }
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
         raise InputError(
@@ -80,6 +90,8 @@ def ratio_for(
         return count_at(ratio, total) / total
     if max_gaussians is not None:
         return _ratio_of_count(max_gaussians, total, f"max_gaussians: {max_gaussians}")
+    if max_milliseconds is not None:
+        return _ratio_of_milliseconds(max_milliseconds, profile, total)
     assert max_megabytes is not None
     if bytes_per_gaussian is None or bytes_per_gaussian <= 0:
         raise ValueError("ratio_for: max_megabytes needs a positive bytes_per_gaussian.")
@@ -91,6 +103,17 @@ def ratio_for(
     return _ratio_of_count(
         count, total, f"max_megabytes: {max_megabytes} (one Gaussian takes {smallest:.6f} MB)"
     )
+
+
+def _ratio_of_milliseconds(milliseconds: float, profile: Profile | None, total: int) -> float:
+    if profile is None:
+        raise InputError("max_milliseconds: expected a profile of the device; flexgs profile makes one.")
+    if not (math.isfinite(milliseconds) and milliseconds > 0):
+        raise InputError(f"max_milliseconds: expected a positive number, found {milliseconds}.")
+    cost = profile.cost
+    count = math.floor(min(cost.count(milliseconds), total))
+    one = f"one Gaussian takes {cost.milliseconds(1):.3g} ms on {profile.device}"
+    return _ratio_of_count(count, total, f"max_milliseconds: {milliseconds:g} ({one})")
 
 
 def _ratio_of_count(count: int, total: int, budget: str) -> float:

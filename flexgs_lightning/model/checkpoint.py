@@ -22,6 +22,7 @@ from flexgs_lightning.model.checkpoint_record import (
 from flexgs_lightning.model.compression.quantization import UniformQuantization
 from flexgs_lightning.model.compression.sh_mask import ShMask
 from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.profile import Profile, read_profile
 from flexgs_lightning.model.residuals import RatioResiduals
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.transform_field import TransformField
@@ -92,11 +93,14 @@ class Model:
         *,
         max_gaussians: int | None = None,
         max_megabytes: float | None = None,
+        max_milliseconds: float | None = None,
+        profile: Profile | str | Path | None = None,
     ) -> Splats:
         """The best model within a budget: exactly floor(e N) Gaussians, always the same ones, nested.
 
-        Give one budget: a ratio e in (0, 1], a number of Gaussians, or megabytes of an exported PLY file. A
-        budget above the model's size gives the full model.
+        Give one budget: a ratio e in (0, 1], a number of Gaussians, megabytes of an exported PLY file, or
+        milliseconds of a frame on the device of a profile (or of the profile's file). A budget above the
+        model's size gives the full model.
 
         Raises:
             InputError: no or several budgets, one that is out of range or holds no Gaussian, or a ratio below
@@ -107,8 +111,10 @@ class Model:
             ratio=ratio,
             max_gaussians=max_gaussians,
             max_megabytes=max_megabytes,
+            max_milliseconds=max_milliseconds,
             bytes_per_gaussian=ply_bytes_per_gaussian(self.sh_degree),
             overhead_bytes=PLY_HEADER_BYTES,
+            profile=read_profile(profile) if isinstance(profile, str | Path) else profile,
         )
         if ratio < 1.0 and not self.elastic:
             raise InputError(

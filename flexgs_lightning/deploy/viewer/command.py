@@ -6,6 +6,7 @@ from typing import Literal
 
 from flexgs_lightning.deploy.budgets import parse_budget
 from flexgs_lightning.deploy.opening import choose_device, open_capture, open_model
+from flexgs_lightning.deploy.profile import timed
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +17,8 @@ def view(
     ratio: str | None = None,
     max_gaussians: str | None = None,
     max_megabytes: str | None = None,
+    max_milliseconds: str | None = None,
+    profile: Path | None = None,
     data_root: Path | None = None,
     downscale: int | None = None,
     test_every: int | None = None,
@@ -32,6 +35,8 @@ def view(
         ratio: Share of an elastic scene's Gaussians to begin with, in (0, 1]; by default all.
         max_gaussians: Instead, their number, such as 120000 or 50k.
         max_megabytes: Instead, the size in megabytes of the PLY file that holds them.
+        max_milliseconds: Instead, the time of a frame, on the device of the profile.
+        profile: What "flexgs profile" wrote on a device; by default this device is measured.
         data_root: COLMAP folder of the capture, for its test views and photos; by default the one that the
             checkpoint was trained on, if it is still there.
         downscale: Reduction of the capture's photos; by default as trained, or 1.
@@ -40,11 +45,12 @@ def view(
         port: Port to listen at; 0 takes any free one.
         device: Where to draw; "auto" takes CUDA where there is a device.
     """
-    budget = parse_budget(ratio, max_gaussians, max_megabytes)
+    wanted = parse_budget(ratio, max_gaussians, max_megabytes, max_milliseconds, profile)
     model = open_model(ckpt, ply)
-    count = len(budget.of(model))
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
     data = model.data | {name: value for name, value in wished.items() if value is not None}
+    (budget,) = timed([wanted], model, data, device)
+    count = len(budget.of(model))
     capture = None
     if data_root is not None or ("root" in data and Path(data["root"]).is_dir()):
         capture = open_capture(data)
