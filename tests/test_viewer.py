@@ -21,9 +21,16 @@ from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.deploy.formats.ply import ply_bytes, write_ply
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.deploy.vantage import vantage_of_capture, vantage_of_splats
-from flexgs_lightning.deploy.viewer.canvas import BrowserCamera, compose, framing_fov, reduced, tiles
+from flexgs_lightning.deploy.viewer.canvas import (
+    BrowserCamera,
+    compose,
+    depth_picture,
+    framing_fov,
+    reduced,
+    tiles,
+)
 from flexgs_lightning.deploy.viewer.session import Stage
-from flexgs_lightning.deploy.viewer.state import Detail, RatioScale, SplatsCache, megabytes
+from flexgs_lightning.deploy.viewer.state import AutomaticCount, Detail, RatioScale, SplatsCache, megabytes
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import residual_columns
 from flexgs_lightning.model.checkpoint import Model
@@ -128,6 +135,29 @@ def test_one_size_has_one_size() -> None:
 
 
 # Resolution.
+
+
+@pytest.mark.parametrize(("each", "fixed"), [(1e-6, 0.0), (1e-7, 0.005), (1e-5, 0.01)])
+def test_automatic_size_holds_the_time_of_a_frame(each: float, fixed: float) -> None:
+    goal, total = 0.03, 1_000_000
+    automatic, count = AutomaticCount(goal, total), 500_000
+    for _ in range(60):
+        count = automatic.next(count, fixed + each * count)
+    best = min((goal - fixed) / each, total)
+    assert 0.6 * best <= count <= 1.2 * best
+    assert automatic.next(count, fixed + each * count) == count  # it rests
+
+
+def test_depth_is_brighter_where_it_is_nearer() -> None:
+    depth = torch.linspace(1, 9, 100).reshape(10, 10, 1)
+    alpha = torch.ones(10, 10, 1)
+    alpha[0, 0] = 0
+    picture = depth_picture(depth, alpha)
+    assert picture.shape == (10, 10, 3)
+    assert (picture[0, 0] == 0).all()
+    brightness = picture.sum(dim=-1).flatten()[4:-4]
+    assert (brightness.diff() <= 1e-6).all()
+    assert (depth_picture(depth, torch.zeros(10, 10, 1)) == 0).all()
 
 
 def test_a_quick_machine_draws_at_full_resolution_while_moving() -> None:

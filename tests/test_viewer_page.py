@@ -186,6 +186,29 @@ def test_moving_the_camera_leaves_the_view(tab: Tab) -> None:
     assert tab.figure("psnr") == "–"
 
 
+def check(tab: Tab, label: str) -> None:
+    """Click a checkbox by its label."""
+    found = f"[...document.querySelectorAll('label')].find(e => e.textContent.trim() == '{label}')"
+    tab.page.run(f"document.getElementById({found}.htmlFor).click()")
+
+
+def test_depth_mode_shows_depths(tab: Tab) -> None:
+    before = tab.picture()
+    check(tab, "Show depth")
+    eventually(lambda: np.abs(tab.picture() - before).mean() > 5)
+    tab.rest()
+    assert tab.figure("psnr") == "–"
+
+
+def test_automatic_size_draws_what_a_time_allows(tab: Tab) -> None:
+    tab.page.click(*tab.page.centre("[...document.querySelectorAll('input')].find(e => e.value == 'Off')"))
+    option = "[...document.querySelectorAll('[role=option]')].find(e => e.textContent.startsWith('2 ms'))"
+    eventually(lambda: tab.page.run(f"{option} !== undefined"))
+    tab.page.run(f"{option}.click()")
+    eventually(lambda: tab.count() < 4_000)  # 5,000 take longer than that on any processor
+    eventually(lambda: tab.percent() == pytest.approx(100 * tab.count() / 5_000, abs=0.1))
+
+
 def test_screenshot_is_the_picture_at_full_resolution(tab: Tab) -> None:
     tab.button("Next")
     eventually(lambda: tab.figure("psnr").endswith(" dB"))

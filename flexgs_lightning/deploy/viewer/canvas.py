@@ -110,6 +110,29 @@ def tiles(
     return [(corner, (width, height)) for corner in corners]
 
 
+def depth_picture(
+    depth: Float[torch.Tensor, "H W 1"], alpha: Float[torch.Tensor, "H W 1"]
+) -> Float[torch.Tensor, "H W 3"]:
+    """Depths as colours: near is bright, far is dark, nothing is black.
+
+    Colours follow 1 / depth, over the range that the middle 96 % of what is seen takes.
+
+    Args:
+        depth: camera-space z; only read where something is seen.
+        alpha: accumulated opacity.
+    """
+    seen = alpha[..., 0] > 0.5
+    if not seen.any():
+        return torch.zeros(*depth.shape[:2], 3)
+    nearness = 1.0 / depth[..., 0].clamp_min(1e-6)
+    low, high = np.quantile(nearness[seen].cpu().numpy(), (0.02, 0.98))
+    shade = ((nearness - low) / max(high - low, 1e-12)).clamp(0, 1).cpu()
+    from matplotlib import colormaps  # slow to import, and only needed here
+
+    colours = torch.from_numpy(colormaps["magma"](0.15 + 0.85 * shade.numpy())[..., :3]).float()
+    return colours * seen.cpu()[..., None]
+
+
 def compose(
     canvas: tuple[int, int],
     pictures: list[UInt8[np.ndarray, "h w 3"]],

@@ -12,6 +12,9 @@ import viser
 from flexgs_lightning.deploy.viewer.state import RatioScale
 
 FREE_CAMERA = "Free camera"
+BY_HAND = "Off"
+GOALS = {f"{milliseconds} ms a frame": milliseconds / 1e3 for milliseconds in (2, 8, 16, 33, 66, 200)}
+"""What automatic size can hold, in seconds."""
 _STEP = 1e-3
 _ONE_SIZE = (
     "This scene has **one size**. Elastic training (stage 2) makes a model that can be drawn at any share "
@@ -79,6 +82,8 @@ class Panel:
         on_view: called with the index of a test view, or None for the free camera.
         on_photo: called with whether the photo is wanted beside the render.
         on_screenshot: called without arguments.
+        on_goal: called with the seconds that a frame may take, or None for a size by hand.
+        on_depth: called with whether depths are wanted in place of colours.
     """
 
     def __init__(
@@ -92,9 +97,14 @@ class Panel:
         on_view: Callable[[int | None], None],
         on_photo: Callable[[bool], None],
         on_screenshot: Callable[[], None],
+        on_goal: Callable[[float | None], None],
+        on_depth: Callable[[bool], None],
     ) -> None:
         self._gui, self._scale, self._views = gui, scale, views
         self._add_size(elastic, ratio, on_ratio)
+        if elastic:
+            self._add_automatic(on_goal)
+        depth = gui.add_checkbox("Show depth", False, hint="Near is bright, far is dark.")
         self._figures = gui.add_html("")
         if views:
             self._add_views(on_view, on_photo)
@@ -103,6 +113,10 @@ class Panel:
             icon=viser.Icon.CAMERA,
             hint="Download this picture as PNG, at full resolution.",
         )
+
+        @depth.on_update
+        async def _(_: viser.GuiEvent[Any]) -> None:
+            on_depth(depth.value)
 
         @screenshot.on_click
         async def _(_: viser.GuiEvent[Any]) -> None:
@@ -113,6 +127,11 @@ class Panel:
     def show(self, figures: Figures) -> None:
         """State the figures of a frame."""
         self._figures.content = figures.as_html(has_photos=bool(self._views))
+
+    def show_ratio(self, ratio: float) -> None:
+        """Show a ratio that was chosen automatically."""
+        self._slider.value = self._scale.position(ratio)
+        self._percent.value = round(100 * ratio, 2 if ratio < 0.1 else 1)
 
     def free_camera(self) -> None:
         """Show that the camera has left the test view."""
@@ -142,6 +161,7 @@ class Panel:
             disabled=not elastic,
             hint="Share of the Gaussians that are drawn, in percent. The slider above has a log scale.",
         )
+        self._slider, self._percent = slider, percent
         if not elastic:
             gui.add_markdown(_ONE_SIZE)
 
@@ -157,6 +177,17 @@ class Panel:
             if event.client_id is not None:
                 slider.value = scale.position(percent.value / 100)
                 on_ratio(percent.value / 100)
+
+    def _add_automatic(self, on_goal: Callable[[float | None], None]) -> None:
+        goal = self._gui.add_dropdown(
+            "Automatic size",
+            (BY_HAND, *GOALS),
+            hint="Hold the time of a full frame by changing the size.",
+        )
+
+        @goal.on_update
+        async def _(_: viser.GuiEvent[Any]) -> None:
+            on_goal(GOALS.get(goal.value))
 
     def _add_views(self, on_view: Callable[[int | None], None], on_photo: Callable[[bool], None]) -> None:
         gui, names = self._gui, self._views

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 import numpy as np
+import torch
 import viser
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -22,13 +23,15 @@ from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.capture import View
 from flexgs_lightning.deploy.render import draw, read_photo
 from flexgs_lightning.deploy.vantage import Vantage
-from flexgs_lightning.deploy.viewer.canvas import BrowserCamera, compose, framing_fov, reduced
+from flexgs_lightning.deploy.viewer.canvas import BrowserCamera, compose, depth_picture, framing_fov, reduced
 from flexgs_lightning.deploy.viewer.panel import Figures, Panel
-from flexgs_lightning.deploy.viewer.state import Detail, RatioScale, SplatsCache, megabytes
+from flexgs_lightning.deploy.viewer.state import AutomaticCount, Detail, RatioScale, SplatsCache, megabytes
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.images import to_uint8
 from flexgs_lightning.metrics.psnr import psnr
 from flexgs_lightning.model.checkpoint import Model
+from flexgs_lightning.rendering.rasterizer import rasterize
+from flexgs_lightning.rendering.types import Outputs
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +64,16 @@ class Stage:
     count: int
     drawing: threading.Lock = field(default_factory=threading.Lock)
 
-    def draw(self, count: int, camera: Cameras) -> Float[Tensor, "H W 3"]:
-        """The image of one camera, on the CPU."""
+    def draw(self, count: int, camera: Cameras, depth: bool = False) -> Float[Tensor, "H W 3"]:
+        """The image of one camera, or its depths as colours, on the CPU."""
         splats = self.cache.at(count)
         with self.drawing:
-            return draw(splats, camera, self.model.background, self.model.antialiased).cpu()
+            if not depth:
+                return draw(splats, camera, self.model.background, self.model.antialiased).cpu()
+            wanted, antialiased = Outputs(depth=True), self.model.antialiased
+            with torch.no_grad():
+                seen = rasterize(splats, camera.to(splats.device), antialiased=antialiased, outputs=wanted)
+            return depth_picture(seen.depth[0], seen.alpha[0])
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,8 @@ class Session(threading.Thread):
         self._count = stage.count
         self._visit: _Visit | None = None
         self._with_photo = True
+        self._automatic: AutomaticCount | None = None
+        self._depth = False
         self._camera = _camera_of(client)
         self._panel = Panel(
             client.gui,
@@ -107,6 +117,8 @@ class Session(threading.Thread):
             on_view=lambda index: self._do(lambda: self._go_to(index)),
             on_photo=lambda wanted: self._do(lambda: self._show_photo(wanted)),
             on_screenshot=lambda: self._do(self._save_screenshot),
+            on_goal=lambda goal: self._do(lambda: self._hold(goal)),
+            on_depth=lambda wanted: self._do(lambda: self._show_depth(wanted)),
         )
 
         @client.camera.on_update
@@ -155,6 +167,20 @@ class Session(threading.Thread):
     def _choose(self, ratio: float) -> None:
         self._count = self._scale.count(ratio)
 
+    def _hold(self, goal: float | None) -> None:
+        self._automatic = None if goal is None else AutomaticCount(goal, self._scale.total)
+
+    def _adjust(self, seconds: float) -> None:
+        """After a full frame: another size, if the time of a frame is to be held."""
+        count = self._count if self._automatic is None else self._automatic.next(self._count, seconds)
+        if count != self._count:
+            self._count = count
+            self._panel.show_ratio(count / self._scale.total)
+            self._do(lambda: None)  # draw again
+
+    def _show_depth(self, wanted: bool) -> None:
+        self._depth = wanted
+
     def _move(self, camera: BrowserCamera) -> None:
         self._camera = camera
         if self._visit is None:
@@ -185,7 +211,7 @@ class Session(threading.Thread):
         """Send the picture as PNG: of a test view at the photo's size, otherwise of the canvas."""
         camera = self._visit.view.camera if self._visit else self._camera.cameras()
         file = io.BytesIO()
-        Image.fromarray(to_uint8(self._stage.draw(self._count, camera))).save(file, format="PNG")
+        Image.fromarray(to_uint8(self._stage.draw(self._count, camera, self._depth))).save(file, format="PNG")
         place = f"_{PurePosixPath(self._visit.view.name).stem}" if self._visit else ""
         name = f"{self._stage.model.name}{place}_{self._count}_gaussians.png"
         self._client.send_file_download(name, file.getvalue(), save_immediately=True)
@@ -197,7 +223,7 @@ class Session(threading.Thread):
         splats, visit = self._stage.cache.at(self._count), self._visit
         camera = reduced(visit.view.camera if visit else self._camera.cameras(), divisor)
         before = time.perf_counter()
-        render = self._stage.draw(self._count, camera)
+        render = self._stage.draw(self._count, camera, self._depth)
         seconds = time.perf_counter() - before
         if self._stopped:
             return
@@ -214,9 +240,17 @@ class Session(threading.Thread):
                 milliseconds=1e3 * seconds,
                 width=camera.width,
                 height=camera.height,
-                psnr=psnr(render[None], visit.photo[None]).item() if visit and divisor == 1 else None,
+                psnr=self._psnr(render) if divisor == 1 else None,
             )
         )
+        if divisor == 1:
+            self._adjust(seconds)
+
+    def _psnr(self, render: Float[Tensor, "H W 3"]) -> float | None:
+        """Of a full render against the photo of the view that is visited."""
+        if self._visit is None or self._depth:
+            return None
+        return psnr(render[None], self._visit.photo[None]).item()
 
     def _picture(self, render: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
         """What fills the canvas: the render, or at a test view the render with the photo beside it."""

@@ -111,3 +111,32 @@ class Detail:
         """Learn from the time of a frame."""
         affordable = (d for d in DIVISORS if seconds * (divisor / d) ** 2 <= self._target)
         self._moving = next(affordable, DIVISORS[-1])
+
+
+SLOW, FAST = 1.15, 0.85
+"""Frames beyond this part of the goal are too slow; below this part, more may be drawn."""
+MARGIN = 0.9
+"""Of a count that was too slow, what may be tried again."""
+
+
+class AutomaticCount:
+    """Chooses how many Gaussians to draw so that a full frame keeps within a time.
+
+    Args:
+        goal: seconds a frame.
+        total: Gaussians in the full model.
+    """
+
+    def __init__(self, goal: float, total: int) -> None:
+        self._goal, self._total = goal, total
+        self._ceiling = math.inf
+
+    def next(self, count: int, seconds: float) -> int:
+        """What to draw after a frame of ``count`` Gaussians took ``seconds``; the same if that is right."""
+        if seconds > SLOW * self._goal:
+            self._ceiling = min(self._ceiling, count)
+            return max(1, math.floor(count * min(MARGIN, max(0.25, self._goal / seconds))))
+        if seconds < FAST * self._goal:
+            most = min(self._total, MARGIN * self._ceiling)
+            return max(count, math.floor(min(most, count * min(2.0, MARGIN * self._goal / seconds) + 1)))
+        return count
