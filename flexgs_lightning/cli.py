@@ -37,6 +37,7 @@ evaluation
   unseen         an elastic model at ratios that it was not trained for, and where quality dips
   rd             bytes against quality: the elastic file beside other formats and codecs
 captures
+  data process   photos or a video to a capture: cameras, points, undistorted photos
   data download  fetch a benchmark's scenes
   demo           make a small capture, train on it, and show the result
 """
@@ -56,6 +57,7 @@ COMMANDS = {
     "serve": "deploy.web.serve",
     "profile": "deploy.profile",
     "data download": "data.download",
+    "data process": "data.process",
     "demo": "demo.command",
     "benchmark": "evaluation.benchmark_run",
     "compare": "evaluation.compare",
@@ -66,7 +68,7 @@ COMMANDS = {
 """The other commands, and the module that holds the function of each; imported when it runs, for speed."""
 KEYWORDS = {"for": "for_viewer"}
 """Options whose name no parameter of Python can have, and the parameter that stands for each."""
-POSITIONAL = ("benchmark", "convert", "data download", "decompress", "info", "serve")
+POSITIONAL = ("benchmark", "convert", "data download", "data process", "decompress", "info", "serve")
 """Commands whose required arguments are given by place."""
 
 
