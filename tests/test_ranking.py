@@ -10,6 +10,7 @@ from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import residual_columns
 from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.part import Conditions
 from flexgs_lightning.model.residuals import RatioResiduals
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.selector import rank
@@ -95,7 +96,7 @@ def test_ranking_by_removal_keeps_more_of_the_image_than_blending_weights_do() -
             float((rasterize(kept, cameras).image - image).square().mean()) for cameras, image in pairs
         )
 
-    found = rank_by_removal(lambda chosen, ratio: splats[chosen], 400, VIEWS, 0.02, background=BLACK)
+    found = rank_by_removal(lambda chosen, conditions: splats[chosen], 400, VIEWS, 0.02, background=BLACK)
     assert torch.equal(found.order.sort().values, torch.arange(400))
     by_weight = rank(blending_importance(splats, VIEWS))
     for count in (20, 40, 100):
@@ -106,8 +107,8 @@ def test_each_round_draws_what_the_last_one_kept() -> None:
     splats = scene(100)
     drawn: list[tuple[set[int], float]] = []
 
-    def draw(chosen: torch.Tensor, ratio: float) -> Splats:
-        drawn.append((set(chosen.tolist()), ratio))
+    def draw(chosen: torch.Tensor, conditions: Conditions) -> Splats:
+        drawn.append((set(chosen.tolist()), conditions.ratio))
         return splats[chosen]
 
     order = rank_by_removal(draw, 100, VIEWS, 0.1, background=BLACK).order.tolist()
@@ -120,9 +121,9 @@ def test_each_round_draws_what_the_last_one_kept() -> None:
 def test_ranking_does_not_depend_on_how_gaussians_are_stored() -> None:
     splats = scene(60)
     shuffled = torch.randperm(60, generator=torch.Generator().manual_seed(2))
-    one = rank_by_removal(lambda chosen, ratio: splats[chosen], 60, VIEWS, 0.1, background=BLACK)
+    one = rank_by_removal(lambda chosen, conditions: splats[chosen], 60, VIEWS, 0.1, background=BLACK)
     other = splats[shuffled]
-    two = rank_by_removal(lambda chosen, ratio: other[chosen], 60, VIEWS, 0.1, background=BLACK)
+    two = rank_by_removal(lambda chosen, conditions: other[chosen], 60, VIEWS, 0.1, background=BLACK)
     assert torch.equal(shuffled[two.order], one.order)
     torch.testing.assert_close(two.importance, one.importance, rtol=1e-3, atol=1e-9)
 
@@ -150,7 +151,7 @@ def test_of_many_views_no_more_are_drawn_than_there_are_probes(monkeypatch: pyte
         """Of the better tenth of the Gaussians, in all views."""
         rendered.clear()
         monkeypatch.setattr(ranking, "PROBES", probes)
-        draw = lambda chosen, ratio: splats[chosen]  # noqa: E731
+        draw = lambda chosen, conditions: splats[chosen]  # noqa: E731
         kept = splats[rank_by_removal(draw, 400, views, 0.1, background=BLACK).order[:40]]
         pairs = zip(views, images, strict=True)
         return sum(float((rasterize(kept, camera).image - image).square().mean()) for camera, image in pairs)

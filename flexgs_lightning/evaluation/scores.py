@@ -42,7 +42,7 @@ def pruning_order(
         seed: of "random".
     """
     if score == "removal":
-        draw = lambda chosen, ratio: splats[chosen]  # noqa: E731
+        draw = lambda chosen, conditions: splats[chosen]  # noqa: E731
         return rank_by_removal(
             draw, len(splats), cameras, LOWEST_RATIO, background=background, antialiased=antialiased
         ).order

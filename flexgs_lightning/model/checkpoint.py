@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.baking import baked
+from flexgs_lightning.model.basis_motion import BasisMotion
 from flexgs_lightning.model.budget import PLY_HEADER_BYTES, ply_bytes_per_gaussian, ratio_for
 from flexgs_lightning.model.checkpoint_record import (
     CHECKPOINT_KEY,
@@ -21,7 +23,11 @@ from flexgs_lightning.model.checkpoint_record import (
 )
 from flexgs_lightning.model.compression.quantization import UniformQuantization
 from flexgs_lightning.model.compression.sh_mask import ShMask
+from flexgs_lightning.model.feature_appearance import FeatureAppearance
 from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.lifespan import Lifespan
+from flexgs_lightning.model.motion import PolynomialMotion
+from flexgs_lightning.model.part import Conditions
 from flexgs_lightning.model.profile import Profile, read_profile
 from flexgs_lightning.model.residuals import RatioResiduals
 from flexgs_lightning.model.scene import Scene
@@ -31,7 +37,10 @@ from flexgs_lightning.splats import Splats
 
 __all__ = ["CHECKPOINT_KEY", "CHECKPOINT_VERSION", "SCENE", "Model", "load", "read_checkpoint", "scene_state"]
 
-KINDS = (RatioResiduals, TransformField, ShMask, UniformQuantization)
+KINDS = (
+    RatioResiduals, TransformField, PolynomialMotion, BasisMotion, Lifespan, FeatureAppearance,
+    ShMask, UniformQuantization,
+)  # fmt: skip
 """Parts that a checkpoint may hold: each enters ``part.PARTS`` where its module is imported."""
 
 
@@ -81,15 +90,28 @@ class Model:
         self.scene.to(device)
         return replace(self, background=self.background.to(device))
 
+    @property
+    def moves(self) -> bool:
+        """Whether it looks different from time to time."""
+        return self.scene.moves
+
     @torch.no_grad()
-    def splats(self) -> Splats:
-        """The full scene ready to draw, without gradients and without unused spherical harmonics."""
-        return self._ready(self.scene.at())
+    def splats(self, time: float | None = None) -> Splats:
+        """The full scene ready to draw, without gradients and without unused spherical harmonics.
+
+        Args:
+            time: of a scene that moves, in [0, 1] over its group of frames.
+
+        Raises:
+            InputError: the scene moves and there is no time, or one outside [0, 1].
+        """
+        return self._ready(self.scene.at(Conditions(time=time)))
 
     @torch.no_grad()
     def at(
         self,
         ratio: float | None = None,
+        time: float | None = None,
         *,
         max_gaussians: int | None = None,
         max_megabytes: float | None = None,
@@ -98,13 +120,16 @@ class Model:
     ) -> Splats:
         """The best model within a budget: exactly floor(e N) Gaussians, always the same ones, nested.
 
+        Of a scene that moves, those of them that are to be seen at a time in [0, 1] over its group of frames.
+
         Give one budget: a ratio e in (0, 1], a number of Gaussians, megabytes of an exported PLY file, or
         milliseconds of a frame on the device of a profile (or of the profile's file). A budget above the
         model's size gives the full model.
 
         Raises:
             InputError: no or several budgets, one that is out of range or holds no Gaussian, or a ratio below
-                1 of a scene that was not trained to be elastic.
+                1 of a scene that was not trained to be elastic; or the scene moves and there is no time, or
+                one outside [0, 1].
         """
         ratio = ratio_for(
             len(self),
@@ -121,9 +146,12 @@ class Model:
                 f"ratio: expected 1, found {ratio:.4g}: the scene is not an elastic model; "
                 "--model.elastic_training.steps trains one."
             )
-        return self._ready(self.scene.at(ratio))
+        return self._ready(self.scene.at(Conditions(ratio, time)))
 
     def _ready(self, splats: Splats) -> Splats:
+        """For whoever draws, writes or measures; features are baked, with their loss in the log."""
+        if self.scene.appearance is not None:
+            return baked(splats.detach(), self.scene.appearance.shade)[0]
         return splats.detach().with_sh_degree(self.sh_degree)
 
 

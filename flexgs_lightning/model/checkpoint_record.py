@@ -18,7 +18,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from torch import Tensor
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.attributes import ATTRIBUTES
+from flexgs_lightning.model.attributes import Attribute, table_with
+from flexgs_lightning.model.part import PARTS, Part, part_from_plain
+from flexgs_lightning.processes import ALONE
 from flexgs_lightning.records import Finite, Natural, Positive, parsed
 from flexgs_lightning.splats import MAX_SH_DEGREE
 
@@ -149,7 +151,7 @@ def require_sound(path: Path, checkpoint: Any, size: int, whole: bool = True) ->
         raise InputError(f"{path}: {CHECKPOINT_KEY}.rows: names '{missing[0]}', which is not in state_dict.")
     for name in ("scene", "training") if whole else ("scene",):
         _require_digest(path, checkpoint, name, record.flexgs.digests.get(name))
-    _require_shapes(path, record)
+    _require_shapes(path, record, _attributes(path, checkpoint[CHECKPOINT_KEY]["scene"]["parts"]))
     for name, tensor in record.state_dict.items():
         _require_finite(path, name, tensor)
     if record.flexgs.densification is not None and whole:
@@ -233,17 +235,30 @@ def _require_held(path: Path, checkpoint: dict[str, Any], size: int) -> None:
         raise InputError(f"{path}: {error}") from error
 
 
-def _require_shapes(path: Path, record: Checkpoint) -> None:
+def _attributes(path: Path, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Attribute]:
+    """The scene's table: what its parts bring is in it, too."""
+    try:
+        return table_with(
+            attribute
+            for values in parts.values()
+            if values["kind"] not in PARTS or PARTS[values["kind"]].attributes is not Part.attributes
+            for attribute in part_from_plain(values["kind"], values, 1, ALONE).attributes()
+        )
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: {CHECKPOINT_KEY}.scene.parts: {error}") from error
+
+
+def _require_shapes(path: Path, record: Checkpoint, table: Mapping[str, Attribute]) -> None:
     """Each attribute's tensor has its shape, and as many rows as there are Gaussians."""
     given = {
         name.removeprefix(PARAMETERS): t
         for name, t in record.state_dict.items()
         if name.startswith(PARAMETERS)
     }
-    missing = [name for name, attribute in ATTRIBUTES.items() if attribute.drawn and name not in given]
+    missing = [name for name, attribute in table.items() if attribute.drawn and name not in given]
     if missing:
         raise InputError(f"{path}: state_dict: parameters are missing: {PARAMETERS}{missing[0]}.")
-    unknown = sorted(given.keys() - ATTRIBUTES.keys())
+    unknown = sorted(given.keys() - table.keys())
     if unknown:
         raise InputError(f"{path}: state_dict: there is no attribute '{unknown[0]}'.")
     means, sh = given["means"], given["sh"]
@@ -258,7 +273,7 @@ def _require_shapes(path: Path, record: Checkpoint) -> None:
     if count < 1:
         raise InputError(f"{path}: {PARAMETERS}means: {tuple(means.shape)}; expected at least one Gaussian.")
     for name, tensor in given.items():
-        attribute = ATTRIBUTES[name]
+        attribute = table[name]
         expected = ((count,) if attribute.per_gaussian else ()) + attribute.shape_at(degree)
         if tuple(tensor.shape) != expected or tensor.dtype != torch.float32:
             raise InputError(

@@ -13,8 +13,10 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
 from flexgs_lightning.model.attributes import ATTRIBUTES, Attribute, table_with
-from flexgs_lightning.splats import MAX_SH_DEGREE, SH_C0, Splats
+from flexgs_lightning.splats import MAX_SH_DEGREE, NONE, SH_C0, Splats
 
+FEATURES = "features"
+"""Under this name a part hands on what is drawn in place of spherical harmonics."""
 Chosen = int | Int[Tensor, " M"]
 """Some Gaussians of a scene: the first M as they are stored, or those at M places."""
 
@@ -88,10 +90,18 @@ class Gaussians(nn.Module):
         """Raw parameters of some Gaussians, by name; differentiable."""
         if isinstance(chosen, int) and chosen == len(self):
             return dict(self.params.items())
-        index = slice(0, chosen) if isinstance(chosen, int) else chosen
+        if not isinstance(chosen, int):
+            return self.taken(dict(self.params.items()), chosen)
         return {
-            name: value[index] if self.attributes[name].per_gaussian else value
+            name: value[:chosen] if self.attributes[name].per_gaussian else value
             for name, value in self.params.items()
+        }
+
+    def taken(self, parameters: Mapping[str, Tensor], places: Int[Tensor, " M"]) -> dict[str, Tensor]:
+        """Those at M places of some Gaussians with these raw parameters."""
+        return {
+            name: value.index_select(0, places) if self.attributes[name].per_gaussian else value
+            for name, value in parameters.items()
         }
 
     def splats(self) -> Splats:
@@ -160,9 +170,14 @@ class Gaussians(nn.Module):
 
 
 def activate(parameters: Mapping[str, Tensor]) -> Splats:
-    """Raw parameters, named and shaped as in ``Gaussians.params``, to splats; differentiable."""
-    drawn = (attribute for attribute in ATTRIBUTES.values() if attribute.drawn)
-    return Splats(**{a.name: a.activation(parameters[a.name]) for a in drawn})
+    """Raw parameters, named and shaped as in ``Gaussians.params``, to splats; differentiable.
+
+    Where a part has added ``features`` [M, F], they are drawn in place of the spherical harmonics.
+    """
+    drawn = {a.name: a.activation(parameters[a.name]) for a in ATTRIBUTES.values() if a.drawn}
+    if FEATURES in parameters:
+        return Splats(**{**drawn, "sh": NONE, FEATURES: parameters[FEATURES]})
+    return Splats(**drawn)
 
 
 def resize_to_state(

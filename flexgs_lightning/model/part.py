@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import Attribute
-from flexgs_lightning.model.gaussians import Chosen
+from flexgs_lightning.model.gaussians import Chosen, Gaussians
 from flexgs_lightning.processes import Shards
 
 
@@ -22,11 +22,25 @@ class Conditions:
 
     Attributes:
         ratio: share of the Gaussians, in (0, 1].
-        time: moment of a moving scene, in [0, 1); None for a scene that stands still.
+        time: moment of a moving scene, in [0, 1] over its group of frames; None for a scene that stands
+            still, which looks alike at all times.
     """
 
     ratio: float = 1.0
     time: float | None = None
+
+    @property
+    def moment(self) -> float:
+        """The time.
+
+        Raises:
+            InputError: there is none, or it lies outside [0, 1].
+        """
+        if self.time is None:
+            raise InputError("time: this scene moves, expected a time in [0, 1], found none.")
+        if not 0.0 <= self.time <= 1.0:
+            raise InputError(f"time: expected a number in [0, 1], found {self.time}.")
+        return self.time
 
 
 FULL = Conditions()
@@ -37,11 +51,21 @@ Kind = Literal["rows", "planes", "layers"]
 
 
 class ParameterGroup(NamedTuple):
-    """Parameters of a part that learn alike."""
+    """Parameters of a part that learn alike.
+
+    Attributes:
+        name: for logs.
+        parameters: those.
+        kind: what they are.
+        rate: Adam's learning rate; None for that of their kind.
+        times_extent: whether ``rate`` is multiplied by the scene's extent.
+    """
 
     name: str
     parameters: list[nn.Parameter]
     kind: Kind
+    rate: float | None = None
+    times_extent: bool = False
 
 
 class Part(nn.Module, ABC):
@@ -51,6 +75,8 @@ class Part(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    moves: bool = False
+    """Whether what it does depends on the time."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -84,6 +110,22 @@ class Part(nn.Module, ABC):
         """What each Gaussian of a scene with this part has beside ``ATTRIBUTES``, from the first stage on."""
         return ()
 
+    def begin(self, gaussians: Gaussians, times: Float[Tensor, " N"] | None) -> None:
+        """Set what a new scene's Gaussians start with, beyond what the table of attributes says.
+
+        Args:
+            gaussians: all of the scene, with this part's attributes.
+            times: when each was seen, in [0, 1]; None where that is not known.
+        """
+
+    def alive(self, parameters: Mapping[str, Tensor], conditions: Conditions) -> Bool[Tensor, " M"] | None:
+        """Which of M Gaussians with these raw parameters have to be drawn; None for all."""
+        return None
+
+    def peaks(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, " M"] | None:
+        """The highest opacity of each Gaussian at any time; None where this part does not change it."""
+        return None
+
     def groups(self) -> list[ParameterGroup]:
         """All parameters, by how they learn."""
         return [ParameterGroup(self.kind, list(self.parameters()), "layers")]
@@ -109,4 +151,5 @@ def part_from_plain(kind: str, values: Mapping[str, Any], gaussians: int, shards
     """
     if kind not in PARTS:
         raise InputError(f"part of a scene: expected one of {', '.join(PARTS)}, found '{kind}'.")
-    return PARTS[kind].from_plain(values, gaussians, shards)
+    options = {key: value for key, value in values.items() if key != "kind"}
+    return PARTS[kind].from_plain(options, gaussians, shards)

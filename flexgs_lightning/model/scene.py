@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import Attribute
 from flexgs_lightning.model.budget import count_at
+from flexgs_lightning.model.feature_appearance import FeatureAppearance
 from flexgs_lightning.model.gaussians import Chosen, Gaussians, activate
 from flexgs_lightning.model.part import FULL, Conditions, Part, part_from_plain
 from flexgs_lightning.model.selection import Ordered, Selection, selection_from_plain
@@ -77,16 +78,27 @@ class Scene(nn.Module):
     def at(self, ratio: float | Conditions = FULL) -> Splats:
         """Exactly floor(e N) Gaussians, the highest ranked, as they are under these conditions.
 
-        Differentiable. Two calls give the same.
+        Of a moving scene, those of them that are to be seen at the time. Differentiable. Two calls give the
+        same.
 
         Args:
             ratio: e in (0, 1], or conditions with one.
 
         Raises:
-            InputError: the ratio lies outside (0, 1] or holds no Gaussian.
+            InputError: the ratio lies outside (0, 1] or holds no Gaussian; or the scene moves and there is
+                no time, or one outside [0, 1].
         """
         conditions = ratio if isinstance(ratio, Conditions) else Conditions(ratio)
-        return self.drawn(self.first(conditions.ratio), conditions)
+        chosen = self.first(conditions.ratio)
+        parameters = self.gaussians.rows(chosen)
+        for part in self.each_part():
+            alive = part.alive(parameters, conditions)
+            if alive is not None:
+                places = alive.nonzero().squeeze(-1)
+                parameters = self.gaussians.taken(parameters, places)
+                chosen = places if isinstance(chosen, int) else chosen[places]
+            parameters = part(parameters, chosen, conditions)
+        return activate(parameters)
 
     def first(self, ratio: float) -> Chosen:
         """The Gaussians of a ratio that are here."""
@@ -97,7 +109,7 @@ class Scene(nn.Module):
     def drawn(
         self, chosen: Chosen, conditions: Conditions = FULL, rows: Mapping[str, Tensor] | None = None
     ) -> Splats:
-        """Some Gaussians as they are under these conditions; differentiable.
+        """Some Gaussians as they are under these conditions, to be seen or not; differentiable.
 
         Args:
             chosen: the first M as they are stored here, or those at M places.
@@ -108,6 +120,23 @@ class Scene(nn.Module):
         for part in self.each_part():
             parameters = part(parameters, chosen, conditions)
         return activate(parameters)
+
+    @property
+    def moves(self) -> bool:
+        """Whether it looks different from time to time, so that conditions need one."""
+        return any(part.moves for part in self.each_part())
+
+    @property
+    def appearance(self) -> FeatureAppearance | None:
+        """What makes colours of its Gaussians' features; None where they have spherical harmonics."""
+        return next((part for part in self.each_part() if isinstance(part, FeatureAppearance)), None)
+
+    @torch.no_grad()
+    def peak_opacities(self) -> Float[Tensor, " n"]:
+        """The highest opacity of each Gaussian here at any time."""
+        raw = dict(self.gaussians.params.items())
+        peaks = (part.peaks(raw) for part in self.each_part())
+        return next((peak for peak in peaks if peak is not None), raw["opacities"].sigmoid())
 
     def ranking(self) -> Int[Tensor, " N"]:
         """[N] indices of the Gaussians, highest ranked first."""
@@ -168,9 +197,7 @@ class Scene(nn.Module):
         given = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
         count = len(given["means"]) if total is None else total
         parts = {
-            name: part_from_plain(
-                values["kind"], {key: value for key, value in values.items() if key != "kind"}, count, shards
-            )
+            name: part_from_plain(values["kind"], values, count, shards)
             for name, values in plain["parts"].items()
         }
         return Scene(

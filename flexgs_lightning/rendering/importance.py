@@ -13,7 +13,8 @@ from torch import Tensor
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.rendering.rasterizer import rasterize
-from flexgs_lightning.rendering.types import OPACITY, Outputs, Renderer, Rendering
+from flexgs_lightning.rendering.shading import Shader
+from flexgs_lightning.rendering.types import OPACITY, Drawn, Outputs, Renderer, Rendering
 from flexgs_lightning.splats import Splats
 
 VolumeFactor = Literal["clamped", "power", "none"]
@@ -21,7 +22,7 @@ VolumeFactor = Literal["clamped", "power", "none"]
 
 @torch.no_grad()
 def blending_importance(
-    splats: Splats, views: Iterable[Cameras], *, antialiased: bool = False, renderer: Renderer = rasterize
+    splats: Drawn, views: Iterable[Cameras], *, antialiased: bool = False, renderer: Renderer = rasterize
 ) -> Float[Tensor, " N"]:
     """What each Gaussian contributes to ``views``, in one render of each batch of cameras.
 
@@ -30,7 +31,7 @@ def blending_importance(
     be equal, batches may be empty.
 
     Args:
-        splats: N Gaussians.
+        splats: N Gaussians, or as many for each camera of each batch.
         views: batches of cameras, moved to the device of ``splats`` one at a time; sizes may differ.
         antialiased: as the scene is rendered.
         renderer: draws the views; of several processes' Gaussians, ``sharded.rasterize``.
@@ -38,7 +39,8 @@ def blending_importance(
     Returns:
         [N] float64 sum of alpha_i T_i over all pixels of all views.
     """
-    total = torch.zeros(len(splats), dtype=torch.float64, device=splats.device)
+    one = _one(splats)
+    total = torch.zeros(len(one), dtype=torch.float64, device=one.device)
     for drawn in _drawn(splats, views, antialiased, renderer, Outputs(weights=True)):
         total += drawn.weights.sum(dim=0, dtype=torch.float64)
     return total
@@ -55,12 +57,23 @@ def hit_counts(
     return total
 
 
+def _one(splats: Drawn) -> Splats:
+    """The Gaussians as the first camera sees them."""
+    return splats if isinstance(splats, Splats) else splats[0]
+
+
 def _drawn(
-    splats: Splats, views: Iterable[Cameras], antialiased: bool, renderer: Renderer, outputs: Outputs
+    splats: Drawn, views: Iterable[Cameras], antialiased: bool, renderer: Renderer, outputs: Outputs
 ) -> Iterator[Rendering]:
     for cameras in views:
-        device, degree = cameras.to(splats.device), None if splats.has_features else 0
-        yield renderer(splats, device, sh_degree=degree, antialiased=antialiased, outputs=outputs)
+        degree = None if _one(splats).has_features else 0
+        yield renderer(
+            splats,
+            cameras.to(_one(splats).device),
+            sh_degree=degree,
+            antialiased=antialiased,
+            outputs=outputs,
+        )
 
 
 def global_importance(
@@ -100,7 +113,7 @@ def global_importance(
 
 @torch.enable_grad()
 def removal_importance(
-    splats: Splats,
+    splats: Drawn,
     cameras: Cameras,
     *,
     probes: int = 1,
@@ -108,6 +121,7 @@ def removal_importance(
     background: Float[Tensor, " 3"] | None = None,
     antialiased: bool = False,
     renderer: Renderer = rasterize,
+    shader: Shader | None = None,
 ) -> Float[Tensor, " N"]:
     """By how much the images change if one Gaussian is left out: the squared difference, summed over pixels.
 
@@ -118,30 +132,37 @@ def removal_importance(
     standard deviation is sqrt(2 / n).
 
     Args:
-        splats: N Gaussians.
+        splats: N Gaussians, or as many for each camera.
         cameras: a batch of views; sum the results over batches.
         probes: random images for the batch.
         generator: of the signs, on the device of ``splats``.
         background: colour behind the Gaussians; black if None.
         antialiased: as the scene is rendered.
         renderer: draws the views; of several processes' Gaussians, ``sharded.rasterize``.
+        shader: makes colours of features; where it bends, differences are those of its slope.
 
     Returns:
         [N] float64, in units of squared colour in [0, 1] times pixels and channels.
     """
-    still = splats.detach()
     rendering = renderer(
-        replace(still, opacities=still.opacities.clone().requires_grad_()),
-        cameras.to(splats.device),
+        _leaf(splats) if isinstance(splats, Splats) else [_leaf(own) for own in splats],
+        cameras.to(_one(splats).device),
         background=background,
         antialiased=antialiased,
+        shader=shader,
     )
     # As they are blended, one for each camera: the way back need not go further than that.
     image, features = rendering.image, rendering.projection.features
     opacities = features[..., OPACITY].detach()
-    total = torch.zeros(opacities.shape, dtype=torch.float64, device=splats.device)
+    total = torch.zeros(opacities.shape, dtype=torch.float64, device=image.device)
     for probe in range(probes if image.requires_grad else 0):
         signs = torch.empty_like(image).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
         (gradient,) = torch.autograd.grad(image, features, signs, retain_graph=probe + 1 < probes)
         total += (gradient[..., OPACITY] * opacities).double().square()
     return total.sum(dim=0) / probes
+
+
+def _leaf(splats: Splats) -> Splats:
+    """The same with opacities that gather a gradient, and nothing else that does."""
+    still = splats.detach()
+    return replace(still, opacities=still.opacities.clone().requires_grad_())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.rendering.shading import Shader
-from flexgs_lightning.rendering.types import CHANNELS, IMAGE, Outputs, Picture, Projection, Rendering
+from flexgs_lightning.rendering.types import CHANNELS, IMAGE, Drawn, Outputs, Picture, Projection, Rendering
 from flexgs_lightning.splats import Splats
 
 
 def rasterize(
-    splats: Splats,
+    splats: Drawn,
     cameras: Cameras,
     *,
     background: Float[Tensor, " D"] | Float[Tensor, "C D"] | None = None,
@@ -31,7 +32,8 @@ def rasterize(
     run to run.
 
     Args:
-        splats: N Gaussians; N = 0 gives the background.
+        splats: N Gaussians; N = 0 gives the background. Or a list of as many for each camera: the same
+            Gaussians as that camera sees them, at a time of its own.
         cameras: C cameras on the same device. No gradient flows to them or to the background.
         background: colour behind the Gaussians, one for all cameras or one each; black if None.
         sh_degree: spherical-harmonics degree to evaluate, at most the stored one (the default); features
@@ -42,8 +44,9 @@ def rasterize(
         shader: makes colours of features; by default they are drawn as they are.
 
     Raises:
-        ValueError: devices differ, a tensor on the CPU is not float32, ``sh_degree`` or the background's
-            shape is out of range, or the shader has no features or gives channels of a wrong shape.
+        ValueError: devices or numbers differ, a tensor on the CPU is not float32, ``sh_degree`` or the
+            background's shape is out of range, or the shader has no features or gives channels of a wrong
+            shape.
         InputError: CUDA tensors, but gsplat's kernels are not available on this machine.
     """
     shader = shader_of(splats, shader)
@@ -52,9 +55,9 @@ def rasterize(
     return Rendering(picture, projection, cameras.width, cameras.height)
 
 
-def shader_of(splats: Splats, shader: Shader | None) -> Shader | None:
+def shader_of(splats: Drawn, shader: Shader | None) -> Shader | None:
     """The shader to use; None is the spherical harmonics' own."""
-    if splats.has_features:
+    if (splats if isinstance(splats, Splats) else splats[0]).has_features:
         return shader or Shader()
     if shader is not None:
         raise ValueError("rasterize: a shader needs splats with features, found spherical harmonics.")
@@ -62,9 +65,11 @@ def shader_of(splats: Splats, shader: Shader | None) -> Shader | None:
 
 
 def project(
-    splats: Splats, cameras: Cameras, sh_degree: int | None, antialiased: bool, shader: Shader | None
+    splats: Drawn, cameras: Cameras, sh_degree: int | None, antialiased: bool, shader: Shader | None
 ) -> Projection:
     """The first step: Gaussians on the image planes, with the channels to blend."""
+    if not isinstance(splats, Splats):
+        return _project_each(splats, cameras, sh_degree, antialiased, shader)
     if splats.device != cameras.device:
         raise ValueError(f"rasterize: splats are on {splats.device}, cameras on {cameras.device}.")
     backend = backend_of(splats.device)
@@ -80,6 +85,22 @@ def project(
             f"found {tuple(channels.shape)}."
         )
     return projection._replace(features=torch.cat([projection.features, channels], dim=-1))
+
+
+def _project_each(
+    splats: Sequence[Splats],
+    cameras: Cameras,
+    sh_degree: int | None,
+    antialiased: bool,
+    shader: Shader | None,
+) -> Projection:
+    if len(splats) != len(cameras) or len({len(own) for own in splats}) != 1:
+        raise ValueError(
+            f"rasterize: expected as many Gaussians for each of {len(cameras)} cameras, "
+            f"found {[len(own) for own in splats]}."
+        )
+    parts = [project(own, cameras[i], sh_degree, antialiased, shader) for i, own in enumerate(splats)]
+    return Projection(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def blend(

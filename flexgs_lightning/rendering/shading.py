@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,6 +30,24 @@ class Shader:
     ) -> Float[Tensor, "C H W E"]:
         """The image, over nothing, from the blended channels; ``view_rays`` may help."""
         return drawn
+
+
+class RayShader(Shader):
+    """Makes colours of blended features along rays.
+
+    Args:
+        shade: [..., D] features and [..., 3] unit rays, both times their coverage, to [..., 3] colours times
+            the same.
+    """
+
+    def __init__(self, shade: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._shade = shade
+
+    def after(
+        self, drawn: Float[Tensor, "C H W D"], alpha: Float[Tensor, "C H W 1"], cameras: Cameras
+    ) -> Float[Tensor, "C H W 3"]:
+        """The image."""
+        return self._shade(drawn, alpha * view_rays(cameras))
 
 
 def view_directions(means: Float[Tensor, "N 3"], cameras: Cameras) -> Float[Tensor, "C N 3"]:

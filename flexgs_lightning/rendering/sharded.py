@@ -15,6 +15,7 @@ Gaussians of exactly equal depth are blended in the order of their processes, th
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.processes import Shards, exchange, gather_rows
 from flexgs_lightning.rendering import rasterizer
 from flexgs_lightning.rendering.shading import Shader
-from flexgs_lightning.rendering.types import IMAGE, Outputs, Picture, Projection, Renderer, Rendering
+from flexgs_lightning.rendering.types import IMAGE, Drawn, Outputs, Picture, Projection, Renderer, Rendering
 from flexgs_lightning.splats import Splats
 
 
@@ -35,7 +36,7 @@ def renderer_of(shards: Shards) -> Renderer:
 
 
 def rasterize(
-    splats: Splats,
+    splats: Drawn,
     cameras: Cameras,
     *,
     background: Float[Tensor, " D"] | Float[Tensor, "C D"] | None = None,
@@ -47,7 +48,7 @@ def rasterize(
     """See ``rasterizer.rasterize``; for all processes together.
 
     All must call it, each with its own Gaussians and cameras (or none) and with the same options, and go
-    backward through it together.
+    backward through it together. A list of Gaussians is one for each camera of all processes, by rank.
     """
     shader = rasterizer.shader_of(splats, shader)
     views = _of_all_processes(cameras)
@@ -73,7 +74,7 @@ def _of_all_processes(cameras: Cameras) -> list[Cameras]:
 
 
 def _project(
-    splats: Splats,
+    splats: Drawn,
     views: list[Cameras],
     sh_degree: int | None,
     antialiased: bool,
@@ -83,7 +84,15 @@ def _project(
     batches = [batch for batch in views if len(batch)]
     if len({(batch.width, batch.height) for batch in batches}) == 1:
         batches = [Cameras.stack(batches)]
-    parts = [rasterizer.project(splats, batch, sh_degree, antialiased, shader) for batch in batches]
+    ends = itertools.accumulate(len(batch) for batch in batches)
+    seen = [
+        splats if isinstance(splats, Splats) else splats[end - len(batch) : end]
+        for batch, end in zip(batches, ends, strict=True)
+    ]
+    parts = [
+        rasterizer.project(own, batch, sh_degree, antialiased, shader)
+        for own, batch in zip(seen, batches, strict=True)
+    ]
     return parts[0] if len(parts) == 1 else Projection(*map(torch.cat, zip(*parts, strict=True)))
 
 

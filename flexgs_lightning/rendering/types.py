@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -19,6 +19,8 @@ NEAR_PLANE = 0.01
 FAR_PLANE = 1e10
 
 T = TypeVar("T")
+Drawn = Splats | Sequence[Splats]
+"""What cameras see: the same Gaussians for all, or each camera its own, which are as many for each."""
 
 SHAPE, OPACITY, DEPTH, CHANNELS = slice(0, 3), 3, 4, slice(5, None)
 """Columns of ``Projection.features``."""
@@ -158,7 +160,7 @@ class Renderer(Protocol):
 
     def __call__(
         self,
-        splats: Splats,
+        splats: Drawn,
         cameras: Cameras,
         *,
         background: Float[Tensor, " D"] | Float[Tensor, "C D"] | None = None,

@@ -72,6 +72,19 @@ class FiniteWatch:
         )
 
 
+def check_appearance(appearance: str, sh_degree: int) -> None:
+    """Refuse spherical harmonics of a degree that features leave unused.
+
+    Raises:
+        InputError: there are some.
+    """
+    if appearance == "features" and sh_degree > 0:
+        raise InputError(
+            f"model.sh_degree: expected 0 with model.appearance features, whose network sees the view; "
+            f"found {sh_degree}."
+        )
+
+
 def check_options(
     reconstruction_steps: int, steps: int, sh_degree: int, sh_interval: int, ssim_weight: float
 ) -> None:

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.gaussians import Gaussians
-from flexgs_lightning.model.part import FULL, Conditions
+from flexgs_lightning.model.part import Conditions, ParameterGroup
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.selection import GsNet
 from flexgs_lightning.model.transform_field import TransformField
+from flexgs_lightning.rendering.types import Drawn
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.elastic_losses import importance_loss, sparsity_loss
+from flexgs_lightning.training.moments import Moments, at_each, everyone_at
 from flexgs_lightning.training.optimization import falling, own_seed
 from flexgs_lightning.training.ranking import Importance
 
@@ -122,9 +124,10 @@ def descend(
     options: ElasticTraining,
     step: int,
     *,
-    photometric: Callable[[Splats], Tensor],
+    photometric: Callable[[Drawn], Tensor],
     backward: Callable[[Tensor], None],
     temperature: float,
+    moments: Moments = None,
 ) -> tuple[Tensor, Parts]:
     """Draw the full model and some subsets, each followed at once by its backward pass (Eq. 16).
 
@@ -137,6 +140,7 @@ def descend(
         photometric: draws splats through the iteration's cameras and compares them with the photos.
         backward: adds a loss's gradient to those of the parameters.
         temperature: of the Gumbel-softmax (gsnet).
+        moments: when the iteration's cameras see a scene that moves.
 
     Returns:
         The iteration's loss, detached, and its parts.
@@ -151,12 +155,12 @@ def descend(
 
     ratios = options.draw_ratios(step)
     if options.draws_full(step):
-        loss = photometric(scene.at(FULL))
+        loss = photometric(everyone_at(scene, moments))
         parts["full_loss"] = loss.detach()
         add(options.full_weight * loss)
         del loss  # with the graph, before the next render
     for ratio in ratios:
-        subset = Subset(scene, ratio, temperature)
+        subset = Subset(scene, ratio, temperature, moments)
         loss = photometric(subset.splats)
         parts["subset_loss"] = loss.detach()
         weighted = (1 - options.full_weight) / len(ratios) * loss
@@ -165,7 +169,7 @@ def descend(
         add(weighted)
         del loss, weighted
         subset.give_back()
-        parts["selected"] = len(subset.splats) * scene.shards.count / len(scene)
+        parts["selected"] = len(subset) * scene.shards.count / len(scene)
         parts["ratio"] = ratio
     for part in scene.each_part():
         if isinstance(part, TransformField):
@@ -177,29 +181,34 @@ class Subset:
     """The Gaussians of a ratio, drawn for training.
 
     Attributes:
-        splats: those that are drawn.
+        splats: those that are drawn; for each camera, where they see a moving scene at different times.
         mask: [n] of all Gaussians here, where the selection samples (Eqs. 5-7), with its gradient. It
             multiplies opacities, which lets the image's gradient reach the selector. A Gaussian whose mask
             is 0 is below the rasterizer's opacity threshold and gets no gradient from the image, so leaving
             it out gives the same image and the same gradients at a fraction of the cost.
     """
 
-    def __init__(self, scene: Scene, ratio: float, temperature: float) -> None:
+    def __init__(self, scene: Scene, ratio: float, temperature: float, moments: Moments = None) -> None:
         self.mask: Tensor | None = None
         self._rows: dict[str, Tensor] = {}
         self._gaussians = scene.gaussians
-        conditions, shards = Conditions(ratio), scene.shards
+        shards = scene.shards
         seed = own_seed(shards) if shards.several else None
         sampled = scene.selection.sampled(ratio, scene.gaussians, shards, temperature, seed)
         if sampled is not None:
-            splats = scene.drawn(sampled.chosen, conditions)
-            self.mask = sampled.mask
-            self.splats = replace(splats, opacities=splats.opacities * sampled.mask[sampled.chosen])
+            self.mask, weights = sampled.mask, sampled.mask[sampled.chosen]
+            self.splats = at_each(
+                moments, lambda time: _masked(scene.drawn(sampled.chosen, Conditions(ratio, time)), weights)
+            )
             return
         chosen = scene.first(ratio)
         if isinstance(chosen, int) and chosen < len(scene.gaussians):
             self._rows = _own_leaves(scene.gaussians, chosen)
-        self.splats = scene.drawn(chosen, conditions, rows=self._rows or None)
+        rows = self._rows or None
+        self.splats = at_each(moments, lambda time: scene.drawn(chosen, Conditions(ratio, time), rows))
+
+    def __len__(self) -> int:
+        return len(self.splats if isinstance(self.splats, Splats) else self.splats[0])
 
     def give_back(self) -> None:
         """Add the gradients of a prefix to those of its rows, when the backward pass is done.
@@ -214,6 +223,10 @@ class Subset:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad[: len(leaf)] += leaf.grad
+
+
+def _masked(splats: Splats, weights: Tensor) -> Splats:
+    return replace(splats, opacities=splats.opacities * weights)
 
 
 def _own_leaves(gaussians: Gaussians, count: int) -> dict[str, Tensor]:
@@ -261,9 +274,15 @@ def elastic_optimizer(scene: Scene, options: ElasticTraining, extent: float) -> 
         "planes": falling(options.grid_rate * factor, 0.1),
         "layers": falling(options.network_rate * factor, 0.1),
     }
+
+    def rate_of(group: ParameterGroup) -> dict[str, float]:
+        if group.rate is None:
+            return rates[group.kind]
+        return falling(group.rate * (extent if group.times_extent else 1.0), options.rate_decay)
+
     groups: list[dict[str, Any]] = [
         {"params": group.parameters, "name": group.name, "per_gaussian": group.kind == "rows"}
-        | rates[group.kind]
+        | rate_of(group)
         for group in (*scene.selection.groups(), *(g for part in scene.each_part() for g in part.groups()))
         if group.parameters
     ]

@@ -75,7 +75,10 @@ def initial_scene(
         parts: what changes the Gaussians before they are drawn.
         shards: who holds the Gaussians.
     """
-    scene = Scene(_all_gaussians(capture, options, sh_degree, start), parts=parts)
+    points = _thinned(capture.points, options.max_gaussians)
+    scene = Scene(_all_gaussians(capture, points, options, sh_degree, start), parts=parts)
+    for part in scene.each_part():
+        part.begin(scene.gaussians, points.times if start is None and len(points) else None)
     if not shards.several:
         return scene
     own = scene.gaussians.like({name: shards.mine(values) for name, values in scene.gaussians.own().items()})
@@ -83,11 +86,10 @@ def initial_scene(
 
 
 def _all_gaussians(
-    capture: Capture, options: Initialization, sh_degree: int, start: Splats | None
+    capture: Capture, points: Points, options: Initialization, sh_degree: int, start: Splats | None
 ) -> Gaussians:
     if start is not None:
         return Gaussians.from_splats(start.with_sh_degree(max(sh_degree, start.sh_degree)))
-    points = _thinned(capture.points, options.max_gaussians)
     if len(points):
         return Gaussians.from_points(
             points.positions, points.colors, sh_degree=sh_degree, opacity=options.opacity

@@ -25,20 +25,30 @@ from flexgs_lightning.model.checkpoint import (
 )
 from flexgs_lightning.model.elastic import ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.moving import Appearance, MotionOptions, first_parts, moving_parts
 from flexgs_lightning.model.part import Part
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.processes import Shards
 from flexgs_lightning.rendering.sharded import renderer_of
-from flexgs_lightning.rendering.types import Renderer, Rendering
+from flexgs_lightning.rendering.types import Drawn, Renderer, Rendering
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.camera_colors import STATE, CameraColors
-from flexgs_lightning.training.checks import FiniteWatch, check_options, check_savable
+from flexgs_lightning.training.checks import FiniteWatch, check_appearance, check_options, check_savable
 from flexgs_lightning.training.clearance import CameraClearance, ClearSpace, clear_space
 from flexgs_lightning.training.densification import AdaptiveDensityControl, Densification
 from flexgs_lightning.training.elastic_stage import ElasticTraining, Parts, descend, elastic_optimizer
 from flexgs_lightning.training.initialization import Initialization, clear, initial_scene, make_elastic
 from flexgs_lightning.training.losses import photometric_loss
+from flexgs_lightning.training.moments import (
+    Moments,
+    check_times,
+    everyone_at,
+    moments_of,
+    seen_at,
+    shader_of,
+    times_of,
+)
 from flexgs_lightning.training.optimization import (
     LearningRates,
     gaussian_optimizers,
@@ -80,6 +90,8 @@ class FlexGSModule(lightning.LightningModule):
         densification: Densification | None = None,
         clearance: CameraClearance = CameraClearance(),  # noqa: B008  (frozen)
         initialization: Initialization = Initialization(),  # noqa: B008  (frozen)
+        motion: MotionOptions = MotionOptions(),  # noqa: B008  (frozen)
+        appearance: Appearance = "sh",
         elastic: ElasticOptions = ElasticOptions(),  # noqa: B008  (frozen)
         elastic_training: ElasticTraining = ElasticTraining(),  # noqa: B008  (frozen)
         camera_colors: bool = False,
@@ -103,6 +115,9 @@ class FlexGSModule(lightning.LightningModule):
                 belongs to this module from now on.
             clearance: how near to the training cameras Gaussians may lie.
             initialization: what a new scene starts from.
+            motion: how the scene moves, if the capture's views have times.
+            appearance: what colours come from: spherical harmonics, or with ``sh_degree`` 0 features that a
+                small network makes colours of after blending.
             elastic: what makes the scene elastic in the second stage.
             elastic_training: how the second stage trains; ``steps`` is its length.
             camera_colors: learn each camera's gain and offset of colours, for captures whose cameras (or
@@ -120,6 +135,7 @@ class FlexGSModule(lightning.LightningModule):
         self.options = options
         steps = reconstruction_steps + elastic_training.steps
         check_options(reconstruction_steps, steps, sh_degree, sh_degree_interval, ssim_weight)
+        check_appearance(appearance, sh_degree)
         self.automatic_optimization = False
         self.reconstruction_steps = reconstruction_steps
         self.sh_degree = sh_degree
@@ -131,6 +147,8 @@ class FlexGSModule(lightning.LightningModule):
         self.densification = densification
         self.clearance = clearance
         self.initialization = initialization
+        self.motion = motion
+        self.appearance = appearance
         self.seed = seed
         self.learns_camera_colors = camera_colors
         self.camera_colors: CameraColors | None = None
@@ -159,8 +177,8 @@ class FlexGSModule(lightning.LightningModule):
         return self.scene.gaussians
 
     def first_parts(self) -> dict[str, Part]:
-        """Parts of a new scene, from the first stage on; for subclasses."""
-        return {}
+        """Parts of a new scene, from the first stage on; subclasses may add theirs."""
+        return first_parts(self.motion, self.appearance)
 
     @property
     def shards(self) -> Shards:
@@ -218,6 +236,8 @@ class FlexGSModule(lightning.LightningModule):
                 raise InputError("model.reconstruction_steps: 0 needs --start_from, a checkpoint or PLY.")
             seed_generators(self.seed)
             self._started_trained = self.start is not None
+            if moving_parts(self.motion):
+                check_times(self.capture)
             self.scene = initial_scene(
                 self.capture, self.initialization, self.sh_degree, self.start, self.first_parts(), self.shards
             )
@@ -276,7 +296,8 @@ class FlexGSModule(lightning.LightningModule):
         step = self.iteration
         set_rates(self._optimizers(), step, self.reconstruction_steps)
         background = self._training_background()
-        rendering = self.render(batch, background, self.active_sh_degree)
+        everyone = everyone_at(self.scene, self.moments(batch))
+        rendering = self.draw(everyone, batch, background, self.active_sh_degree)
         photos = batch.targets(background)
         image = self._taken(rendering.image, batch)
         loss = photometric_loss(image, photos, self.ssim_weight)
@@ -302,7 +323,7 @@ class FlexGSModule(lightning.LightningModule):
         reference = SSIMReference.of(photos)
         images: list[Tensor] = []
 
-        def photometric(splats: Splats) -> Tensor:
+        def photometric(splats: Drawn) -> Tensor:
             drawn = self._taken(self.draw(splats, batch, background).image, batch)
             images.append(drawn.detach())  # without its graph, which ends with its own backward pass
             return photometric_loss(drawn, reference, self.ssim_weight)
@@ -314,6 +335,7 @@ class FlexGSModule(lightning.LightningModule):
             photometric=photometric,
             backward=self._backward,
             temperature=self.temperature,
+            moments=self.moments(batch),
         )
         self._finite.look(self.scene, loss, self.iteration)
         self._step()
@@ -350,17 +372,22 @@ class FlexGSModule(lightning.LightningModule):
             lowest_ratio=options.lowest_ratio,
             background=self.evaluation_background,
             antialiased=self.antialiased,
+            times=times_of(self.scene, self.capture.train_views),
         )
         if self.scene.selection.takes_over(order):
             Surgery(self.scene, self._optimizers()).permute(order)
         return importance
 
-    def render(self, batch: ViewBatch, background: Tensor, sh_degree: int | None = None) -> Rendering:
-        """Draw the scene through the batch's cameras."""
-        return self.draw(self.scene.at(), batch, background, sh_degree)
+    def render(self, batch: ViewBatch, background: Tensor, ratio: float = 1.0) -> Rendering:
+        """Draw the scene through the batch's cameras, each at its view's time."""
+        return self.draw(seen_at(self.scene, ratio, self.moments(batch)), batch, background)
+
+    def moments(self, batch: ViewBatch) -> Moments:
+        """When cameras that draw together see a scene that moves; for all processes that hold it to ask."""
+        return moments_of(self.scene, batch.times)
 
     def draw(
-        self, splats: Splats, batch: ViewBatch, background: Tensor, sh_degree: int | None = None
+        self, splats: Drawn, batch: ViewBatch, background: Tensor, sh_degree: int | None = None
     ) -> Rendering:
         """Draw some of the scene; if several processes hold it, all must, each its own and its own batch."""
         return self.renderer(
@@ -369,6 +396,7 @@ class FlexGSModule(lightning.LightningModule):
             background=background,
             sh_degree=sh_degree,
             antialiased=self.antialiased,
+            shader=shader_of(self.scene),
         )
 
     def _taken(self, image: Tensor, batch: ViewBatch) -> Tensor:

@@ -10,7 +10,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import ATTRIBUTES, Attribute
+from flexgs_lightning.model.basis_motion import COEFFICIENTS_RATE
+from flexgs_lightning.model.feature_appearance import FEATURES_RATE
 from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.lifespan import WIDTH_RATE
+from flexgs_lightning.model.motion import CENTER, OMEGA, motion_attribute
 from flexgs_lightning.processes import Shards
 
 MEANS, SH = ATTRIBUTES["means"], ATTRIBUTES["sh"]
@@ -18,7 +22,7 @@ MEANS, SH = ATTRIBUTES["means"], ATTRIBUTES["sh"]
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Adam's learning rate for each attribute (the published values of 3DGS, ``model.attributes``).
+    """Adam's learning rate for each attribute (the published values of 3DGS and of Spacetime Gaussians).
 
     Args:
         means: positions at the start, times the scene extent.
@@ -28,6 +32,12 @@ class LearningRates:
         opacities: opacity logits.
         sh0: constant colour.
         shN: view-dependent colour.
+        motion: coefficients of moving Gaussians' polynomials, times the scene extent.
+        omega: their rotation per unit of time.
+        time_centers: their own times.
+        time_scales: logarithms of their widths in time.
+        coefficients: their parts in shared trajectories.
+        appearance: features that a network makes colours of.
         batch_rule: what several views in an iteration (``data.batch_size`` times the number of processes) do
             to all learning rates of both stages: "constant" leaves them, "sqrt" multiplies them by the
             square root of the number of views (``scale_to_batch``).
@@ -40,6 +50,12 @@ class LearningRates:
     opacities: float = ATTRIBUTES["opacities"].rate
     sh0: float = SH.rate
     shN: float = SH.rest_rate or SH.rate  # noqa: N815
+    motion: float = motion_attribute(3).rate
+    omega: float = OMEGA.rate
+    time_centers: float = CENTER.rate
+    time_scales: float = WIDTH_RATE
+    coefficients: float = COEFFICIENTS_RATE
+    appearance: float = FEATURES_RATE
     batch_rule: Literal["constant", "sqrt"] = "constant"
 
     def __post_init__(self) -> None:

@@ -37,6 +37,8 @@ ROLES: dict[str, Role] = {
     "model.learning_rates": "fixed",
     "model.densification": "first",
     "model.initialization": "start",
+    "model.motion": "fixed",
+    "model.appearance": "fixed",
     "model.elastic": "second",
     "model.elastic_training": "second",
     "model.elastic_training.steps": "length",

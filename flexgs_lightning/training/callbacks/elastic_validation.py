@@ -69,9 +69,7 @@ class ElasticValidation(Callback):
         if not module.scene.elastic or (outputs is None and not module.shards.several):
             return
         for ratio in self._drawable(module):
-            if ratio not in self._splats:
-                self._splats[ratio] = module.scene.at(ratio).detach()
-            render = module.draw(self._splats[ratio], batch, module.evaluation_background).image
+            render = self._rendered(module, ratio, batch)
             if outputs is None:  # drawn for the other processes' sake
                 continue
             values = self._metrics_at(ratio, module).update(render, outputs["photo"])
@@ -79,6 +77,13 @@ class ElasticValidation(Callback):
             self._images.setdefault(ratio, []).extend({"name": name, "psnr": psnr} for name, psnr in named)
             if module.trainer.validating:
                 self._keep_panels(ratio, render, outputs["photo"].image, batch.indices.tolist(), module)
+
+    def _rendered(self, module: FlexGSModule, ratio: float, batch: ViewBatch) -> Float[Tensor, "C H W 3"]:
+        if module.scene.moves:
+            return module.render(batch, module.evaluation_background, ratio).image
+        if ratio not in self._splats:
+            self._splats[ratio] = module.scene.at(ratio).detach()
+        return module.draw(self._splats[ratio], batch, module.evaluation_background).image
 
     def _log(self, module: LightningModule, split: str) -> None:
         """Every process has all ratios, also one without a held-out view: the others would wait for it."""

@@ -167,7 +167,7 @@ class AdaptiveDensityControl(Densification):
         return chosen
 
     def _prune_useless(self, completed: int) -> int:
-        transparent = self._params["opacities"].sigmoid() < self.prune_opacity
+        transparent = self._scene.peak_opacities() < self.prune_opacity
         reason = f"opacity below prune_opacity = {self.prune_opacity}"
         if completed <= self.reset_every:
             return self._prune(transparent, completed, reason)

@@ -94,6 +94,8 @@ class MCMC(Densification):
         """Move each dead Gaussian onto a live one; return how many moved."""
         # Compared as logits, like the lower bound in _share, so that rounding cannot make a copy dead.
         is_dead = self._params["opacities"] < logit(self.min_opacity)
+        if self._scene.moves:  # or never there while the scene lasts
+            is_dead |= self._scene.peak_opacities() < self.min_opacity
         dead = is_dead.nonzero().squeeze(1)
         self._check_enough_left(len(dead), completed, f"dead: opacity below min_opacity = {self.min_opacity}")
         if len(dead) in (0, self._count):  # the latter only where other processes have live ones
