@@ -1,7 +1,10 @@
 """The command line: ``flexgs``, also installed as ``lightning`` for those who type ``lightning fit``."""
 
 import inspect
+import io
 import logging
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from typing import Any
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.settings import element_of, with_lists
+from flexgs_lightning.signals import Stopped, heeded
 
 HELP = """\
 usage: flexgs COMMAND [options]        (flexgs COMMAND --help lists them)
@@ -75,12 +79,32 @@ POSITIONAL = ("benchmark", "convert", "data download", "data process", "decompre
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    Bad input (``InputError``) ends with one message on standard error and status 1.
+    Bad input (``InputError``) and a system that refuses (a full disk, no permission) end with one message on
+    standard error and status 1; SIGINT and SIGTERM with one line and status 130 or 143.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(HELP)
         return 0 if arguments else 2
+    try:
+        with heeded():
+            return _run(arguments)
+    except Stopped as stopped:
+        if not stopped.told:
+            sys.stderr.write(f"flexgs: {stopped}\n")
+        return 128 + stopped.number
+    except InputError as error:
+        sys.stderr.write(f"flexgs: error: {error}\n")
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        sys.stderr.write(f"flexgs: error: {where}{error.strerror or error}.\n")
+    return 1
+
+
+def _run(arguments: list[str]) -> int:
     command = _command(arguments)
     if command is None:
         sys.stderr.write(f"flexgs: error: unknown command '{arguments[0]}'.\n\n{HELP}")
@@ -88,11 +112,10 @@ def main(argv: list[str] | None = None) -> int:
     # After Lightning is imported: it hands its messages to a root logger that it finds, beside its own.
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     _silence_known_noise()
-    try:
-        command()
-    except InputError as error:
-        sys.stderr.write(f"flexgs: error: {error}\n")
-        return 1
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is no Unicode shows what it can
+            stream.reconfigure(errors="backslashreplace")
+    command()
     return 0
 
 
@@ -143,6 +166,8 @@ def _silence_known_noise() -> None:
     warnings.filterwarnings("ignore", "Queued a .* on a closed connection")  # viser, of a tab just closed
     warnings.filterwarnings("ignore", ".*treespec.*is deprecated.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    connector = logging.getLogger("lightning.pytorch.trainer.connectors.signal_connector")
+    connector.addFilter(lambda record: "Received SIGTERM" not in record.getMessage())  # we say it ourselves
 
 
 if __name__ == "__main__":

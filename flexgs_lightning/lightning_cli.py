@@ -11,8 +11,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from flexgs_lightning.deploy.opening import open_splats
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, read_checkpoint
-from flexgs_lightning.training.callbacks.interruption import signals_given_back
-from flexgs_lightning.training.parallel import lost_processes_explained
 from flexgs_lightning.training.run import TrainingRun
 
 log = logging.getLogger(__name__)
@@ -71,7 +69,7 @@ class FlexGSCLI(TrainingRun):
     def _run_subcommand(self, subcommand: str) -> None:
         """Read the capture before any other process is started, and say it plainly if one is lost."""
         self.datamodule.prepare_data()
-        with signals_given_back(), lost_processes_explained():
+        with self.ending_cleanly():
             super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "flexgs_lightning"
 COLUMNS = (
     ("errors",),
     ("records",),
-    ("files", "jit", "processes", "images", "settings", "ply_container"),
+    ("files | signals", "jit", "processes", "images", "settings", "ply_container"),
     ("cameras", "splats", "metrics"),
     ("data", "rendering", "model"),
     ("codec",),
@@ -87,6 +88,14 @@ def test_no_room_imports_from_its_right(path: Path) -> None:
 def test_no_import_escapes(source: str, found: set[str]) -> None:
     """The reader of imports itself, for a module ``flexgs_lightning.model.scene``."""
     assert imported_rooms(source, "flexgs_lightning.model.scene") == found
+
+
+def test_pycolmap_comes_from_one_place() -> None:
+    """``data.colmap_library`` keeps its logging library from taking SIGTERM over."""
+    direct = [path for path in sources() if re.search(r"^\s*(import|from) pycolmap", path.read_text(), re.M)]
+    assert [path.name for path in direct] == ["colmap_library.py"], (
+        "from flexgs_lightning.data.colmap_library"
+    )
 
 
 def test_the_rule_is_that_of_the_columns() -> None:

@@ -315,7 +315,8 @@ def test_port_in_use_is_one_clear_message(tmp_path: Path, capsys: pytest.Capture
     assert len(error.strip().splitlines()) == 1
 
 
-def test_ctrl_c_ends_the_command_cleanly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_command_cleanly(number: signal.Signals, tmp_path: Path) -> None:
     write_ply(ball(), tmp_path / "scene.ply")
     command = [sys.executable, "-m", "flexgs_lightning.cli", "view", "--port", "0"]
     command += ["--device", "cpu", "--ply", str(tmp_path / "scene.ply")]
@@ -325,10 +326,10 @@ def test_ctrl_c_ends_the_command_cleanly(tmp_path: Path) -> None:
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=heed)
         try:
             eventually(lambda: "Ctrl-C ends" in (tmp_path / "log").read_text() or process.poll(), 120)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 0
+            process.send_signal(number)
+            assert process.wait(timeout=30) == 128 + number
         finally:
             process.kill()
     lines = (tmp_path / "log").read_text().splitlines()
     assert "scene: 400 Gaussians at http://127.0.0.1:" in lines[-2]
-    assert lines[-1] == "viewer: stopped"
+    assert lines[-1].startswith(f"flexgs: stopped by {number.name}. A viewer keeps nothing")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pycolmap
 import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.images import Lens, Pinhole, Size
 from flexgs_lightning.errors import InputError
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycolmap
 from jaxtyping import Float
 
 from flexgs_lightning.data.capture import TEST_EVERY, Capture
+from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.film import FilmCamera, film_capture
 from flexgs_lightning.data.film_points import read_film_points
 from flexgs_lightning.data.photos import check_options

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 import torch
 from jaxtyping import Int, UInt64
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from flexgs_lightning.data.calibration import float32
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, Points, View
 from flexgs_lightning.data.colmap_files import find_model, read_model
+from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.photos import (
     IMAGE_SUFFIXES,
     MIN_VIEWS,

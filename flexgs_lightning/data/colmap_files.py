@@ -12,8 +12,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-import pycolmap
-
+from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.errors import InputError
 
 _PARTS = ("cameras", "images", "points3D")

@@ -8,6 +8,8 @@ from flexgs_lightning.data.archives import DamagedArchiveError, check_free_space
 from flexgs_lightning.data.benchmarks import BenchmarkScene, find_benchmark, find_scene
 from flexgs_lightning.data.transfer import fetch, remaining_bytes
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.files import locked
+from flexgs_lightning.signals import keeping
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,8 @@ def download(
         keep_archives: Keep archives all of whose scenes are unpacked. An archive that holds other scenes
             still to be fetched is always kept.
     """
-    download_benchmark(benchmark, root, scene, mirror=mirror, keep_archives=keep_archives)
+    with keeping(f"What has arrived is kept in {root / benchmark}; the same command goes on there."):
+        download_benchmark(benchmark, root, scene, mirror=mirror, keep_archives=keep_archives)
 
 
 def download_benchmark(
@@ -68,15 +71,16 @@ def download_benchmark(
     for scene in wanted:
         if scene not in missing:
             logger.info("%s is there already.", folder / scene.name)
-    for url in dict.fromkeys(scene.archive for scene in missing):
-        archive = folder / "archives" / url.rpartition("/")[2]
-        _fetch(url if mirror is None else f"{mirror.rstrip('/')}/{archive.name}", archive)
-        for scene in missing:
-            if scene.archive == url:
-                _unpack(archive, scene, folder)
-        siblings = [scene for scene in published.scenes if scene.archive == url]
-        if not keep_archives:
-            _tidy(archive, [scene.name for scene in siblings if not _is_there(folder, scene)])
+    with locked(folder):
+        for url in dict.fromkeys(scene.archive for scene in missing):
+            archive = folder / "archives" / url.rpartition("/")[2]
+            _fetch(url if mirror is None else f"{mirror.rstrip('/')}/{archive.name}", archive)
+            for scene in missing:
+                if scene.archive == url:
+                    _unpack(archive, scene, folder)
+            siblings = [scene for scene in published.scenes if scene.archive == url]
+            if not keep_archives:
+                _tidy(archive, [scene.name for scene in siblings if not _is_there(folder, scene)])
     return [folder / scene.name for scene in wanted]
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 import torch
 from jaxtyping import Float
 
 from flexgs_lightning.data.calibration import FittedCamera, fit_camera
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, Points, View
+from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.sequences import Frames
 from flexgs_lightning.errors import InputError
 

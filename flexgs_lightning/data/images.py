@@ -79,7 +79,9 @@ def _photo_coordinates(
     Relative coordinates serve every resolution of the photo, and let ``images_N`` of rounded size scale
     each axis by itself, which the parameters of most camera models could not express.
     """
-    import pycolmap  # here, so that workers that decode pinhole photos need not load it
+    from flexgs_lightning.data.colmap_library import (
+        pycolmap,  # here, so that workers that decode pinhole photos need not load it
+    )
 
     camera = pycolmap.Camera(model=lens.model, width=1, height=1, params=list(lens.parameters))
     fx, fy, cx, cy = lens.pinhole

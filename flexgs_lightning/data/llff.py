@@ -11,10 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 from jaxtyping import Float
 
 from flexgs_lightning.data.capture import TEST_EVERY, Capture
+from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.film import FilmCamera, film_capture
 from flexgs_lightning.data.film_points import read_film_points
 from flexgs_lightning.data.photos import check_options

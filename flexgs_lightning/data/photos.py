@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 from jaxtyping import Float
 
 from flexgs_lightning.data.calibration import check_shape, fit_camera
 from flexgs_lightning.data.capture import Capture, View
+from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.images import ImageFile, read_header
 from flexgs_lightning.errors import InputError
 

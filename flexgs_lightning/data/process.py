@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import pycolmap
 
+from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.photos import MIN_VIEWS
 from flexgs_lightning.data.sfm.mapping import map_photos, reduce, undistort, useful_factors
 from flexgs_lightning.data.sfm.matching import Matching, choose_pairs, extract, match

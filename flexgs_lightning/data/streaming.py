@@ -275,6 +275,7 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """Leave Ctrl-C to the main process, which ends its workers itself."""
+    """Leave signals, which a group gets together, to the main process; it ends its workers itself."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -190,6 +190,7 @@ class _Download:
             self._forget()
             raise _BrokenError("the file on the server has changed; starting again")
         self.version = _version(self.url, response.headers, _length(response.headers))
+        self.part.unlink(missing_ok=True)  # first: a kill between must not leave old bytes with a new note
         with atomic_path(self.note) as temporary:
             temporary.write_text(json.dumps(asdict(self.version)))
         return 0

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import pycolmap
 from jaxtyping import Float
 
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, View
+from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.images import Size, read_header
 from flexgs_lightning.data.photos import (
     IMAGE_SUFFIXES,

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.demo.garden import garden
 from flexgs_lightning.demo.ray_tracer import SAMPLES, Photo, Pinhole, photograph
 from flexgs_lightning.errors import InputError

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.evaluation.benchmark_report import scene_row
 from flexgs_lightning.model.checkpoint import Model, load
 from flexgs_lightning.settings import find_config
+from flexgs_lightning.signals import keeping
 from flexgs_lightning.training.run import TrainingRun
 
 SHEET_VIEWS = 4
@@ -42,8 +44,22 @@ def demo(config: str = "demo", root: Path = Path("data/demo"), runs: Path = Path
     find_config(config)  # before the capture is made
     if not root.is_dir():
         write_demo_capture(root)
-    run = TrainingRun(["--config", config, "--data.root", str(root), "--runs", str(runs)])
-    run.train()
+    options = ["--config", config, "--data.root", str(root), "--runs", str(runs)]
+    run = None
+
+    def kept() -> str:
+        if run is None or not run.last_checkpoint.is_file():
+            return f"The capture is kept in {root}; the same command goes on with it."
+        return f"{run.last_checkpoint} is kept; flexgs fit {shlex.join(options)} --ckpt_path last goes on."
+
+    with keeping(kept):
+        run = TrainingRun(options)
+        run.train()
+        _show(run)
+
+
+def _show(run: TrainingRun) -> None:
+    """Pictures, files and a summary of a finished training."""
     folder = run.run_folder
     model = load(folder / "checkpoints" / "last.ckpt")
     views = run.datamodule.capture.test_views

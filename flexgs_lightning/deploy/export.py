@@ -3,7 +3,6 @@
 # The signature and docstring of `export` are the command line's help, so no lazy annotations here.
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,8 +106,6 @@ def export(
                 read, where = chosen.read(path), choose_device(device)
                 entries[-1]["psnr"] = psnr_on_test_views(read, capture, model.background, where)
         (temporary / INDEX).write_text(json.dumps(entries, indent=2) + "\n")
-        if output.is_dir():  # a rename does not replace a folder with files in it
-            shutil.rmtree(output)
 
 
 def _form(model: Model, for_viewer: str) -> Form:

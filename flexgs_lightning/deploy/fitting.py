@@ -10,7 +10,7 @@ from flexgs_lightning.deploy.formats.registry import Format, has_suffix
 from flexgs_lightning.deploy.formats.sog import META
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.files import atomic_path
+from flexgs_lightning.files import atomic_path, temporary_path
 from flexgs_lightning.model.budget import MEGABYTE
 from flexgs_lightning.model.checkpoint import Model
 from flexgs_lightning.splats import Splats
@@ -59,23 +59,19 @@ def _search(model: Model, format: Format, max_bytes: float, path: Path, form: Fo
     count = min(max(int(max_bytes / _FIRST_GUESS), 1), len(model)) if model.elastic else len(model)
     measured: list[tuple[int, int]] = []
     best = None
-    with atomic_path(path) as kept:
-        trial = kept.with_name(f"trial{kept.name}")
-        try:
-            while high - low > 1 and (best is None or len(measured) < _TRIES):
-                file = _write(model, format, count, trial, form)
-                measured.append((count, trial.stat().st_size))
-                log.info(f"{format.name}: {count:,} Gaussians take {measured[-1][1] / MEGABYTE:.3f} MB")
-                if measured[-1][1] <= max_bytes:
-                    low, best = count, file
-                    trial.replace(kept)
-                    if measured[-1][1] >= _CLOSE * max_bytes:
-                        break
-                else:
-                    high = count
-                count = _next_count(measured, max_bytes, low, high)
-        finally:
-            trial.unlink(missing_ok=True)
+    with atomic_path(path) as kept, temporary_path(path) as trial:
+        while high - low > 1 and (best is None or len(measured) < _TRIES):
+            file = _write(model, format, count, trial, form)
+            measured.append((count, trial.stat().st_size))
+            log.info(f"{format.name}: {count:,} Gaussians take {measured[-1][1] / MEGABYTE:.3f} MB")
+            if measured[-1][1] <= max_bytes:
+                low, best = count, file
+                trial.replace(kept)
+                if measured[-1][1] >= _CLOSE * max_bytes:
+                    break
+            else:
+                high = count
+            count = _next_count(measured, max_bytes, low, high)
         _at_least_one(low, format, max_bytes)
     assert best is not None
     return best

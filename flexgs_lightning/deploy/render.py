@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mimetypes
-import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
@@ -120,8 +119,6 @@ def render_views(
                     Image.fromarray(frame).save(temporary / f"{name}.png")
                     if append_too:
                         append_too(frame)
-            if output.is_dir():  # a rename does not replace a folder with files in it
-                shutil.rmtree(output)
     return output
 
 

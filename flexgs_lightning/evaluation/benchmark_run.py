@@ -22,6 +22,7 @@ from flexgs_lightning.evaluation.benchmark_scene import HEADER, SceneRun
 from flexgs_lightning.evaluation.scheduling import Task, run_side_by_side
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.settings import find_config, read_config
+from flexgs_lightning.signals import Stopped, keeping
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +82,8 @@ def benchmark(
         path = write_report(published, protocol, folder, failures)
     log.info("Report: %s", path)
     if stopped is not None:
-        log.warning("Interrupted; the same command goes on.")
-        raise SystemExit(128 + stopped)
+        with keeping(f"Checkpoints and finished scenes are kept in {folder}; the same command goes on."):
+            raise Stopped(stopped)
     if failures:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise InputError(

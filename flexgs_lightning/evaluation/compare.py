@@ -12,7 +12,9 @@ from flexgs_lightning.evaluation.cells import plan, run
 from flexgs_lightning.evaluation.method_names import ablations, parse_methods
 from flexgs_lightning.evaluation.report import MARKDOWN_NAME, write_report
 from flexgs_lightning.evaluation.study import Schedule, open_study
+from flexgs_lightning.files import locked
 from flexgs_lightning.settings import CONFIGS
+from flexgs_lightning.signals import keeping
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +29,6 @@ METHODS = (
     "flexgs-paper",
     "flexgs",
 )
-INTERRUPTED = 130
-"""Exit status after Ctrl-C between two trainings, as shells have it."""
 RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 1.0)
 
 
@@ -132,14 +132,11 @@ def _run(
     methods = parse_methods(names, configs)
     study = open_study(ckpt, config, schedule=schedule, device=device, seed=seed)
     output = output or Path("runs") / command / study.capture.name
-    cells = plan(study, methods, ratios, output)
-    try:
-        run(study, cells)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        log.warning("Stopped. The same command goes on where it was.")
-        raise SystemExit(getattr(stop, "code", INTERRUPTED)) from stop
     report = report or output
-    write_report(study, cells, report)
+    with locked(output), keeping(f"What is finished is kept in {output}; the same command goes on."):
+        cells = plan(study, methods, ratios, output)
+        run(study, cells)
+        write_report(study, cells, report)
     log.info("Report: %s", report / MARKDOWN_NAME)
     failed = [cell for cell in cells if not cell.finished]
     if failed:

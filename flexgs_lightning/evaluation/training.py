@@ -65,7 +65,7 @@ def train(folder: Path, start: Path | None, settings: Settings, steps: int) -> T
 
     Raises:
         InputError: the settings do not make a training.
-        SystemExit: after Ctrl-C; calling again goes on.
+        Stopped: after a signal; calling again goes on.
     """
     last = _last_checkpoint(folder)
     if last is None or read_checkpoint(last)["global_step"] < steps:

@@ -16,7 +16,7 @@ from flexgs_lightning.evaluation.measure import measure
 from flexgs_lightning.evaluation.study import Schedule, Study, open_study
 from flexgs_lightning.evaluation.tables import unseen_page
 from flexgs_lightning.evaluation.training import TRAINING
-from flexgs_lightning.files import atomic_path
+from flexgs_lightning.files import atomic_path, locked
 
 log = logging.getLogger(__name__)
 
@@ -61,25 +61,8 @@ def unseen(
     names = _names(ckpts)
     for path, study in zip(ckpts, studies, strict=True):
         _check(path, study, studies[0], [*trained, *tested])
-    ratios = sorted({*trained, *tested, *_curve(min([*trained, *tested]), points)})
-    models = {
-        name: _measured(name, study, ratios, tolerance) for name, study in zip(names, studies, strict=True)
-    }
-    report = {
-        "capture": studies[0].capture.name,
-        "protocol": studies[0].protocol(),
-        "trained": sorted(trained),
-        "tested": sorted(tested),
-        "tolerance": tolerance,
-        "models": models,
-    }
-    pages = {"unseen.json": json.dumps(report, indent=2) + "\n", "unseen.md": unseen_page(report)}
-    for name, text in pages.items():
-        with atomic_path(output / name) as temporary:
-            temporary.write_text(text)
-    curves = {name: [(r["ratio"], r["psnr"]) for r in model["ratios"]] for name, model in models.items()}
-    plot(curves, output / "unseen.png", xlabel="ratio", title=studies[0].capture.name, marks=trained)
-    log.info("Report: %s", output / "unseen.md")
+    with locked(output):
+        _write(dict(zip(names, studies, strict=True)), trained, tested, points, tolerance, output)
 
 
 def dips(psnr: Mapping[float, float], tolerance: float) -> list[dict[str, float]]:
@@ -98,6 +81,35 @@ def dips(psnr: Mapping[float, float], tolerance: float) -> list[dict[str, float]
             found.append({"ratio": ratio, "depth": best - psnr[ratio]})
         best = max(best, psnr[ratio])
     return found
+
+
+def _write(
+    studies: Mapping[str, Study],
+    trained: Sequence[float],
+    tested: Sequence[float],
+    points: int,
+    tolerance: float,
+    output: Path,
+) -> None:
+    """Measure, and write the report."""
+    ratios = sorted({*trained, *tested, *_curve(min([*trained, *tested]), points)})
+    models = {name: _measured(name, study, ratios, tolerance) for name, study in studies.items()}
+    first = next(iter(studies.values()))
+    report = {
+        "capture": first.capture.name,
+        "protocol": first.protocol(),
+        "trained": sorted(trained),
+        "tested": sorted(tested),
+        "tolerance": tolerance,
+        "models": models,
+    }
+    pages = {"unseen.json": json.dumps(report, indent=2) + "\n", "unseen.md": unseen_page(report)}
+    for name, text in pages.items():
+        with atomic_path(output / name) as temporary:
+            temporary.write_text(text)
+    curves = {name: [(r["ratio"], r["psnr"]) for r in model["ratios"]] for name, model in models.items()}
+    plot(curves, output / "unseen.png", xlabel="ratio", title=first.capture.name, marks=trained)
+    log.info("Report: %s", output / "unseen.md")
 
 
 def _measured(name: str, study: Study, ratios: Sequence[float], tolerance: float) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +17,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.files import unwritable
 from flexgs_lightning.settings import element_of, with_config_files, with_lists
+from flexgs_lightning.signals import NOTHING, Stopped, keeping
 from flexgs_lightning.training.callbacks import WITH_OPTIONS
-from flexgs_lightning.training.callbacks.checkpointing import FOLDER, newest_checkpoint
+from flexgs_lightning.training.callbacks.checkpointing import FOLDER, LAST, newest_checkpoint
 from flexgs_lightning.training.callbacks.interruption import signals_given_back
 from flexgs_lightning.training.densification import AdaptiveDensityControl
 from flexgs_lightning.training.module import FlexGSModule
@@ -157,21 +160,50 @@ class TrainingRun(LightningCLI):
         """Train, or go on from ``ckpt_path``, and measure the held-out views.
 
         Raises:
-            InputError: the capture cannot be read, or training broke.
-            SystemExit: after a signal, with a checkpoint.
+            InputError: the capture cannot be read, training broke, or a file could not be written.
+            Stopped: after a signal, with a checkpoint.
         """
         self.datamodule.prepare_data()
-        with signals_given_back(), lost_processes_explained():
+        with self.ending_cleanly():
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.options.ckpt_path)
             self.after_fit()
+
+    @contextlib.contextmanager
+    def ending_cleanly(self) -> Iterator[None]:
+        """Explain what ends a training early, and leave signals as they were found.
+
+        Raises:
+            InputError: another process was lost, or a file could not be written (a full disk, no permission).
+        """
+        with keeping(self._what_is_kept), signals_given_back(), lost_processes_explained():
+            try:
+                yield
+            except OSError as error:
+                path = Path(error.filename) if error.filename else Path(self._run_folder_logger.log_dir)
+                message = f"{unwritable(path, error)} {self._what_is_kept()}"
+                raise InputError(message) from error
+
+    def _what_is_kept(self) -> str:
+        if self.config.get("subcommand", "fit") != "fit":
+            return NOTHING
+        if not self.last_checkpoint.is_file():
+            return "There is no checkpoint yet; the same command starts again."
+        return f"{self.last_checkpoint} is kept; the same command with --ckpt_path last goes on."
 
     def after_fit(self) -> None:
         """Measure what was trained."""
         interruption = self._get(self.config_init, "interruption")
-        if interruption.exit_status is not None:  # of the first process; the others did as they were told
-            raise SystemExit(interruption.exit_status if self.trainer.is_global_zero else 0)
+        if interruption.signal is not None:
+            if not self.trainer.is_global_zero:  # it did as it was told
+                raise SystemExit
+            raise Stopped(interruption.signal, told=self.trainer.global_step < self.trainer.max_steps)
         if self._get(self.config, "test_after_fit") and self.datamodule.capture.test_views:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where the newest checkpoint of this run is, if there is one yet."""
+        return Path(self._run_folder_logger.log_dir) / FOLDER / LAST
 
     @property
     def run_folder(self) -> Path:

@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import pycolmap
 from PIL import Image
 from tqdm import tqdm
 
+from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 

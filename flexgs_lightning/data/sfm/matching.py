@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
-import pycolmap
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.files import atomic_path
 
 Matching = Literal["exhaustive", "sequential", "neighbours"]

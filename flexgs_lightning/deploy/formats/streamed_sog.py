@@ -101,8 +101,6 @@ def write_streamed_sog(levels: Sequence[SplatFile], output: Path) -> None:
             part = SplatFile(scenes[lod][rows], levels[lod].antialiased)
             write_sog_folder(part, temporary / name, keep_order=True)
         (temporary / LOD_META).write_text(json.dumps(meta))
-        if output.is_dir():
-            output.rmdir()
 
 
 def read_streamed_sog(path: Path) -> SplatFile:

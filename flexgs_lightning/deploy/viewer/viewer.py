@@ -25,6 +25,7 @@ from flexgs_lightning.deploy.viewer.session import Session, Stage
 from flexgs_lightning.deploy.viewer.state import RatioScale, SplatsCache
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model
+from flexgs_lightning.signals import keeping
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +89,12 @@ class Viewer:
     def wait(self) -> None:
         """Say where it is, and stop at Ctrl-C."""
         model = self._stage.model
-        try:
-            log.info(f"{model.name}: {len(model):,} Gaussians at {self.url} (Ctrl-C ends the viewer)")
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            log.info("viewer: stopped")
-        finally:
-            self.stop()
+        with keeping("A viewer keeps nothing; the same command opens it again."):
+            try:
+                log.info(f"{model.name}: {len(model):,} Gaussians at {self.url} (Ctrl-C ends the viewer)")
+                threading.Event().wait()
+            finally:
+                self.stop()
 
     def stop(self) -> None:
         """Close all tabs' sessions and the server."""

@@ -13,7 +13,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.files import PARTIAL, atomic_path
+from flexgs_lightning.files import atomic_path, remove_leftovers
 from flexgs_lightning.model.checkpoint import read_checkpoint
 from flexgs_lightning.model.checkpoint_record import sealed
 
@@ -93,10 +93,8 @@ class Checkpointing(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a process left that was killed while it wrote."""
-        folder = checkpoint_folder(trainer)
         if trainer.is_global_zero:
-            for path in folder.glob(f".*{PARTIAL}*.ckpt"):
-                path.unlink(missing_ok=True)
+            remove_leftovers(checkpoint_folder(trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
+from flexgs_lightning.signals import Stopped, what_is_kept
 from flexgs_lightning.training import slurm
 from flexgs_lightning.training.callbacks.checkpointing import LAST, checkpoint_folder
 
@@ -94,31 +96,46 @@ class GracefulInterruption(Callback):
         self._restore()
         if self.signal is None:
             return
+        trainer.strategy.checkpoint_io.teardown()  # what is said to be saved is
         if trainer.global_step < trainer.max_steps:
             log.warning(
-                "Interrupted after step %d of %d; saved %s. The same command with --ckpt_path last goes on.",
+                "Interrupted after step %d of %d. %s",
                 trainer.global_step,
                 trainer.max_steps,
-                checkpoint_folder(trainer) / LAST,
+                what_is_kept(f"Saved {checkpoint_folder(trainer) / LAST}, which a fit can go on from."),
             )
         self._requeue(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A test is not worth a checkpoint, but a cluster's job must run again."""
+        """Take the signals over from Lightning, which would talk to the other processes in mid-collective."""
         self.signal = self._received = None
-        if slurm.in_job():
-            self._install()
+        self._install()
 
     def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Leave the test."""
+        """Leave the test: it is not worth a checkpoint, but a cluster's job must run again."""
         self.signal = self._received
         if self.signal is not None:
             self._requeue(trainer)
-            raise SystemExit(self.exit_status)
+            raise Stopped(self.signal)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
         self._restore()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As before a test, where it is not a training's."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_test_start(trainer, pl_module)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """As in a test, where it is not a training's."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_test_batch_end(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As after a test, where it is not a training's."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_test_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
@@ -130,7 +147,7 @@ class GracefulInterruption(Callback):
             return
         if number == signal.SIGINT:
             if self._received == signal.SIGINT:
-                raise KeyboardInterrupt
+                raise Stopped(number)
             log.warning("Stopping after this iteration; Ctrl-C again stops at once, without a checkpoint.")
         self._received = number
 

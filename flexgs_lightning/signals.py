@@ -1,0 +1,155 @@
+"""SIGINT (Ctrl-C) and SIGTERM end a command with one line, which says what is kept and how to go on.
+
+A signal is turned into an exception in the main thread, so that whatever is being written is taken back by
+the code that writes it (``files.atomic_path``). A training takes the signals over for as long as it runs and
+ends after the iteration in progress; see ``training.callbacks.interruption``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+from flexgs_lightning.files import remove_unfinished
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PATIENCE = 1.0
+"""Seconds after a signal in which another is the same one, sent to a group or by two supervisors."""
+NOTHING = "Nothing was written or changed; the same command starts again."
+
+_statements: list[Callable[[], str]] = []
+_received: tuple[int, float] | None = None  # number and time
+
+
+class Stopped(SystemExit):
+    """A signal asked the program to end. No ``Exception``, so that nobody handles it on its way.
+
+    Args:
+        number: of the signal; the exit status is 128 more, as shells have it.
+        told: whether the user knows already what is kept.
+    """
+
+    def __init__(self, number: int, told: bool = False) -> None:
+        super().__init__(128 + number)
+        self.number, self.told = number, told
+        self._statement = _statements[0] if _statements else lambda: NOTHING
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.number).name}. {self._statement()}"
+
+
+@contextlib.contextmanager
+def keeping(statement: str | Callable[[], str]) -> Iterator[None]:
+    """State what a signal that comes in this block leaves, and how to go on.
+
+    A block inside another has nothing to say: the outer one knows the command that was typed.
+    """
+    _statements.append(statement if callable(statement) else lambda: statement)
+    try:
+        yield
+    finally:
+        _statements.pop()
+
+
+@contextlib.contextmanager
+def heeded() -> Iterator[None]:
+    """Let signals end the block with ``Stopped``; a second one, after ``PATIENCE``, ends the process at once.
+
+    Whatever else comes out of the block after a signal is ``Stopped`` as well: a library whose work broke off
+    in the middle, or whose worker processes have got the signal too, may report it as an error of its own.
+    A signal that was ignored when the program was started (``nohup``, a shell's background) stays so.
+    """
+    global _received
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set them
+        yield
+        return
+    heed = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heed}
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_deliver_again, hook)
+    _received = None
+    try:
+        yield
+    except Stopped:
+        raise
+    except BaseException as error:
+        if _received is not None:
+            raise Stopped(_received[0]) from error
+        raise
+    finally:
+        sys.unraisablehook = hook
+        _restore(before)
+        if _received is not None:
+            remove_unfinished()
+        _received = None
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put the handlers back that a C library replaces when it is imported, as glog does SIGTERM's."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        if handler is not None:  # not set from Python
+            signal.signal(number, handler)
+
+
+def what_is_kept(otherwise: str) -> str:
+    """The statement that holds now, if there is one."""
+    return _statements[0]() if _statements else otherwise
+
+
+def stop(number: int, frame: FrameType | None = None) -> None:
+    """Handle a signal.
+
+    Raises:
+        Stopped: it is the first.
+    """
+    global _received
+    now = time.monotonic()
+    if _received is None:
+        _received = (number, now)
+        raise Stopped(number)
+    if now - _received[1] > PATIENCE:
+        remove_unfinished()
+        os._exit(128 + number)
+
+
+def raise_if_stopped() -> None:
+    """For code that survives errors of all kinds: not this one, whatever it looks like.
+
+    Raises:
+        Stopped: there was a signal.
+    """
+    if _received is not None:
+        raise Stopped(_received[0])
+
+
+def _deliver_again(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
+    """Where Python drops an exception (a finalizer, a callback from C), the signal comes once more."""
+    global _received
+    if not issubclass(unraisable.exc_type, Stopped) or _received is None:
+        otherwise(unraisable)
+        return
+    number, _ = _received
+    _received = None
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.01, signal.pthread_kill, (main, number)).start()

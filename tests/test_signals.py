@@ -1,0 +1,153 @@
+"""Signals become one line and an exit status, whatever the code was doing that they interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from flexgs_lightning import signals
+from flexgs_lightning.files import atomic_path
+from flexgs_lightning.signals import Stopped, handlers_kept, heeded, keeping, raise_if_stopped
+
+NUMBERS = [signal.SIGINT, signal.SIGTERM]
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(1)  # until it arrives
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_is_an_exception_with_a_statement(number: int, tmp_path: Path) -> None:
+    before = [signal.getsignal(each) for each in NUMBERS]
+
+    def interrupted() -> None:
+        with (
+            heeded(),
+            keeping("All is kept."),
+            keeping("Inside."),
+            atomic_path(tmp_path / "a.ply") as temporary,
+        ):
+            temporary.touch()
+            send(number)
+
+    with pytest.raises(Stopped) as stopped:
+        interrupted()
+    assert stopped.value.code == 128 + number
+    assert str(stopped.value) == f"stopped by {signal.Signals(number).name}. All is kept."
+    assert list(tmp_path.iterdir()) == []
+    assert [signal.getsignal(each) for each in NUMBERS] == before
+    raise_if_stopped()  # it is over
+
+
+def test_errors_that_follow_a_signal_are_the_signals(tmp_path: Path) -> None:
+    """A pipe that broke because the program at its other end has got the signal, too."""
+
+    def breaking(number: int | None) -> None:
+        with heeded():
+            try:
+                if number is not None:
+                    send(number)
+            except Stopped:
+                with pytest.raises(Stopped):
+                    raise_if_stopped()
+            raise BrokenPipeError
+
+    with pytest.raises(Stopped):
+        breaking(signal.SIGTERM)
+    with pytest.raises(BrokenPipeError):
+        breaking(None)
+
+
+def test_a_signal_in_a_finalizer_is_not_lost() -> None:
+    class Slow:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            sum(range(1000))
+
+    def interrupted() -> None:
+        with heeded():
+            slow = Slow()
+            del slow
+            time.sleep(60)
+
+    start = time.monotonic()
+    with pytest.raises(Stopped):
+        interrupted()
+    assert time.monotonic() - start < 30
+
+
+def test_a_second_signal_soon_after_is_the_same_one_and_a_later_one_ends_the_process(tmp_path: Path) -> None:
+    script = """
+import os, signal, sys, time
+from flexgs_lightning import signals
+from flexgs_lightning.files import atomic_path
+from pathlib import Path
+signals.PATIENCE = 0.2
+with signals.heeded(), atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.touch()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("cleaning up", flush=True)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("not reached", flush=True)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "a")], capture_output=True, text=True, timeout=60
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (143, "cleaning up\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_that_was_ignored_stays_so() -> None:
+    """As nohup and a shell's background jobs have it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with heeded():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_library_cannot_replace_the_handlers_and_other_threads_have_none() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with handlers_kept():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+    found: list[bool] = []
+
+    def elsewhere() -> None:
+        with heeded(), handlers_kept():
+            found.append(signal.getsignal(signal.SIGTERM) == before)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [True]
+    assert signals.what_is_kept("nothing") == "nothing"
+
+
+def test_reading_captures_leaves_sigterm_alone() -> None:
+    """pycolmap's logging library would print a stack trace, and the program end with it."""
+    script = (
+        "import os, signal, time\n"
+        "from flexgs_lightning.signals import heeded\n"
+        "with heeded():\n"
+        "    import flexgs_lightning.data.colmap_library\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert (found.returncode, found.stderr) == (143, "")
