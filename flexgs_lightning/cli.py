@@ -1,11 +1,13 @@
 """The command line: ``flexgs``, also installed as ``lightning`` for those who type ``lightning fit``."""
 
+import functools
 import inspect
 import io
 import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -166,8 +168,15 @@ def _silence_known_noise() -> None:
     warnings.filterwarnings("ignore", "Queued a .* on a closed connection")  # viser, of a tab just closed
     warnings.filterwarnings("ignore", ".*treespec.*is deprecated.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    threading.excepthook = functools.partial(_report_thread, threading.excepthook)
     connector = logging.getLogger("lightning.pytorch.trainer.connectors.signal_connector")
     connector.addFilter(lambda record: "Received SIGTERM" not in record.getMessage())  # we say it ourselves
+
+
+def _report_thread(otherwise: Callable[[Any], Any], failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer thread fails where the disk is full; the main thread raises that again."""
+    if not issubclass(failure.exc_type, OSError) or "_AsyncWriter" not in type(failure.thread).__name__:
+        otherwise(failure)
 
 
 if __name__ == "__main__":

@@ -77,13 +77,18 @@ def temporary_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, new: bool = False) -> Iterator[None]:
     """Keep other processes from working in ``folder`` meanwhile; the lock ends with the process, however.
 
     The folder is made if it is not there, and removed again if nothing has come into it. The lock's file goes
     with the block; one that a killed process has left locks nothing.
 
+    Args:
+        folder: to work in.
+        new: whether it must not exist yet.
+
     Raises:
+        FileExistsError: it exists, but ought to be new.
         InputError: another process works there, which the message names; or the folder cannot be written.
     """
     from filelock import FileLock, Timeout  # here, because every start of the program would wait for it
@@ -91,7 +96,7 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     try:
         made = _missing_folders(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=not new)
         lock = FileLock(path)
         lock.acquire(timeout=0)
         path.write_text(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}")
@@ -101,6 +106,8 @@ def locked(folder: Path) -> Iterator[None]:
             f"{folder}: {who}, is at work there. Wait until it is done, or choose another folder."
         ) from None
     except OSError as error:
+        if new and isinstance(error, FileExistsError):
+            raise
         raise unwritable(folder, error) from error
     try:
         yield

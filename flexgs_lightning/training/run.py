@@ -11,8 +11,7 @@ from typing import Any, cast
 
 from jsonargparse import lazy_instance
 from lightning import Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from flexgs_lightning.data.datamodule import CaptureDataModule
@@ -26,6 +25,7 @@ from flexgs_lightning.training.callbacks.interruption import signals_given_back
 from flexgs_lightning.training.densification import AdaptiveDensityControl
 from flexgs_lightning.training.module import FlexGSModule
 from flexgs_lightning.training.parallel import ReplicaStrategy, check_strategy, lost_processes_explained
+from flexgs_lightning.training.run_folder import RunConfigCallback, RunLogger
 from flexgs_lightning.training.sharding import ShardStrategy
 
 TRAINER_DEFAULTS = {
@@ -39,20 +39,6 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
 }
 """Where Lightning's own defaults are meant for other trainings."""
-
-
-class RunConfigCallback(SaveConfigCallback):
-    """Saves the full configuration of every training in its run folder, without replacing an earlier one."""
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Nothing yet: a training that is refused leaves no trace."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Number the file when a run is resumed; evaluation has nothing to add."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        number = len(list(folder.glob("config*.yaml")))
-        self.config_filename = f"config.resumed_{number}.yaml" if number else "config.yaml"
-        super().setup(trainer, pl_module, "fit")
 
 
 class TrainingRun(LightningCLI):
@@ -214,10 +200,10 @@ class TrainingRun(LightningCLI):
         """Folder of all runs of this name."""
         return Path(self.options.runs) / (self.options.name or Path(self.options.data.root).resolve().name)
 
-    def _logger(self) -> TensorBoardLogger:
+    def _logger(self) -> RunLogger:
         root, ckpt_path = self.run_root(), self.options.ckpt_path
         version: str | None = None
         if ckpt_path is not None and Path(ckpt_path).resolve().parent.name == FOLDER:
             folder = Path(ckpt_path).resolve().parents[1]
             root, version = folder.parent, folder.name
-        return TensorBoardLogger(root.parent, name=root.name, version=version, default_hp_metric=False)
+        return RunLogger(root.parent, name=root.name, version=version, default_hp_metric=False)

@@ -24,6 +24,7 @@ def view(
     test_every: int | None = None,
     host: str = "127.0.0.1",
     port: int = 8080,
+    origins: list[str] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Show a checkpoint or splat file in the browser, at any share of its Gaussians.
@@ -43,6 +44,8 @@ def view(
         test_every: Every n-th photo is a test view; by default as trained, or 8.
         host: Address to listen at; 0.0.0.0 also lets other machines in.
         port: Port to listen at; 0 takes any free one.
+        origins: Addresses under which a proxy shows the viewer, such as https://lab.example.org; pages of
+            other sites may not connect.
         device: Where to draw; "auto" takes CUDA where there is a device.
     """
     wanted = parse_budget(ratio, max_gaussians, max_megabytes, max_milliseconds, profile)
@@ -59,4 +62,12 @@ def view(
 
     from flexgs_lightning.deploy.viewer.viewer import Viewer  # viser is slow to import, and only needed here
 
-    Viewer(model, capture, device=choose_device(device), host=host, port=port, count=count).wait()
+    Viewer(
+        model,
+        capture,
+        device=choose_device(device),
+        host=host,
+        port=port,
+        count=count,
+        origins=origins or (),
+    ).wait()

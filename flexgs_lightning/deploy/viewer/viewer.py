@@ -12,7 +12,7 @@ import errno
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import rich
 import torch
@@ -21,6 +21,7 @@ import viser
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.deploy.vantage import Vantage, vantage_of_capture, vantage_of_splats
 from flexgs_lightning.deploy.viewer.canvas import framing_fov, reduced
+from flexgs_lightning.deploy.viewer.guard import guarded_server
 from flexgs_lightning.deploy.viewer.session import Session, Stage
 from flexgs_lightning.deploy.viewer.state import RatioScale, SplatsCache
 from flexgs_lightning.errors import InputError
@@ -43,6 +44,7 @@ class Viewer:
         host: address to listen at; "0.0.0.0" also lets other machines in.
         port: port to listen at; 0 takes any free one.
         count: Gaussians that every tab begins with; by default all.
+        origins: pages that may connect beside the viewer's own, such as https://lab.example.org.
 
     Raises:
         InputError: the scene is empty, the port is in use, or the host is not this machine's.
@@ -57,8 +59,8 @@ class Viewer:
         host: str,
         port: int,
         count: int | None = None,
+        origins: Sequence[str] = (),
     ) -> None:
-        logging.getLogger("websockets").setLevel(logging.WARNING)  # it reports every tab
         RatioScale(len(model))  # refuses an empty scene
         _require_free_port(host, port)
         cache = SplatsCache(model, device)
@@ -68,7 +70,7 @@ class Viewer:
         # The first frame compiles kernels, or tells that they cannot be: before anyone waits for it.
         self._stage.draw(len(model), reduced(vantage.camera, 8))
         self._sessions: dict[int, Session] = {}
-        with _quiet():
+        with _quiet(), guarded_server(host, origins):
             self._server = viser.ViserServer(host, port, verbose=False)
         self._dress(model.name)
         _place(self._server.initial_camera, vantage)

@@ -127,9 +127,8 @@ def newest_checkpoint(runs: Path) -> Path:
         InputError: there is none, or that training ended before its first checkpoint; starting afresh or
             going on with an older one in silence would waste the run to be resumed.
     """
-    started = {
-        config.parent: config.stat().st_mtime for config in _oldest_first(runs.glob("**/config*.yaml"))
-    }
+    started = {path: path.stat().st_mtime for path in runs.glob("**/version_*") if path.is_dir()}
+    started |= {path.parent: path.stat().st_mtime for path in _oldest_first(runs.glob("**/config*.yaml"))}
     found = {path.parents[1]: path for path in _oldest_first(runs.glob(f"**/{FOLDER}/{LAST}"))}
     if not found:
         raise InputError(f"--ckpt_path last: no {FOLDER}/{LAST} below {runs}; there is no run to resume.")
