@@ -30,6 +30,8 @@ _TEMPORARY = re.compile(rf"\..*\.([0-9a-f]{{8}})-(\d+)-\d+{re.escape(PARTIAL)}(\
 _numbers = itertools.count()
 _unfinished: set[Path] = set()
 """Temporary paths of this process."""
+written: list[Path] = []
+"""What this process has put in place, in order; for a program that is stopped and says what it leaves."""
 
 
 @contextlib.contextmanager
@@ -54,6 +56,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield temporary
             _flush_to_disk(temporary)
             _put_in_place(temporary, path)
+            if not any(each in (path, *path.parents) for each in _unfinished):
+                written.append(path)
     except BaseException as error:
         _remove_empty(made)
         if isinstance(error, OSError):

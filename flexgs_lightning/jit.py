@@ -18,6 +18,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import config, njit, types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 _logger = logging.getLogger(__name__)
@@ -47,14 +49,12 @@ def compiler(fastmath: set[str] = FASTMATH, **options: Any) -> Callable[[Callabl
     options |= {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
 
     def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = njit(**options)(function)
         try:
-            compiled = njit(cache=True, **options)(function)
-        except RuntimeError as error:  # no place for the cache
+            dispatcher._cache = _Cache(function)
+        except (RuntimeError, OSError) as error:  # no place for it
             _logger.debug("%s", error)
-            return njit(**options)(function)
-        with contextlib.suppress(AttributeError):  # another numba: it goes by the function's own file
-            compiled._cache._cache_file._source_stamp = _sources(Path(function.__code__.co_filename).parent)
-        return compiled
+        return dispatcher
 
     return decorate
 
@@ -68,6 +68,26 @@ def _sources(folder: Path) -> str:
     """
     files = sorted({*folder.glob("*.py"), Path(__file__)})
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+class _Cache(FunctionCache):
+    """Machine code on disk. What cannot be kept (a full disk) or read (a damaged file) is compiled anew."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        with contextlib.suppress(AttributeError):  # another numba: it goes by the function's own file
+            self._cache_file._source_stamp = _sources(Path(function.__code__.co_filename).parent)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            _logger.debug("%s", error)
+            return None
 
 
 kernel = compiler()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-from flexgs_lightning.files import remove_unfinished
+from flexgs_lightning import files
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 1.0
@@ -40,7 +40,7 @@ class Stopped(SystemExit):
     def __init__(self, number: int, told: bool = False) -> None:
         super().__init__(128 + number)
         self.number, self.told = number, told
-        self._statement = _statements[0] if _statements else lambda: NOTHING
+        self._statement = _statements[0] if _statements else _what_is_written
 
     def __str__(self) -> str:
         return f"stopped by {signal.Signals(self.number).name}. {self._statement()}"
@@ -76,6 +76,7 @@ def heeded() -> Iterator[None]:
     hook = sys.unraisablehook
     sys.unraisablehook = functools.partial(_deliver_again, hook)
     _received = None
+    files.written.clear()
     try:
         yield
     except Stopped:
@@ -88,7 +89,7 @@ def heeded() -> Iterator[None]:
         sys.unraisablehook = hook
         _restore(before)
         if _received is not None:
-            remove_unfinished()
+            files.remove_unfinished()
         _received = None
 
 
@@ -111,6 +112,14 @@ def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
             signal.signal(number, handler)
 
 
+def _what_is_written() -> str:
+    if not files.written:
+        return NOTHING
+    return (
+        f"Written whole: {', '.join(map(str, files.written[-3:]))}; the same command makes what is missing."
+    )
+
+
 def what_is_kept(otherwise: str) -> str:
     """The statement that holds now, if there is one."""
     return _statements[0]() if _statements else otherwise
@@ -128,7 +137,7 @@ def stop(number: int, frame: FrameType | None = None) -> None:
         _received = (number, now)
         raise Stopped(number)
     if now - _received[1] > PATIENCE:
-        remove_unfinished()
+        files.remove_unfinished()
         os._exit(128 + number)
 
 

@@ -84,9 +84,8 @@ class Launcher:
 
     def close(self) -> None:
         """End the server."""
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait(30)
+        self._server.kill()
+        self._server.wait()
 
     def _read(self) -> int:
         assert self._server.stdout is not None

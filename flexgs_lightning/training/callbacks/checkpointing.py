@@ -13,7 +13,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.files import atomic_path, remove_leftovers
+from flexgs_lightning.files import LOCK, atomic_path, remove_leftovers
 from flexgs_lightning.model.checkpoint import read_checkpoint
 from flexgs_lightning.model.checkpoint_record import sealed
 
@@ -93,8 +93,9 @@ class Checkpointing(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a process left that was killed while it wrote."""
+        folder = checkpoint_folder(trainer)  # asked for by all processes, which are told the first one's
         if trainer.is_global_zero:
-            remove_leftovers(checkpoint_folder(trainer))
+            remove_leftovers(folder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -127,8 +128,11 @@ def newest_checkpoint(runs: Path) -> Path:
         InputError: there is none, or that training ended before its first checkpoint; starting afresh or
             going on with an older one in silence would waste the run to be resumed.
     """
-    started = {path: path.stat().st_mtime for path in runs.glob("**/version_*") if path.is_dir()}
-    started |= {path.parent: path.stat().st_mtime for path in _oldest_first(runs.glob("**/config*.yaml"))}
+    signs = [
+        *runs.glob(f"**/version_*/{LOCK}"),
+        *runs.glob("**/config*.yaml"),
+    ]  # the lock of one killed at once
+    started = {path.parent: path.stat().st_mtime for path in _oldest_first(signs)}
     found = {path.parents[1]: path for path in _oldest_first(runs.glob(f"**/{FOLDER}/{LAST}"))}
     if not found:
         raise InputError(f"--ckpt_path last: no {FOLDER}/{LAST} below {runs}; there is no run to resume.")
