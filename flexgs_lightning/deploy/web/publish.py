@@ -91,8 +91,6 @@ def publish(
         if photos and capture is not None:
             _write_photos(capture, folder, description)
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, allow_nan=False) + "\n")
-        if output.is_dir():  # a rename does not replace a folder with files in it
-            shutil.rmtree(output)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file()) / MEGABYTE
     log.info(f"{output}: {size:.2f} MB to put on any web server; to see it here: flexgs serve {output}")
 

@@ -12,6 +12,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.signals import keeping
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +40,12 @@ def serve(folder: Path, port: int = 8000, host: str = "127.0.0.1") -> None:
         port: Port to listen at; 0 takes any free one.
         host: Address to listen at; 0.0.0.0 also lets other machines in, such as a phone in the same network.
     """
-    with static_server(folder, host, port) as server:
+    with (
+        keeping("A server keeps nothing; the same command opens it again."),
+        static_server(folder, host, port) as server,
+    ):
         log.info(f"{folder}: http://{_reachable(host)}:{server.server_address[1]} (Ctrl-C ends the server)")
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            log.info("serve: stopped")
+        server.serve_forever()
 
 
 @contextlib.contextmanager
