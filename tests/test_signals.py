@@ -90,7 +90,7 @@ import os, signal, sys, time
 from flexgs_lightning import signals
 from flexgs_lightning.files import atomic_path
 from pathlib import Path
-signals.PATIENCE = 0.2
+signals.PATIENCE = 3
 with signals.heeded(), atomic_path(Path(sys.argv[1])) as temporary:
     temporary.touch()
     try:
@@ -99,7 +99,7 @@ with signals.heeded(), atomic_path(Path(sys.argv[1])) as temporary:
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
         print("cleaning up", flush=True)
-        time.sleep(0.3)
+        time.sleep(3.2)
         os.kill(os.getpid(), signal.SIGTERM)
         print("not reached", flush=True)
 """
