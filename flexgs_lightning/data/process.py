@@ -16,8 +16,9 @@ from flexgs_lightning.data.sfm.matching import Matching, choose_pairs, extract, 
 from flexgs_lightning.data.sfm.sources import Source, gather
 from flexgs_lightning.data.sfm.verdict import Verdict, judge
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.files import atomic_path
+from flexgs_lightning.files import LOCK, atomic_path, locked
 from flexgs_lightning.records import read_json
+from flexgs_lightning.signals import keeping
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +83,13 @@ def process(
     given = Source.find(source)
     capture = output or source.with_name(f"{source.stem}_capture")
     settings = _Settings(str(source.resolve()), frames, matching, camera_model, feature_side)
-    report = _finished(capture, settings)
-    if report is None:
-        report = _Report(settings, _process(given, source, capture, settings, threads or os.cpu_count() or 1))
-        _write(capture / REPORT, report)
-        shutil.rmtree(capture / WORK)
+    with locked(capture), keeping(f"What is done is kept in {capture}; the same command goes on."):
+        report = _finished(capture, settings)
+        if report is None:
+            verdict = _process(given, source, capture, settings, threads or os.cpu_count() or 1)
+            report = _Report(settings, verdict)
+            _write(capture / REPORT, report)
+            shutil.rmtree(capture / WORK)
     for line in report.verdict.lines():
         logger.info("%s", line)
     logger.info("Train on it: flexgs fit --config flexgs --data.root %s", capture)
@@ -101,7 +104,7 @@ def _finished(capture: Path, settings: _Settings) -> _Report | None:
     begun = capture / WORK / "settings.json"
     if begun.is_file():
         _require_same(capture, read_json(begun, _Settings), settings)
-    elif capture.exists() and (not capture.is_dir() or any(capture.iterdir())):
+    elif capture.exists() and (not capture.is_dir() or any(path.name != LOCK for path in capture.iterdir())):
         raise InputError(f"{capture}: holds other files, expected a new or empty folder for the capture.")
     else:
         _write(begun, settings)

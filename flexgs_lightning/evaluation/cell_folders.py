@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.signals import raise_if_stopped
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def run_cells(cells: Sequence[C], work: Callable[[C], None]) -> None:
         try:
             work(cell)
         except Exception as error:  # whatever it is, the other cells go on
+            raise_if_stopped()
             cell.note_error(error)
 
 
@@ -95,6 +97,7 @@ class Shared(Generic[M]):
                 self._made.clear()
                 self._made[name] = make()
             except Exception as error:
+                raise_if_stopped()
                 self._broken[name] = summary(error)
                 raise
         return self._made[name]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-import pycolmap
+
+from flexgs_lightning.data.colmap_library import pycolmap
 
 _FEW_FEATURES = 150
 _GOOD_SHARE = 0.95

@@ -8,11 +8,12 @@ from typing import Literal
 from flexgs_lightning.codec.refinement import STEPS
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.cell_folders import ERROR
-from flexgs_lightning.evaluation.compare import INTERRUPTED
 from flexgs_lightning.evaluation.rate_distortion.cells import plan, run
 from flexgs_lightning.evaluation.rate_distortion.names import SYSTEMS, Settings, parse_systems
 from flexgs_lightning.evaluation.rate_distortion.report import MARKDOWN_NAME, write_report
 from flexgs_lightning.evaluation.study import Schedule, open_study
+from flexgs_lightning.files import locked
+from flexgs_lightning.signals import keeping
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +64,11 @@ def rd(
     settings = Settings(tuple(ratios), tuple(losses), scale, refine_steps, start)
     output = output or Path("runs/rd") / study.capture.name
     chosen = parse_systems(systems, settings)
-    cells = plan(study, chosen, output)
-    try:
-        run(study, cells)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        log.warning("Stopped. The same command goes on where it was.")
-        raise SystemExit(getattr(stop, "code", INTERRUPTED)) from stop
     report = report or output
-    write_report(study, chosen, cells, report)
+    with locked(output), keeping(f"What is finished is kept in {output}; the same command goes on."):
+        cells = plan(study, chosen, output)
+        run(study, cells)
+        write_report(study, chosen, cells, report)
     log.info("Report: %s", report / MARKDOWN_NAME)
     failed = [cell for cell in cells if not cell.finished]
     if failed:
