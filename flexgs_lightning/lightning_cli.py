@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from flexgs_lightning.deploy.opening import open_splats
+from flexgs_lightning.deploy.opening import open_capture, open_model_file, open_splats
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from flexgs_lightning.training.run import TrainingRun
@@ -61,13 +61,30 @@ class FlexGSCLI(TrainingRun):
         """Parse, and find and check the checkpoint before any expensive minute is spent."""
         super().parse_arguments(parser, args)
         options = self.options
+        if self.config.subcommand == "fit" and options.data.root is None and options.start_from is not None:
+            self._learn_from(options.start_from)
         if options.ckpt_path is not None:
             self._trained = read_checkpoint(options.ckpt_path, mapped=True)[CHECKPOINT_KEY]
         elif self.config.subcommand != "fit":
             raise InputError(f"--ckpt_path: {self.config.subcommand} needs a checkpoint ('last' or a file).")
 
+    def _learn_from(self, path: Path) -> None:
+        """Without photos the scene is its own teacher: its renders are what the elastic stage fits.
+
+        Raises:
+            InputError: the scene cannot be read.
+        """
+        options = self.options
+        options.data.root = str(path)
+        options.model.reconstruction_steps = 0
+        options.model.antialiased = open_model_file(path).antialiased
+        log.info(
+            "No data.root: %s is drawn from invented or given cameras, and learns from these pictures.", path
+        )
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Read the capture before any other process is started, and say it plainly if one is lost."""
+        self.datamodule.open_scene = open_capture
         self.datamodule.prepare_data()
         with self.ending_cleanly():
             super()._run_subcommand(subcommand)

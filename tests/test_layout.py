@@ -15,7 +15,7 @@ COLUMNS = (
     ("files | signals", "jit", "processes", "images", "settings", "ply_container"),
     ("cameras", "splats", "metrics"),
     ("data", "rendering", "model"),
-    ("codec",),
+    ("codec", "teacher"),
     ("training", "deploy"),
     ("evaluation | demo",),
     ("lightning_cli", "cli"),

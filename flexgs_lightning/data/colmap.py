@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Int, UInt64
 from torch import Tensor
 
-from flexgs_lightning.data.calibration import float32
+from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.data.calibration import fit_camera, float32
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, Points, View
 from flexgs_lightning.data.colmap_files import find_model, read_model
 from flexgs_lightning.data.colmap_library import pycolmap
@@ -85,6 +86,25 @@ def read_colmap(
     )
     log_capture(capture, max(0, len(photos.images_on_disk()) - len(views)))
     return capture
+
+
+def read_colmap_cameras(root: Path, downscale: int = 1) -> list[Cameras]:
+    """The cameras of a COLMAP folder alone (C = 1 each), by the photos' names; photos need not be there.
+
+    Raises:
+        InputError: see ``read_colmap``.
+    """
+    folder = find_model(root)
+    model = read_model(folder)
+    registered = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: image.name)
+    if len(registered) < MIN_VIEWS:
+        raise InputError(f"{folder}: found {len(registered)} cameras, expected at least {MIN_VIEWS}.")
+    found = []
+    for image in registered:
+        camera = model.cameras[image.camera_id]
+        size, pose = (camera.width, camera.height), image.cam_from_world().matrix()
+        found.append(fit_camera(pose, camera, size, downscale, folder / image.name).camera)
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ from flexgs_lightning.errors import InputError
 logger = logging.getLogger(__name__)
 
 MAX_AUTOMATIC_WORKERS = 4
+INVENTED_VIEWS = 96
+"""Of a trained scene that has no photos."""
+VIEW_SIZE = 480
+"""Longest side of these, in pixels."""
 
 
 class CaptureDataModule(LightningDataModule):
@@ -55,11 +59,15 @@ class CaptureDataModule(LightningDataModule):
         name: Short name of the scene for reports; the folder's by default.
         frames: Of a scene that moves, the first frame to use and the one after the last, such as 0 50: a
             group of frames. All by default.
+        cameras: Without photos, where ``root`` is a trained scene: whose cameras to look through, a COLMAP
+            folder, a transforms.json or a camera path. By default they are invented.
+        views: Number of cameras to invent.
+        view_size: Longest side in pixels of what they see.
     """
 
     def __init__(
         self,
-        root: str,
+        root: str | None = None,
         downscale: int | None = None,
         test_every: int | None = None,
         protocol: str | None = None,
@@ -72,15 +80,18 @@ class CaptureDataModule(LightningDataModule):
         masks: str = "masks",
         name: str | None = None,
         frames: list[int] | None = None,
+        cameras: str | None = None,
+        views: int = INVENTED_VIEWS,
+        view_size: int = VIEW_SIZE,
     ) -> None:
         super().__init__()
         least = {"batch_size": (batch_size, 1), "cache_megabytes": (cache_megabytes, 0), "seed": (seed, 0)}
         least["device_megabytes"] = (device_megabytes, 0)
-        least["num_workers"] = (num_workers or 0, 0)
+        least |= {"num_workers": (num_workers or 0, 0), "views": (views, 3), "view_size": (view_size, 16)}
         for option, (value, minimum) in least.items():
             if value < minimum:
                 raise InputError(f"{option}: found {value}, expected {minimum} or more.")
-        published = scene_protocol(Path(root).resolve().name, protocol) if protocol else None
+        published = scene_protocol(Path(root or ".").resolve().name, protocol) if protocol else None
         self.root = root
         self.protocol = protocol
         if downscale is None:
@@ -96,6 +107,11 @@ class CaptureDataModule(LightningDataModule):
         self.masks = masks
         self.name = name
         self.frames = frames
+        self.cameras = cameras
+        self.views = views
+        self.view_size = view_size
+        self.open_scene: Callable[[dict[str, Any]], Capture] | None = None
+        """Makes a capture of a trained scene; given by those who know the formats of such scenes."""
         self._resident = DeviceViews(device_megabytes * 2**20)
         self._capture: Capture | None = None
         self._cache: ImageCache | None = None
@@ -104,9 +120,19 @@ class CaptureDataModule(LightningDataModule):
         self._train_loader: ViewLoader | None = None
 
     def options(self) -> dict[str, Any]:
-        """What it takes to open the same capture again: arguments of ``read_capture``, for checkpoints."""
-        names = ("root", "downscale", "test_every", "images", "masks", "name", "frames")
-        return {name: getattr(self, name) for name in names} | {"root": str(Path(self.root).resolve())}
+        """What it takes to open the same capture again: arguments of ``read_capture``, for checkpoints.
+
+        Of a trained scene in place of photos, also what its views depend on.
+        """
+        names = ["root", "downscale", "test_every", "images", "masks", "name", "frames"]
+        names += ["cameras", "views", "view_size"] if self.is_scene else []
+        root = None if self.root is None else str(Path(self.root).resolve())
+        return {name: getattr(self, name) for name in names} | {"root": root}
+
+    @property
+    def is_scene(self) -> bool:
+        """Whether ``root`` is a trained scene in place of photos."""
+        return self.root is not None and Path(self.root).is_file()
 
     @property
     def capture(self) -> Capture:
@@ -121,7 +147,15 @@ class CaptureDataModule(LightningDataModule):
         Raises:
             InputError: see ``read_capture``.
         """
-        if self._capture is None:
+        if self._capture is not None:
+            return
+        if self.root is None:
+            raise InputError(
+                "data.root: expected a capture's folder, found none (or start_from, with a scene)."
+            )
+        if self.open_scene is not None and self.is_scene:
+            self._capture = self.open_scene(self.options())
+        else:
             self._capture = read_capture(**self.options())
 
     def setup(self, stage: str | None = None) -> None:
@@ -188,6 +222,8 @@ class CaptureDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _worker_count(self, views: Sequence[View]) -> int:
+        if self.is_scene:
+            return 0  # a worker would need the kernels and the scene
         if self.num_workers is not None:
             return self.num_workers
         if sum(image_bytes(view) for view in views) <= self._budget:

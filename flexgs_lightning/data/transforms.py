@@ -21,6 +21,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Float
 
+from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.data.calibration import fit_camera
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, View
 from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.images import Size, read_header
@@ -37,12 +39,13 @@ from flexgs_lightning.data.transforms_files import (
     Frame,
     TransformsFile,
     has_transforms,
+    read_file,
     read_points,
     read_transforms,
 )
 from flexgs_lightning.errors import InputError
 
-__all__ = ["has_transforms", "read_transforms_capture"]
+__all__ = ["has_transforms", "read_transforms_cameras", "read_transforms_capture"]
 
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 _LARGEST_SIDE = 1_000_000
@@ -101,6 +104,27 @@ def read_transforms_capture(
     )
     log_capture(capture, 0)
     return capture
+
+
+def read_transforms_cameras(path: Path, downscale: int = 1) -> list[Cameras]:
+    """The cameras alone (C = 1 each), of a folder or one file; photos need not be there if sizes are stated.
+
+    Raises:
+        InputError: see ``read_transforms_capture``.
+    """
+    root, files = (
+        (path, read_transforms(path).values()) if path.is_dir() else (path.parent, [read_file(path)])
+    )
+    found = []
+    for file in files:
+        for frame in file.frames:
+            photo = root / PurePosixPath(frame.file_path)
+            camera = _calibration(file, frame, _existing(photo) or photo)
+            size, pose = (camera.width, camera.height), _cam_from_world(file, frame)
+            found.append(fit_camera(pose[:3], camera, size, downscale, photo).camera)
+    if len(found) < MIN_VIEWS:
+        raise InputError(f"{path}: found {len(found)} cameras, expected at least {MIN_VIEWS}.")
+    return found
 
 
 @dataclass(frozen=True)

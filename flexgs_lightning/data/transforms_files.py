@@ -112,13 +112,18 @@ def read_transforms(root: Path) -> dict[str, TransformsFile]:
     """
     train = root / "transforms_train.json"
     if not train.is_file():
-        return {"train": _read(root / "transforms.json")}
+        return {"train": read_file(root / "transforms.json")}
     candidates = (root / f"transforms_{split}.json" for split in ("test", "val"))
     test = next((path for path in candidates if path.is_file()), None)
-    return {"train": _read(train)} | ({"test": _read(test)} if test else {})
+    return {"train": read_file(train)} | ({"test": read_file(test)} if test else {})
 
 
-def _read(path: Path) -> TransformsFile:
+def read_file(path: Path) -> TransformsFile:
+    """One file.
+
+    Raises:
+        InputError: not readable as JSON of this schema.
+    """
     file = read_json(path, TransformsFile)
     file.path = path
     return file

@@ -171,7 +171,7 @@ def _tell(path: Path, file: SplatFile) -> None:
 def _capture(model: Model) -> Capture | None:
     """The capture that the model was trained on, where it still is and has test views."""
     root = model.data.get("root")
-    if root is None or not Path(root).is_dir():
+    if root is None or not Path(root).exists():
         log.info(f"{root}: the capture is not there, so that the index has no PSNR.")
         return None
     capture = open_capture(model.data)

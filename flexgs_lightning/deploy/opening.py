@@ -14,12 +14,18 @@ from torch import Tensor
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.codec.conversion import model_of
 from flexgs_lightning.codec.decoder import SUFFIX, read_elastic
-from flexgs_lightning.data.capture import Capture, View
+from flexgs_lightning.data.capture import TEST_EVERY, Capture, View
+from flexgs_lightning.data.colmap import read_colmap_cameras
+from flexgs_lightning.data.datamodule import INVENTED_VIEWS, VIEW_SIZE
 from flexgs_lightning.data.reading import read_capture
+from flexgs_lightning.data.transforms import has_transforms, read_transforms_cameras
 from flexgs_lightning.deploy.formats.registry import is_splat_file, read_splats
+from flexgs_lightning.deploy.path_file import read_path
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model, load
 from flexgs_lightning.splats import Splats
+from flexgs_lightning.teacher.capture import scene_capture
+from flexgs_lightning.teacher.vantage_points import Lens, invent_cameras
 
 _CAPTURE_OPTIONS = ("downscale", "test_every", "images", "masks", "frames")
 
@@ -33,9 +39,22 @@ def open_model(ckpt: Path | None, ply: Path | None) -> Model:
     if ckpt is not None and ply is None:
         return load_any(ckpt)
     if ply is not None and ckpt is None:
-        file = read_splats(ply)
-        return Model.of_splats(file.splats, ply.stem, file.antialiased)
+        return _model_of_splats(ply)
     raise InputError(f"expected either --ckpt or --ply, found {'both' if ckpt else 'neither'}.")
+
+
+def _model_of_splats(path: Path) -> Model:
+    file = read_splats(path)
+    return Model.of_splats(file.splats, path.stem, file.antialiased)
+
+
+def open_model_file(path: Path) -> Model:
+    """Open a splat file by its name's ending, or else a checkpoint or an elastic file.
+
+    Raises:
+        InputError: see ``load_any`` and ``read_splats``.
+    """
+    return _model_of_splats(path) if is_splat_file(path) else load_any(path)
 
 
 def load_any(path: Path) -> Model:
@@ -53,16 +72,58 @@ def open_splats(path: Path) -> Splats:
     Raises:
         InputError: see ``load`` and ``read_splats``.
     """
-    return read_splats(path).splats if is_splat_file(path) else load_any(path).splats()
+    return open_model_file(path).splats()
 
 
 def open_capture(data: dict[str, Any]) -> Capture:
-    """Read the capture that ``Model.data`` names.
+    """Read the capture that ``Model.data`` names; a trained scene in place of photos takes its own.
 
     Raises:
-        InputError: see ``read_capture``.
+        InputError: see ``read_capture``, ``open_model_file``, ``read_cameras`` and ``invent_cameras``.
     """
+    if Path(data["root"]).is_file():
+        return _scene_capture(data)
     return read_capture(data["root"], **{name: data[name] for name in _CAPTURE_OPTIONS if name in data})
+
+
+def _scene_capture(data: dict[str, Any]) -> Capture:
+    """What a trained scene shows from given or invented cameras."""
+    model, downscale = open_model_file(Path(data["root"])), data.get("downscale") or 1
+    splats = model.splats().detach().to(choose_device("auto"))
+    if data.get("cameras"):
+        cameras = read_cameras(Path(data["cameras"]), downscale)
+    else:
+        lens = Lens.of_size(max(1, data.get("view_size", VIEW_SIZE) // downscale))
+        invented = invent_cameras(
+            splats, data.get("views", INVENTED_VIEWS), lens, antialiased=model.antialiased
+        )
+        cameras = [invented[i] for i in range(len(invented))]
+    return scene_capture(
+        splats,
+        cameras,
+        name=data.get("name") or model.name,
+        antialiased=model.antialiased,
+        test_every=data.get("test_every", TEST_EVERY),
+    )
+
+
+def read_cameras(path: Path, downscale: int = 1) -> list[Cameras]:
+    """Cameras alone (C = 1 each): of a capture's folder, whose photos need not be there, or of a camera path.
+
+    Raises:
+        InputError: neither; see ``read_colmap_cameras``, ``read_transforms_cameras`` and ``read_path``.
+    """
+    if path.is_dir():
+        return (
+            read_transforms_cameras(path, downscale)
+            if has_transforms(path)
+            else read_colmap_cameras(path, downscale)
+        )
+    if path.name.startswith("transforms"):
+        return read_transforms_cameras(path, downscale)
+    cameras = read_path(path)
+    cameras = cameras.resized(max(1, cameras.width // downscale), max(1, cameras.height // downscale))
+    return [cameras[i] for i in range(len(cameras))]
 
 
 def one_size(views: Sequence[View]) -> Cameras:

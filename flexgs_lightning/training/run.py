@@ -198,7 +198,8 @@ class TrainingRun(LightningCLI):
 
     def run_root(self) -> Path:
         """Folder of all runs of this name."""
-        return Path(self.options.runs) / (self.options.name or Path(self.options.data.root).resolve().name)
+        root = Path(self.options.data.root or "scene").resolve()
+        return Path(self.options.runs) / (self.options.name or (root.stem if root.is_file() else root.name))
 
     def _logger(self) -> RunLogger:
         root, ckpt_path = self.run_root(), self.options.ckpt_path

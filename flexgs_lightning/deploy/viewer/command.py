@@ -55,7 +55,7 @@ def view(
     (budget,) = timed([wanted], model, data, device)
     count = len(budget.of(model))
     capture = None
-    if data_root is not None or ("root" in data and Path(data["root"]).is_dir()):
+    if data_root is not None or ("root" in data and Path(data["root"]).exists()):
         capture = open_capture(data)
     elif "root" in data:
         log.info(f"{data['root']}: the capture is not there any more, so there are no test views to visit")

@@ -1,0 +1,1 @@
+"""A trained scene as a capture: photos that it takes of itself, for training without photos."""
