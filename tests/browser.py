@@ -26,6 +26,7 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",  # containers often have little of it
+    "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",  # WebGL without a GPU
     "--remote-debugging-port=0",
 )

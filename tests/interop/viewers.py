@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,8 @@ PAGES = Path(__file__).parent / "viewers"
 NEAR, FAR = 0.01, 1000.0
 PATIENCE = 900.0
 """Seconds for a frame, which software draws."""
+SETTLING = 8.0
+"""Seconds after which a picture that is still the same is taken for sorted."""
 
 
 def pose(camera: Cameras) -> list[float]:
@@ -105,11 +108,15 @@ def pictures(page: Page, file: str, cameras: list[Cameras]) -> list[Tensor]:
     width, height = cameras[0].width, cameras[0].height
     awaited(page, f"open_scene({file!r}, {width}, {height})")
     found = []
-    for camera in cameras:
-        url = awaited(page, f"draw({pose(camera)}, {projection(camera)})")
+    for camera in (cameras[-1], *cameras):  # the first time, sorting in a worker begins
+        call = f"draw({pose(camera)}, {projection(camera)})"
+        before, url = "", awaited(page, call)
+        while url != before:
+            time.sleep(SETTLING)
+            before, url = url, awaited(page, call)
         image = iio.imread(io.BytesIO(base64.b64decode(url.partition(",")[2])))
         found.append(torch.from_numpy(image[..., :3].copy()) / 255.0)
-    return found
+    return found[1:]
 
 
 def install(folder: Path) -> None:
@@ -128,6 +135,7 @@ def main() -> None:
     parser.add_argument("--data_root", required=True)
     parser.add_argument("--downscale", type=int, default=1)
     parser.add_argument("--photos", type=int, default=7, help="how many held-out views")
+    parser.add_argument("--viewers", nargs="+", default=["spark", "playcanvas"])
     parser.add_argument("--packages", type=Path, help="folder with the packages installed, to save time")
     parser.add_argument("--pictures", type=Path, help="folder for what was drawn")
     options = parser.parse_args()
@@ -145,7 +153,7 @@ def main() -> None:
             ours = [rasterize(splats, c, antialiased=model.antialiased).image[0].clamp(0, 1) for c in cameras]
             here = statistics.mean(psnr(a[None], b[None]).item() for a, b in zip(ours, photos, strict=True))
             shutil.copy(file, folder / file.name)
-            for viewer in ("spark", "playcanvas"):
+            for viewer in options.viewers:
                 with (
                     served(folder) as address,
                     tempfile.TemporaryDirectory() as profile,
