@@ -31,6 +31,11 @@ def error_map(
     return _inferno()[to_uint8(error / error_range)]
 
 
+def heat(level: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape 3"]:
+    """Colours of numbers from 0 (black) to 1 (bright yellow), as in error maps; clamped."""
+    return torch.from_numpy(_inferno()[to_uint8(level)]).to(level) / 255.0
+
+
 def side_by_side(
     render: Float[Tensor, "H W 3"], photo: Float[Tensor, "H W 3"], error_range: float = ERROR_RANGE
 ) -> UInt8[np.ndarray, "H 3W 3"]:

@@ -26,7 +26,7 @@ NAMES = ("ratio", "max_gaussians", "max_megabytes", "max_milliseconds", "profile
 class Recorder:
     """A model that notes what it is asked for."""
 
-    def at(self, ratio: float | None = None, **budgets: Any) -> Splats:
+    def at(self, ratio: float | None = None, time: float | None = None, **budgets: Any) -> Splats:
         self.asked = (ratio, budgets["max_gaussians"], budgets["max_megabytes"]) if budgets else (ratio,)
         return Splats(*(torch.zeros(0, *shape) for shape in ((3,), (4,), (3,), (), (1, 3))))
 

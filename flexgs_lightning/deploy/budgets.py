@@ -37,15 +37,37 @@ class Budget:
     max_milliseconds: float | None = None
     profile: Profile | None = None
 
-    def of(self, model: Model) -> Splats:
+    def of(self, model: Model, time: float | None = None) -> Splats:
         """The model within this budget.
 
+        Args:
+            model: to draw or write.
+            time: of a scene that moves, in [0, 1].
+
         Raises:
-            InputError: out of range, or less than the full model of a scene that is not elastic.
+            InputError: out of range, or less than the full model of a scene that is not elastic; or the scene
+                moves and there is no time.
         """
         if self == Budget():
-            return model.at(1.0)
+            return model.at(1.0, time)
         return model.at(
+            self.ratio,
+            time,
+            max_gaussians=self.max_gaussians,
+            max_megabytes=self.max_megabytes,
+            max_milliseconds=self.max_milliseconds,
+            profile=self.profile,
+        )
+
+    def share(self, model: Model) -> float:
+        """The ratio that it comes to, in (0, 1]; megabytes are those of a PLY.
+
+        Raises:
+            InputError: out of range, or below 1 of a scene that is not elastic.
+        """
+        if self == Budget():
+            return 1.0
+        return model.ratio_of(
             self.ratio,
             max_gaussians=self.max_gaussians,
             max_megabytes=self.max_megabytes,

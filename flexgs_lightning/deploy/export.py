@@ -3,13 +3,16 @@
 # The signature and docstring of `export` are the command line's help, so no lazy annotations here.
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.deploy.budgets import Budget, parse_budgets
 from flexgs_lightning.deploy.dialects import adapted, find_dialect
 from flexgs_lightning.deploy.fitting import Form, write_within
+from flexgs_lightning.deploy.formats import splatv
 from flexgs_lightning.deploy.formats.registry import FORMATS, STREAMED, Format, all_suffixes, find_format
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.deploy.formats.streamed_sog import LOD_META, write_streamed_sog
@@ -17,6 +20,9 @@ from flexgs_lightning.deploy.opening import choose_device, load_any, open_captur
 from flexgs_lightning.deploy.profile import timed
 from flexgs_lightning.deploy.quality import psnr_on_test_views
 from flexgs_lightning.deploy.render import require_free
+from flexgs_lightning.deploy.shots import views_at
+from flexgs_lightning.deploy.timeline import parse_time
+from flexgs_lightning.deploy.vantage import vantage_of_splats
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.model.budget import MEGABYTE
@@ -36,6 +42,7 @@ def export(
     max_megabytes: list[str] | None = None,
     max_milliseconds: list[str] | None = None,
     profile: Path | None = None,
+    time: str | None = None,
     for_viewer: str = "gsplat",
     measure: bool = True,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -52,14 +59,16 @@ def export(
             index.json: file, format, ratio (the one asked for, or else what the budget comes to), Gaussians,
             bytes, and the PSNR of the file as read back on the capture's test views.
         format: ply, compressed-ply, splat, spz or spz3 (SPZ version 4 or 3), sog, glb, or streamed-sog (one
-            folder whose levels of detail are the budgets); by default what the output's suffix means, and
-            ply for a folder.
+            folder whose levels of detail are the budgets), or splatv for a scene that moves; by default what
+            the output's suffix means, and ply for a folder.
         ratio: Shares of the Gaussians in (0, 1], such as 0.05 or 0.01 0.05 0.2.
         max_gaussians: Numbers of Gaussians, such as 120000 or 50k 200k 1M.
         max_megabytes: Sizes in megabytes (1,000,000 bytes) of the file in its format, such as 15 or 5 15.
         max_milliseconds: Times of a frame, such as 16, on the device of the profile.
         profile: What "flexgs profile" wrote on a device, or "Measure this device" of the player's page; by
             default this device is measured.
+        time: Moment of a scene that moves to write as it is then, such as 0.5: in seconds if it is known how
+            long the scene lasts, otherwise from 0 to 1. Only splatv holds all moments.
         for_viewer: Viewer (--for) that the file shall look right in as it comes: gsplat, spark, playcanvas or
             supersplat. The last three filter Gaussians otherwise, so scales and opacities are adapted to
             them, at the size of the photos; this needs the capture of the training.
@@ -71,22 +80,25 @@ def export(
     budgets = parse_budgets(ratio, max_gaussians, max_megabytes, max_milliseconds, profile)
     require_free(output, overwrite, _endings())
     find_dialect(for_viewer)
+    if format == splatv.NAME or (format is None and output.suffix == splatv.SUFFIX):
+        _export_film(load_any(ckpt), budgets, time, output)
+        return
     if format == STREAMED or output.name == LOD_META:
-        model = load_any(ckpt)
+        model = _still(load_any(ckpt), time)
         folder = output.parent if output.name == LOD_META else output
         levels = timed(budgets, model, model.data, device)
         _export_levels(model, levels, folder, _form(model, for_viewer))
         return
     if len(budgets) == 1:
         chosen = find_format(output, format)
-        model = load_any(ckpt)
+        model = _still(load_any(ckpt), time)
         (budget,) = timed(budgets, model, model.data, device)
         _tell(output, _write(budget, model, chosen, output, _form(model, for_viewer)))
         return
     chosen = _named(format)
     if output.suffix:
         raise InputError(f"{output}: {len(budgets)} budgets need a folder, found the name of a file.")
-    model = load_any(ckpt)
+    model = _still(load_any(ckpt), time)
     budgets = timed(budgets, model, model.data, device)
     for budget in budgets:  # a bad one writes nothing
         if budget.max_megabytes is None:
@@ -126,6 +138,41 @@ def _form(model: Model, for_viewer: str) -> Form:
     )
 
 
+def _still(model: Model, time: str | None) -> Model:
+    """The model at the moment asked for; itself if it does not move."""
+    if not model.moves:
+        if time is not None:
+            raise InputError(f"--time {time}: {model.name} does not move, expected none.")
+        return model
+    if time is None:
+        raise InputError(
+            f"{model.name} moves: expected --time, the moment to write, or --format {splatv.NAME} for all."
+        )
+    span = parse_time(time, model.seconds)
+    if not span.stands_still:
+        raise InputError(f"--time {time}: expected one moment, found a stretch; a file shows one.")
+    return replace(model, time=span.start)
+
+
+def _export_film(model: Model, budgets: list[Budget], time: str | None, output: Path) -> None:
+    """All moments in one file, for players."""
+    if time is not None:
+        raise InputError(f"--time {time}: {splatv.NAME} holds all moments, expected none.")
+    budget = budgets[0]
+    if len(budgets) > 1 or budget.max_megabytes is not None or budget.max_milliseconds is not None:
+        raise InputError(f"--format {splatv.NAME}: expected one --ratio or --max_gaussians at most.")
+    count = splatv.write_splatv(model, budget.share(model), _first_view(model), output)
+    log.info(f"{output.name}: {count:,} Gaussians that move, {output.stat().st_size / MEGABYTE:.1f} MB")
+
+
+def _first_view(model: Model) -> Cameras:
+    """Where a player begins: at the capture's first test view if it is there."""
+    capture = _read_capture(model)
+    if capture is not None:
+        return (capture.test_views or capture.views)[0].camera
+    return vantage_of_splats(model.splats(0.0)).camera
+
+
 def _write(budget: Budget, model: Model, format: Format, path: Path, form: Form) -> SplatFile:
     """Write the model within a budget, and return what was written; megabytes are those of the format."""
     if budget.max_megabytes is not None:
@@ -160,7 +207,7 @@ def _named(format: str | None) -> Format:
 
 def _endings() -> list[str]:
     """Of the files that a folder of exports holds."""
-    return sorted({Path(f"x{suffix}").suffix for suffix in all_suffixes()} | {".json"})
+    return sorted({Path(f"x{suffix}").suffix for suffix in all_suffixes()} | {".json", splatv.SUFFIX})
 
 
 def _tell(path: Path, file: SplatFile) -> None:
@@ -169,13 +216,19 @@ def _tell(path: Path, file: SplatFile) -> None:
 
 
 def _capture(model: Model) -> Capture | None:
-    """The capture that the model was trained on, where it still is and has test views."""
-    root = model.data.get("root")
-    if root is None or not Path(root).exists():
-        log.info(f"{root}: the capture is not there, so that the index has no PSNR.")
+    """The capture that the model was trained on, where it still is and has test views; of its moment only."""
+    capture = _read_capture(model)
+    if capture is None:
+        log.info(f"{model.data.get('root')}: the capture is not there, so that the index has no PSNR.")
         return None
-    capture = open_capture(model.data)
+    if model.time is not None:
+        capture = replace(capture, views=tuple(views_at(capture.views, model.time)))
     return capture if capture.test_views else None
+
+
+def _read_capture(model: Model) -> Capture | None:
+    root = model.data.get("root")
+    return open_capture(model.data) if root is not None and Path(root).exists() else None
 
 
 def _entry(path: Path, format: Format, model: Model, budget: Budget, count: int) -> dict[str, Any]:

@@ -10,6 +10,9 @@ This package's format::
       ]
     }
 
+Beside them a frame may have ``time``: the moment of a scene that moves, from 0 to 1; either all frames have
+one or none (nerfstudio: ``render_time``).
+
 Each frame has a pose, ``viewmat`` (world-to-camera) or ``camera_to_world``, in the convention of
 ``cameras`` (OpenCV: x right, y down, z forward) and in the capture's own world frame; and ``K`` in pixels
 or ``fov``, the vertical field of view in degrees of a camera that looks through the image's centre.
@@ -24,6 +27,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +44,36 @@ _ORTHONORMAL_WITHIN = 1e-3
 """Largest error of R R^T against the identity: files round to a few digits."""
 
 
-def write_path(cameras: Cameras, path: str | Path) -> None:
+def write_path(cameras: Cameras, path: str | Path, times: Sequence[float] | None = None) -> None:
     """Write ``cameras`` as a camera path; ``read_path`` gives the same float32 numbers back.
+
+    Args:
+        cameras: of the frames.
+        path: the file.
+        times: of each frame, in [0, 1], for a scene that moves.
 
     Raises:
         InputError: the file cannot be written.
     """
     viewmats, Ks = cameras.viewmats.tolist(), cameras.Ks.tolist()
     frames = [{"viewmat": viewmat, "K": K} for viewmat, K in zip(viewmats, Ks, strict=True)]
+    for frame, time in zip(frames, times or (), strict=times is not None):
+        frame["time"] = time
     content = {"width": cameras.width, "height": cameras.height, "frames": frames}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def read_path(path: str | Path) -> Cameras:
+    """Read the cameras of a path; see ``read_timed_path``."""
+    return read_timed_path(path)[0]
+
+
+def read_timed_path(path: str | Path) -> tuple[Cameras, list[float] | None]:
     """Read a camera path in either format of this module's description, on the CPU.
+
+    Returns:
+        cameras, and the time of each frame, or None if frames have none.
 
     Raises:
         InputError: no such file, not JSON, or a field is missing or wrong (the frame and field are named).
@@ -83,7 +102,20 @@ def read_path(path: str | Path) -> Cameras:
             raise InputError(f"{where}: expected a JSON object, found {type(frame).__name__}.")
         viewmats[i] = _viewmat(where, frame, is_nerfstudio)
         Ks[i] = _intrinsics(where, frame, width, height)
-    return Cameras(torch.from_numpy(viewmats).float(), torch.from_numpy(Ks).float(), width, height)
+    cameras = Cameras(torch.from_numpy(viewmats).float(), torch.from_numpy(Ks).float(), width, height)
+    return cameras, _times(path, frames, "render_time" if is_nerfstudio else "time")
+
+
+def _times(path: Path, frames: list[dict[str, Any]], name: str) -> list[float] | None:
+    if all(frame.get(name) is None for frame in frames):
+        return None
+    times = []
+    for i, frame in enumerate(frames):
+        time = frame.get(name)
+        if isinstance(time, bool) or not isinstance(time, int | float) or not 0 <= time <= 1:
+            raise InputError(f"{path}: frame {i}: '{name}' must be a number from 0 to 1, found {time!r}.")
+        times.append(float(time))
+    return times
 
 
 def _size(path: Path, content: dict[str, Any], name: str) -> int:

@@ -27,6 +27,8 @@ SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Of the Gaussians, at which frames are timed."""
 MOST_VIEWS = 8
 _REPEATS = 3
+_MOMENT = 0.5
+"""When a scene that moves is timed."""
 
 
 def profile(
@@ -81,7 +83,7 @@ def views_to_time(model: Model, data: dict[str, Any]) -> list[Cameras]:
         InputError: see ``open_capture``.
     """
     if data.get("root") is None or not Path(data["root"]).is_dir():
-        return [vantage_of_splats(model.splats()).camera]
+        return [vantage_of_splats(model.splats(0.0 if model.moves else None)).camera]
     capture = open_capture(data)
     views = capture.test_views or capture.views
     every = -(-len(views) // MOST_VIEWS)
@@ -110,7 +112,7 @@ def measure(model: Model, cameras: Sequence[Cameras], device: torch.device) -> P
     counts = sorted({max(1, int(share * len(model))) for share in SHARES})
     points, p95 = [], []
     for count in tqdm(counts, desc="timing", unit="size", leave=False):
-        splats = model.at(max_gaussians=count).to(device)
+        splats = model.at(time=_MOMENT if model.moves else None, max_gaussians=count).to(device)
         times = []
         for camera in cameras:
             for repeat in range(_REPEATS + 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 
@@ -52,7 +52,7 @@ def read_photo(source: ImageSource, background: Float[Tensor, " 3"] | None = Non
 
 
 def render_views(
-    splats: Splats,
+    splats: Splats | Callable[[int], Splats],
     cameras: Cameras | Sequence[Cameras],
     output: str | Path,
     *,
@@ -71,7 +71,7 @@ def render_views(
     an interruption leaves what was there before.
 
     Args:
-        splats: the scene, on the device that draws.
+        splats: the scene, on the device that draws; of one that moves, what gives it for a frame's number.
         cameras: one batch, or several of different sizes.
         output: an ``.mp4`` file, or else a folder.
         names: name of each camera's frame, for instance of the view; numbers if None.
@@ -123,7 +123,7 @@ def render_views(
 
 
 def _frames(
-    splats: Splats,
+    splats: Splats | Callable[[int], Splats],
     cameras: Sequence[Cameras],
     photos: Sequence[ImageSource] | None,
     background: Float[Tensor, " 3"] | None,
@@ -131,7 +131,8 @@ def _frames(
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Frames as they are stored, one by one, with a progress bar."""
     for i, camera in enumerate(tqdm(cameras, desc="rendering", unit="frame")):
-        frame = to_uint8(draw(splats, camera, background, antialiased))
+        here = splats if isinstance(splats, Splats) else splats(i)
+        frame = to_uint8(draw(here, camera, background, antialiased))
         if photos is not None:
             frame = np.concatenate([frame, to_uint8(read_photo(photos[i], background))], axis=1)
         yield frame

@@ -1,23 +1,21 @@
 """``flexgs render``. Its signature and docstring are the command line's help."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.data.capture import View
-from flexgs_lightning.deploy.budgets import parse_budget
-from flexgs_lightning.deploy.opening import choose_device, grey, one_size, open_capture, open_model
-from flexgs_lightning.deploy.path_file import read_path
+from flexgs_lightning.deploy.budgets import Budget, parse_budget
+from flexgs_lightning.deploy.opening import choose_device, grey, open_model
 from flexgs_lightning.deploy.profile import timed
 from flexgs_lightning.deploy.render import RENDERS, render_views, require_free, require_kind
-from flexgs_lightning.deploy.trajectory import interpolate, orbit
+from flexgs_lightning.deploy.shots import ORBIT_FRAMES, Shots, shots
+from flexgs_lightning.deploy.timeline import WHOLE, Span, parse_time
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.checkpoint import Model
+from flexgs_lightning.splats import Splats
 
 log = logging.getLogger(__name__)
-
-_ORBIT_FRAMES = 120
 
 
 def render(
@@ -31,6 +29,7 @@ def render(
     profile: Path | None = None,
     path: Literal["test", "train", "orbit"] | Path = "test",
     frames: int | None = None,
+    time: str | None = None,
     data_root: Path | None = None,
     downscale: int | None = None,
     test_every: int | None = None,
@@ -58,7 +57,10 @@ def render(
             path file (JSON; this package's or nerfstudio's).
         frames: Number of frames: of the orbit (120 by default), or of a smooth flight through the other
             cameras in their order.
-        data_root: COLMAP folder of the capture; by default the one that the checkpoint was trained on.
+        time: Of a scene that moves: a moment such as 0.5, at which the camera moves alone (bullet time), or a
+            stretch such as 0:2 that is played along the path; in seconds if it is known how long the scene
+            lasts, otherwise from 0 to 1. By default views have their own times, and a path plays everything.
+        data_root: Folder of the capture; by default the one that the checkpoint was trained on.
             A camera path file needs none.
         downscale: Reduction of the capture's photos, and so size of the frames; by default as trained, or 1.
         test_every: Every n-th photo is a test view; by default as trained, or 8.
@@ -75,16 +77,20 @@ def render(
     require_free(output, overwrite, RENDERS)
     wanted = parse_budget(ratio, max_gaussians, max_megabytes, max_milliseconds, profile)
     model = open_model(ckpt, ply)
+    moving = _require_time(model, time)
+    span = None if time is None else parse_time(time, model.seconds)
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
     data = model.data | {name: value for name, value in wished.items() if value is not None}
     (budget,) = timed([wanted], model, data, device)
-    splats = budget.of(model)
-    cameras, views = _cameras(path, data, frames)
+    shown = shots(path, data, frames, _orbit_frames(model, span, fps))
+    shown = shown.timed(span) if moving else shown
+    views = shown.views
     if photos and views is None:
         raise InputError("--photos: there are photos only for --path test or train, without --frames.")
+    splats = _splats(model.to(choose_device(device)), budget, shown)
     render_views(
-        splats.to(choose_device(device)),
-        cameras,
+        splats,
+        shown.cameras,
         output,
         names=None if views is None else [view.name for view in views],
         photos=[view.source for view in views] if photos and views is not None else None,
@@ -95,28 +101,30 @@ def render(
         quality=quality,
         overwrite=overwrite,
     )
-    log.info(f"{output}: {sum(len(batch) for batch in cameras)} frames of {len(splats):,} Gaussians")
+    count = f"{len(splats):,}" if isinstance(splats, Splats) else f"up to {len(model):,}"
+    log.info(f"{output}: {len(shown)} frames of {count} Gaussians")
 
 
-def _cameras(
-    path: str | Path, data: dict[str, Any], frames: int | None
-) -> tuple[list[Cameras], Sequence[View] | None]:
-    """The cameras to draw through, and the views that they are, if they are views."""
-    if str(path) not in ("test", "train", "orbit"):
-        if not Path(path).is_file():
-            raise InputError(
-                f"--path {path}: expected test, train, orbit or a camera path file; no such file."
-            )
-        cameras = read_path(path)
-        return [cameras if frames is None else interpolate(cameras, frames)], None
-    if data.get("root") is None:
-        raise InputError(f"--path {path}: expected --data_root, the COLMAP folder of the capture.")
-    capture = open_capture(data)
-    if str(path) == "orbit":
-        return [orbit(one_size(capture.views), _ORBIT_FRAMES if frames is None else frames)], None
-    views = capture.test_views if str(path) == "test" else capture.train_views
-    if not views:
-        raise InputError(f"--path {path}: capture '{capture.name}' has no {path} views.")
-    if frames is not None:
-        return [interpolate(one_size(views), frames)], None
-    return [view.camera for view in views], views
+def _require_time(model: Model, time: str | None) -> bool:
+    """Whether the scene moves; if not, there is no time to ask for."""
+    if not model.moves and time is not None:
+        raise InputError(f"--time {time}: {model.name} does not move, expected none.")
+    return model.moves
+
+
+def _orbit_frames(model: Model, span: Span | None, fps: float) -> int:
+    """As many as the stretch lasts, so that a film of a moving scene runs at its own speed."""
+    span = span or WHOLE
+    if not model.moves or model.seconds is None or span.stands_still:
+        return ORBIT_FRAMES
+    return max(1, round(abs(span.stop - span.start) * model.seconds * fps))
+
+
+def _splats(model: Model, budget: Budget, shown: Shots) -> Splats | Callable[[int], Splats]:
+    """The scene, or what it is at each frame."""
+    times = shown.times
+    if times is None:
+        return budget.of(model)
+    if len(set(times)) == 1:
+        return budget.of(model, times[0])
+    return lambda frame: budget.of(model, times[frame])

@@ -56,6 +56,8 @@ class Model:
         data: options of the data module that it was trained on (``root``, ``downscale``, …); may be empty.
         iteration: training steps done.
         name: short name for people.
+        seconds: how long a scene that moves lasts; None if that is unknown.
+        time: the moment that is meant where none is asked for; ``replace`` makes a still of a moving scene.
     """
 
     scene: Scene
@@ -65,6 +67,8 @@ class Model:
     data: dict[str, Any]
     iteration: int
     name: str = "scene"
+    seconds: float | None = None
+    time: float | None = None
 
     def __len__(self) -> int:
         return len(self.scene)
@@ -100,12 +104,12 @@ class Model:
         """The full scene ready to draw, without gradients and without unused spherical harmonics.
 
         Args:
-            time: of a scene that moves, in [0, 1] over its group of frames.
+            time: of a scene that moves, in [0, 1] over its group of frames; by default ``self.time``.
 
         Raises:
             InputError: the scene moves and there is no time, or one outside [0, 1].
         """
-        return self._ready(self.scene.at(Conditions(time=time)))
+        return self._ready(self.scene.at(Conditions(time=self.time if time is None else time)))
 
     @torch.no_grad()
     def at(
@@ -131,6 +135,25 @@ class Model:
                 1 of a scene that was not trained to be elastic; or the scene moves and there is no time, or
                 one outside [0, 1].
         """
+        ratio = self.ratio_of(
+            ratio,
+            max_gaussians=max_gaussians,
+            max_megabytes=max_megabytes,
+            max_milliseconds=max_milliseconds,
+            profile=profile,
+        )
+        return self._ready(self.scene.at(Conditions(ratio, self.time if time is None else time)))
+
+    def ratio_of(
+        self,
+        ratio: float | None = None,
+        *,
+        max_gaussians: int | None = None,
+        max_megabytes: float | None = None,
+        max_milliseconds: float | None = None,
+        profile: Profile | str | Path | None = None,
+    ) -> float:
+        """The ratio that a budget comes to; see ``at``."""
         ratio = ratio_for(
             len(self),
             ratio=ratio,
@@ -146,7 +169,7 @@ class Model:
                 f"ratio: expected 1, found {ratio:.4g}: the scene is not an elastic model; "
                 "--model.elastic_training.steps trains one."
             )
-        return self._ready(self.scene.at(Conditions(ratio, time)))
+        return ratio
 
     def _ready(self, splats: Splats) -> Splats:
         """For whoever draws, writes or measures; features are baked, with their loss in the log."""
@@ -204,6 +227,7 @@ def load(path: str | Path) -> Model:
         data=plain["data"],
         iteration=checkpoint["global_step"],
         name=Path(facts.data.root).name if facts.data.root else Path(path).stem,
+        seconds=facts.seconds,
     )
 
 

@@ -50,6 +50,7 @@ class CaptureOptions(Struct):
     images: str | UnsetType = UNSET
     masks: str | UnsetType = UNSET
     name: str | None = None
+    frames: tuple[Natural, Natural] | None = None
 
 
 class DensificationState(Struct):
@@ -87,6 +88,7 @@ class Facts(Struct):
     densification: DensificationState | None
     scene: SceneFacts
     rows: list[str]
+    seconds: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     options: dict[str, Any] = {}
     shares: list[Natural] = []
     digests: dict[str, str] = {}

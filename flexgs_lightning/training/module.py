@@ -501,6 +501,7 @@ class FlexGSModule(lightning.LightningModule):
             "antialiased": self.antialiased,
             "background": self.evaluation_background.tolist(),
             "data": self.trainer.datamodule.options(),  # type: ignore[attr-defined]
+            "seconds": self.capture.seconds,
             "seed": self.seed,
             "options": training_options(self),
             "densification": None if self.scene.elastic else self.densification.state_dict(),
