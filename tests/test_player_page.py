@@ -303,6 +303,56 @@ def test_a_broken_header_is_said_in_words(tab: Tab, site: Path, tmp_path: Path, 
         assert tab.get("player.loaded") == 0
 
 
+@pytest.mark.parametrize("beyond", [0, 100])
+def test_a_file_that_ends_early_shows_what_is_there(
+    tab: Tab, site: Path, tmp_path: Path, beyond: int
+) -> None:
+    """At a chunk's end it is a smaller file; anywhere else it is said that something is missing."""
+    shutil.copytree(site, tmp_path / "site")
+    entry = open_file(site / "scene.egs").header.entries[3]
+    (tmp_path / "site" / "scene.egs").write_bytes((site / "scene.egs").read_bytes()[: entry.offset + beyond])
+    with troubled(tmp_path / "site", Line()) as found:
+        tab.open(found)
+        tab.settle()
+        count = tab.get("player.header.ends[2][0]")
+        assert tab.get("player.drawn.count") == count
+        missing = f"The scene's file ends early on the server: {count:,} Gaussians are there."
+        eventually(lambda: tab.text("message") == (missing if beyond else ""))
+
+
+def test_a_device_of_small_textures_shows_what_it_can_hold(tab: Tab, address: str) -> None:
+    small = """
+    const real = WebGL2RenderingContext.prototype.getParameter;
+    WebGL2RenderingContext.prototype.getParameter = function (name) {
+      return name === this.MAX_TEXTURE_SIZE ? 64 : real.call(this, name);
+    };
+    """
+    with tab.prepared(small):
+        tab.open(address)
+        tab.settle()
+        count = tab.get("player.drawn.count")
+        assert 500 < count < TOTAL  # 64 x 64 texels, of which each of a Gaussian's rows takes 2
+        assert f"graphics hold {count:,} of the scene's" in tab.text("message")
+        assert tab.picture().std() > 0.05
+
+
+def test_fingers_pinch_and_a_phone_begins_with_automatic_quality(tab: Tab, address: str) -> None:
+    tab.page.call("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=2)
+    try:
+        tab.open(address)
+        eventually(lambda: tab.get("player.automatic?.goal"))
+        eventually(lambda: tab.page.run("document.getElementById('automatic').checked"))
+        reach = tab.get("player.camera.reach")
+        for kind, apart in (("touchStart", 20), ("touchMove", 25), ("touchMove", 40), ("touchEnd", None)):
+            points = (
+                [] if apart is None else [{"x": 100 + side * apart, "y": 60, "id": side} for side in (0, 1)]
+            )
+            tab.page.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+        eventually(lambda: tab.get("player.camera.reach") == pytest.approx(reach / 2, rel=0.01))
+    finally:
+        tab.page.call("Emulation.setTouchEmulationEnabled", enabled=False)
+
+
 def test_a_missing_scene_is_said_in_words(tab: Tab, site: Path, tmp_path: Path) -> None:
     shutil.copytree(site, tmp_path / "site")
     (tmp_path / "site" / "scene.egs").unlink()

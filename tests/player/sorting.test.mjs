@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { DepthSorter } from "../../flexgs_lightning/deploy/web/player/drawing/counting_sort.js";
-import { blendAt, levelBases } from "../../flexgs_lightning/deploy/web/player/drawing/levels.js";
+import { blendAt, rowsFor } from "../../flexgs_lightning/deploy/web/player/drawing/levels.js";
 
 function random(seed) {
   return () => ((seed = (Math.imul(seed, 1664525) + 1013904223) | 0) >>> 0) / 2 ** 32;
@@ -11,7 +11,7 @@ function random(seed) {
 
 const header = { total: 4000, ratios: [0.1, 0.3, 1], counts: [400, 1200, 4000] };
 const next = random(7);
-const means = Float32Array.from({ length: 3 * levelBases(header.counts).rows }, () => 100 * (next() - 0.5) ** 3);
+const means = Float32Array.from({ length: 3 * rowsFor(4000, header.counts) }, () => 100 * (next() - 0.5) ** 3);
 const axis = [0.3, -0.4, 0.866, 0.5];
 
 /** Depths of the first `count` Gaussians, in doubles. */
@@ -52,6 +52,12 @@ test("equal depths keep the order of ranks", () => {
   const order = new Uint32Array(10);
   new DepthSorter().sort(new Float32Array(30).fill(2), blendAt(10, one), 10, [0, 0, 1, 0], order);
   assert.deepEqual([...order], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+});
+
+test("rows are those of the levels below, and the Gaussians themselves", () => {
+  for (const [count, rows] of [[1, 1], [400, 400], [401, 801], [1200, 1600], [1300, 2900], [4000, 5600]]) {
+    assert.equal(rowsFor(count, header.counts), rows);
+  }
 });
 
 test("levels are drawn alone, and blended in the logarithm of the ratio between them", () => {

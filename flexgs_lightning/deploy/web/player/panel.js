@@ -23,7 +23,7 @@ export class Panel {
     for (const name of ["header", "change", "move"]) player.addEventListener(name, () => this.later());
     player.addEventListener("connection", ({ detail }) => this.showConnection(detail));
     player.addEventListener("error", ({ detail }) => {
-      this.failed = true;
+      this.failed = detail.words;
       showMessage(detail.words, player.loaded > 0);
     });
     if (matchMedia("(max-width: 40rem)").matches) element("panel").open = false;
@@ -147,7 +147,7 @@ export class Panel {
     element("view").value = String(this.places.view ?? -1);
     this.showPhoto();
     if (!header || player.paused) return;
-    if (player.loaded > 0 && !this.failed) showMessage("");
+    if (player.loaded > 0) showMessage(this.failed ?? "", true);
     element("quality-controls").disabled = false;
     const count = automatic ? automatic.count : player.wanted;
     const share = count / header.total;

@@ -2,6 +2,7 @@
 
 import { readLink, writeLink } from "./controls/link.js";
 
+const ON_PHONES = 30; // frames a second that devices of fingers hold, unless a link says otherwise
 const WRITE_AFTER = 400; // milliseconds without a movement after which the address follows
 
 export class Places {
@@ -64,6 +65,7 @@ export class Places {
     const { view, position, quaternion, reach, lens, share, fps } = readLink(fragment);
     if (fps >= 1) player.setAutomatic(fps);
     else if (share > 0) player.setShare(share);
+    else if (matchMedia("(pointer: coarse)").matches) player.setAutomatic(ON_PHONES);
     if (player.description.views[view]) this.visit(view);
     else if (position && quaternion && reach > 0) {
       const seen = player.description.views[lens];

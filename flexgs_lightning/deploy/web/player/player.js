@@ -3,7 +3,7 @@
 import { AutomaticQuality, QualityScale } from "./controls/quality.js";
 import { Camera } from "./controls/camera.js";
 import { Input } from "./controls/input.js";
-import { blendAt } from "./drawing/levels.js";
+import { blendAt, rowsFor } from "./drawing/levels.js";
 import { Renderer } from "./drawing/renderer.js";
 
 const MOST_PIXELS_A_POINT = 2; // of the screen's own pixels, drawn for one of the page's
@@ -58,8 +58,8 @@ export class Player extends EventTarget {
     else if (data.kind === "chunk") this.add(data);
     else if (data.kind === "connection") this.tell("connection", data);
     else if (data.kind === "error") this.tell("error", data);
-    if (data.kind === "rest") this.resting = true;
-    if (["done", "cut", "error"].includes(data.kind)) this.finished = true;
+    else if (data.kind === "rest") this.resting = true;
+    if (data.kind === "done" || data.failed) this.finished = true;
     this.tell("change");
   }
 
@@ -67,10 +67,10 @@ export class Player extends EventTarget {
     this.header = header;
     this.scale = new QualityScale(header.total, header.ends);
     this.capacity = this.renderer.open(header);
-    this.sorter.postMessage({ rows: this.renderer.levels.rows });
+    this.sorter.postMessage({ rows: rowsFor(header.available, header.counts) });
     if (this.automatic) this.setAutomatic(1000 / this.automatic.goal);
     else this.want();
-    if (this.capacity < header.total) {
+    if (this.capacity < header.available) {
       const words = `This device's graphics hold ${this.capacity.toLocaleString()} of the scene's Gaussians.`;
       this.tell("error", { words });
     }
@@ -81,7 +81,7 @@ export class Player extends EventTarget {
     if (chunk.stop > this.capacity) return;
     this.resting = false;
     this.renderer.add(chunk);
-    const row = this.renderer.levels.bases[chunk.level] + chunk.first;
+    const row = this.renderer.bases[chunk.level] + chunk.first;
     this.sorter.postMessage({ means: chunk.means, row }, [chunk.means.buffer]);
     this.loaded = chunk.stop;
     this.bytes = chunk.bytes;
@@ -210,7 +210,7 @@ export class Player extends EventTarget {
 
   /** Whether everything wanted is loaded, sorted and drawn. */
   get settled() {
-    const there = this.finished || (this.resting && this.loaded >= this.needed) || this.loaded >= this.header?.total;
+    const there = this.finished || (this.resting && this.loaded >= this.needed) || this.loaded === this.capacity;
     return Boolean(there) && this.answered === this.asked && !this.dirty && !this.busy;
   }
 

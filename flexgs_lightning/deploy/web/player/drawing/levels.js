@@ -1,10 +1,15 @@
 // Which rows are drawn at a count: those of the level above it, blended with those of the level below.
 
-/** Where each level's rows begin in a texture that holds all levels one after the other, and their number. */
+/** Where each level's rows begin in a texture that holds all levels one after the other. */
 export function levelBases(counts) {
   const bases = [0];
   for (const count of counts) bases.push(bases[bases.length - 1] + count);
-  return { bases, rows: bases[bases.length - 1] };
+  return bases;
+}
+
+/** Rows of all levels that `count` Gaussians take. */
+export function rowsFor(count, counts) {
+  return levelBases(counts)[counts.findIndex((end) => end >= count)] + count;
 }
 
 /**
@@ -12,7 +17,7 @@ export function levelBases(counts) {
  * below `lowerCount` that much of row `lower` + rank as `weight` says.
  */
 export function blendAt(count, { total, ratios, counts }) {
-  const { bases } = levelBases(counts);
+  const bases = levelBases(counts);
   const above = counts.findIndex((end) => end >= count);
   const ratio = count / total;
   if (above === 0 || ratio >= ratios[above]) return { upper: bases[above], lower: 0, lowerCount: 0, weight: 0 };

@@ -1,7 +1,7 @@
 // Draws Gaussians with WebGL 2: instanced quads that read all they need from integer textures.
 
 import { harmonicWords, ROW_WORDS } from "../loading/packing.js";
-import { levelBases } from "./levels.js";
+import { levelBases, rowsFor } from "./levels.js";
 import { FRAGMENT_SOURCE, vertexSource } from "./shaders.js";
 
 const CONTEXT = {
@@ -29,32 +29,39 @@ export class Renderer {
     }
   }
 
-  /** Make room for a file's Gaussians; returns how many of them fit into this device's textures. */
+  /**
+   * Make room for the Gaussians of a file that are there; returns how many of them, in whole chunks, this device's
+   * textures hold.
+   */
   open(header) {
     const { gl } = this;
+    const { available, counts, ends } = header;
     this.header = header;
-    this.levels = levelBases(header.counts);
+    this.bases = levelBases(counts);
     this.program = link(gl, vertexSource(header.degree), FRAGMENT_SOURCE);
     this.places = uniforms(gl, this.program);
-    const most = gl.getParameter(gl.MAX_TEXTURE_SIZE);
-    this.rows = new Words(gl, this.levels.rows * (ROW_WORDS / 4), most);
     this.harmonicTexels = harmonicWords(header.width) / 4;
-    this.harmonics = new Words(gl, Math.max(1, header.total * this.harmonicTexels), most);
-    this.order = new Words(gl, Math.ceil(header.total / 4), most);
+    const texels = (count) => [
+      rowsFor(count, counts) * (ROW_WORDS / 4),
+      Math.max(1, count * this.harmonicTexels),
+      Math.ceil(count / 4),
+    ];
+    const most = gl.getParameter(gl.MAX_TEXTURE_SIZE);
+    const textures = texels(available).map((count) => new Words(gl, count, most));
+    [this.rows, this.harmonics, this.order] = textures;
     this.visible = 0;
     gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
     gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, quadIndices(), gl.STATIC_DRAW);
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA); // over, of colours multiplied by alpha, back to front
-    const lastLevel = this.levels.bases[header.counts.length - 1];
-    const fitting = Math.floor(this.rows.capacity / (ROW_WORDS / 4)) - lastLevel;
-    const shaded = this.harmonicTexels ? Math.floor(this.harmonics.capacity / this.harmonicTexels) : Infinity;
-    return Math.max(0, Math.min(header.total, fitting, shaded));
+    const stops = ends.map(([stop]) => stop).filter((stop) => stop <= available);
+    const held = stops.filter((stop) => texels(stop).every((count, i) => count <= textures[i].capacity));
+    return held[held.length - 1] ?? 0;
   }
 
   /** Take a decoded chunk. */
   add({ level, first, words, firstHarmonics, harmonics }) {
-    this.rows.write((this.levels.bases[level] + first) * (ROW_WORDS / 4), words);
+    this.rows.write((this.bases[level] + first) * (ROW_WORDS / 4), words);
     this.harmonics.write(firstHarmonics * this.harmonicTexels, harmonics);
   }
 

@@ -50,8 +50,10 @@ export class Download {
     const timer = setTimeout(() => this.abort.abort(), STALLED);
     const { done, value } = await this.reader.read().finally(() => clearTimeout(timer));
     if (done) {
+      const place = this.position + this.heldBytes;
       this.close();
-      if (this.position + this.heldBytes < this.expected) throw new TypeError("the connection has ended");
+      if (this.expected === Infinity) this.total = place; // of a server that has not said it
+      else if (place < this.expected) throw new TypeError("the connection has ended");
       return;
     }
     this.received += value.length;
@@ -84,7 +86,7 @@ export class Download {
       this.ranged = false;
       this.setTotal(Number(response.headers.get("Content-Length")) || this.total);
       this.skip = place; // all comes again from the start
-      this.expected = this.total === Infinity ? 0 : this.total;
+      this.expected = this.total;
     } else if (response.status === 416) {
       this.total = place; // the file ends here
       return;

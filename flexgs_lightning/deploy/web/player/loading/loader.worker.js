@@ -21,18 +21,22 @@ self.onmessage = ({ data }) => {
 async function load(url) {
   const download = new Download(url, (connection) => postMessage({ kind: "connection", ...connection }));
   const header = await fetchHeader(download);
-  postMessage({ kind: "header", header: summary(header), ranged: download.ranged });
+  const there = header.entries.filter((entry) => entry.end <= download.total);
+  if (there.length === 0) throw new FileError("The elastic file ends within its first chunk.");
+  const { stop: available, end } = there[there.length - 1];
+  postMessage({ kind: "header", header: { ...summary(header), available } });
+  if (available < header.total && end !== download.total) tellEarlyEnd(available);
   const decoder = new Decoder(header);
   let decoding = 0; // milliseconds
-  for (const entry of header.entries) {
+  for (const entry of there) {
     while (wanted <= entry.first) {
       postMessage({ kind: "rest" });
       await new Promise((done) => (wake = done));
     }
     const bytes = await download.next(entry.end - entry.offset, endOfWanted(header));
     if (bytes === null) {
-      postMessage({ kind: "cut", gaussians: entry.first });
-      return;
+      tellEarlyEnd(entry.first); // of a server that does not say how long a file is
+      break;
     }
     const start = performance.now();
     const chunk = decoder.decode(bytes);
@@ -82,7 +86,12 @@ function summary({ total, degree, antialiased, background, ratios, counts, numbe
   return { total, degree, antialiased, background, ratios, counts, width: numbers.width, ends };
 }
 
+function tellEarlyEnd(count) {
+  const words = `The scene's file ends early on the server: ${count.toLocaleString("en")} Gaussians are there.`;
+  postMessage({ kind: "error", words, failed: false });
+}
+
 function tellError(error) {
   const known = error instanceof FileError || error instanceof ServerError;
-  postMessage({ kind: "error", words: known ? error.message : `Loading has failed: ${error}` });
+  postMessage({ kind: "error", words: known ? error.message : `Loading has failed: ${error}`, failed: true });
 }
