@@ -6,13 +6,14 @@ python -m benchmarks.player site --rate 2 --ratios 0.01 0.1 1
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from flexgs_lightning.deploy.web.publish import PLAYER
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
-from browser import browse, eventually  # noqa: E402
+from browser import browse  # noqa: E402
 from player_site import Line, Tab, troubled  # noqa: E402
 
 LOG = """
@@ -36,7 +37,7 @@ const watch = setInterval(() => {
   const draw = player.draw.bind(player);
   player.draw = () => {
     draw();
-    if (player.drawn.visible) log.push([performance.now(), player.drawn.count, player.bytes]);
+    if (player.drawn.visible) log.push([performance.now(), player.drawn.count, 1e6 * player.scale.megabytes(player.drawn.count)]);
   };
 }, 1);
 """
@@ -60,48 +61,53 @@ def main() -> None:
     against_rasterizer(options.site, options.views, options.ratios)
 
 
+@contextlib.contextmanager
+def opened(site: Path, width: int, height: int, rate: float | None = None) -> Iterator[tuple[Tab, str, str]]:
+    """A page of that size, the site's address, and the folder that the browser's processes name."""
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(troubled(site, Line(rate=rate)))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        yield (
+            Tab(stack.enter_context(browse("about:blank", Path(folder) / "b", width, height))),
+            address,
+            folder,
+        )
+
+
 def first_picture(site: Path, rate: float) -> None:
     """When and with which bytes the first Gaussians, 1 % and all of them are on the canvas."""
     size, total = (site / "scene.egs").stat().st_size, open_file(site / "scene.egs").header.total
-    with troubled(site, Line(rate=rate)) as address, tempfile.TemporaryDirectory() as folder:
-        with browse("about:blank", Path(folder) / "b", 240, 160) as page:
-            tab = Tab(page)
-            with tab.prepared(LOG):
-                tab.open(address)
-                tab.settle(300)
-            frames = json.loads(page.run("JSON.stringify(log)"))
+    with opened(site, 240, 160, rate) as (tab, address, _), tab.prepared(LOG):
+        tab.open(address)
+        tab.settle(300)
+        frames = json.loads(tab.page.run("JSON.stringify(log)"))
     for least in (1, total // 100, total):
-        milliseconds, count, found = next(frame for frame in frames if frame[1] >= least)
-        print(
-            f"{least:>9,} Gaussians or more: {milliseconds:,.0f} ms, {count:,}, {found:,} bytes ({found / size:.1%})"
-        )
+        when, count, found = next(frame for frame in frames if frame[1] >= least)
+        print(f"{count:>9,} Gaussians after {when:,.0f} ms; they are {found:,.0f} bytes ({found / size:.1%})")
 
 
 def against_rasterizer(site: Path, views: list[int], ratios: list[float]) -> None:
     """PSNR of the canvas against our own render, and memory of the browser's processes."""
     arrays = read_elastic(site / "scene.egs")
+    background = torch.tensor(arrays.background)
     view = json.loads((site / "scene.json").read_text())["start"]
-    with troubled(site, Line()) as address, tempfile.TemporaryDirectory() as folder:
-        with browse("about:blank", Path(folder) / "b", view["width"], view["height"]) as page:
-            tab = Tab(page)
-            tab.open(f"{address}#share=0.0001")
-            tab.settle()
-            print(f"memory with few Gaussians loaded: {memory(folder):,.0f} MB")
-            for index in views:
-                tab.get(f"window.flexgs.places.visit({index})")
-                for ratio in ratios:
-                    tab.get(f"player.setShare({ratio})")
-                    tab.settle(600)
-                    share = tab.get("player.drawn.count") / len(arrays)
-                    background = torch.tensor(arrays.background)
-                    own = draw(arrays.at(share), tab.camera(), background, arrays.antialiased).clamp(0, 1)
-                    error = np.square(tab.picture() - own.numpy()).mean()
-                    print(f"view {index}, {ratio:g}: {-10 * np.log10(error):.2f} dB against rasterize")
-            eventually(lambda: tab.get("player.loaded") == len(arrays), 600)
-            time.sleep(2)
-            print(
-                f"memory with all loaded: {memory(folder):,.0f} MB; sorted in {tab.get('player.drawn.sorting'):.0f} ms"
-            )
+    with opened(site, view["width"], view["height"]) as (tab, address, folder):
+        tab.open(f"{address}#share=0.0001")
+        tab.settle()
+        print(f"memory with few Gaussians loaded: {memory(folder):,.0f} MB")
+        for index in views:
+            tab.get(f"window.flexgs.places.visit({index})")
+            for ratio in ratios:
+                tab.get(f"player.setShare({ratio})")
+                tab.settle(600)
+                share = tab.get("player.drawn.count") / len(arrays)
+                own = draw(arrays.at(share), tab.camera(), background, arrays.antialiased).clamp(0, 1)
+                error = np.square(tab.picture() - own.numpy()).mean()
+                print(f"view {index}, {ratio:g}: {-10 * np.log10(error):.2f} dB against rasterize")
+        tab.get("player.setShare(1)")
+        tab.settle(600)
+        print(f"memory with all loaded: {memory(folder):,.0f} MB")
+        print(f"sorted in {tab.get('player.drawn.sorting'):.0f} ms")
 
 
 def memory(folder: str) -> float:
