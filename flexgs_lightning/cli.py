@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.settings import element_of, with_lists
+from flexgs_lightning.settings import OneLineErrors, element_of, with_lists
 from flexgs_lightning.signals import Stopped, heeded
 
 HELP = """\
@@ -139,7 +139,10 @@ def _call(name: str, function: Callable[..., Any], arguments: list[str]) -> None
     """Parse and call; jsonargparse's ``auto_cli`` would keep what is given for a parameter named config."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=f"flexgs {name}", description=_description(function))
+    class Parser(OneLineErrors, ArgumentParser):
+        pass
+
+    parser = Parser(prog=f"flexgs {name}", description=_description(function))
     parser.add_function_arguments(function, as_group=False, as_positional=name in POSITIONAL)
     typed = [_underscored(argument) for argument in arguments]
     parameters = inspect.signature(function).parameters.items()

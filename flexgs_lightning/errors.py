@@ -5,5 +5,19 @@ class InputError(ValueError):
     """Bad input: a file, folder, option or value that the user can mend.
 
     The message is one sentence or two that name the file or option, what was found and what was
-    expected. The command line prints it without a traceback and exits with status 1.
+    expected. The command line prints it without a traceback and exits with status 1. It is one line, whatever
+    of it came from a file or a server.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """Text of others on one line: line ends become spaces, and what would steer a terminal is escaped."""
+    lines = text.splitlines()
+    folded = " ".join(filter(None, map(str.strip, lines))) if len(lines) > 1 else text
+    if folded.isprintable():
+        return folded
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in folded.rstrip("\n"))
+    return "".join(shown)

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.records import shown
 
 _BYTE_ORDER = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 _SCALARS = {
@@ -22,6 +23,8 @@ _SCALARS = {
     **{"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"},
     **{"float": "f4", "double": "f8", "float32": "f4", "float64": "f8"},
 }
+_LONGEST_COUNT = 30
+"""Digits from which on a number of records is none."""
 _LONGEST_HEADER = 1 << 20
 """Bytes after which a file without ``end_header`` is given up: it is something else."""
 
@@ -76,20 +79,22 @@ def read_header(path: Path, file: BinaryIO) -> Header:
                 return Header(encoding, elements, comments, file.tell())
             case ["format", name, "1.0"] if name in _BYTE_ORDER:
                 encoding = name
-            case ["element", name, count] if count.isdecimal():
+            case ["element", name, count] if count.isdecimal() and len(count) < _LONGEST_COUNT:
+                if any(element.name == name for element in elements):
+                    raise InputError(f"{path}: the PLY header declares element {shown(name)} twice.")
                 elements.append(Element(name, int(count)))
             case ["property", "list", size, item, _] if elements and {size, item} <= _SCALARS.keys():
                 elements[-1].has_lists = True
             case ["property", kind, name] if elements and kind in _SCALARS:
                 if name in elements[-1].properties:
-                    raise InputError(f"{path}: the PLY header declares property '{name}' twice.")
+                    raise InputError(f"{path}: the PLY header declares property {shown(name)} twice.")
                 elements[-1].properties[name] = _SCALARS[kind]
             case ["comment", *words]:
                 comments.append(" ".join(words))
             case [] | ["obj_info", *_]:
                 pass
             case words:
-                raise InputError(f"{path}: unknown PLY header line '{' '.join(words)[:80]}'.")
+                raise InputError(f"{path}: unknown PLY header line {shown(' '.join(words))}.")
     raise InputError(f"{path}: the PLY header does not end; the file is truncated or damaged.")
 
 
@@ -104,7 +109,7 @@ def read_element(path: Path, file: BinaryIO, header: Header, name: str) -> np.nd
     """
     index = next((i for i, element in enumerate(header.elements) if element.name == name), None)
     if index is None:
-        found = ", ".join(element.name for element in header.elements) or "none"
+        found = shown(", ".join(element.name for element in header.elements)) if header.elements else "none"
         raise InputError(f"{path}: no element '{name}' in the PLY header (elements: {found}).")
     element = header.elements[index]
     if element.count == 0 or not element.properties:
@@ -131,16 +136,20 @@ def _map_binary(path: Path, file: BinaryIO, header: Header, index: int, is_last:
 
 def _read_ascii(path: Path, file: BinaryIO, header: Header, index: int, is_last: bool) -> np.ndarray:
     element = header.elements[index]
+    lines_at_most = (file.seek(0, io.SEEK_END) - header.size + 1) // 2  # a character and a line's end each
+    if element.count > lines_at_most:
+        raise _wrong_count(path, element, lines_at_most)
     file.seek(header.size)
-    skipped = sum(other.count for other in header.elements[:index])
+    skipped = min(sum(other.count for other in header.elements[:index]), lines_at_most)
     stop = skipped + element.count + is_last  # one line more shows that the count is too small
     lines = itertools.islice((line for line in file if not line.isspace()), skipped, stop)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # "input contained no data": counted below
             records = np.loadtxt(lines, element.dtype("="), comments=None, encoding="latin-1", ndmin=1)
-    except ValueError as error:
-        raise InputError(f"{path}: element '{element.name}' cannot be read as text ({error}).") from error
+    except (ValueError, OverflowError) as error:
+        reason = shown(str(error))
+        raise InputError(f"{path}: element '{element.name}' cannot be read as text ({reason}).") from error
     if len(records) != element.count:
         raise _wrong_count(path, element, len(records))
     return records

@@ -8,9 +8,11 @@ and field.
 
 from __future__ import annotations
 
+import contextlib
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 import yaml
@@ -36,6 +38,15 @@ Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 T = TypeVar("T")
 
 
+def shown(value: Any, most: int = 60) -> str:
+    """A value that was found, for a message: short, and without control characters."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = type(value).__name__
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 # -- files ---------------------------------------------------------------------------------------------
 
 
@@ -59,6 +70,21 @@ def plain_size(path: str | Path, most: int | None = None) -> int:
     return found.st_size
 
 
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A plain file, open to be read in parts.
+
+    Raises:
+        InputError: see ``plain_size``; it cannot be read, also when that shows later.
+    """
+    plain_size(path)
+    try:
+        with Path(path).open("rb") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
+
+
 def read_bytes(path: str | Path, most: int | None = None) -> bytes:
     """A whole plain file.
 
@@ -66,10 +92,8 @@ def read_bytes(path: str | Path, most: int | None = None) -> bytes:
         InputError: see ``plain_size``; it cannot be read.
     """
     plain_size(path, most)
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
+    with opened(path) as file:
+        return file.read()
 
 
 def read_text(path: str | Path, most: int = LARGEST_RECORD) -> str:
@@ -109,7 +133,8 @@ def parse_json(where: str | Path, content: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise InputError(f"{where}: {_explained(error)}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{where}: not sound JSON ({error or 'too many levels'}).") from error
+        reason = "too many levels" if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"{where}: not sound JSON ({reason}).") from error
 
 
 def parsed(where: str | Path, content: Any, kind: type[T]) -> T:

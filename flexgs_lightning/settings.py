@@ -7,18 +7,29 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-import yaml
-
-from flexgs_lightning.errors import InputError
+from flexgs_lightning.errors import InputError, printable
+from flexgs_lightning.records import read_yaml, shown
 
 _INSTALLED = Path(__file__).parent / "configs"
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "configs"
 """Folder of the configs that are shipped: in the package where it is installed, beside it in a checkout."""
 
+_LONGEST_ERROR = 1_000
+
 Element = Literal["number", "text"]
 """What a list holds."""
+
+
+class OneLineErrors:
+    """For argument parsers: an error is one line, whatever of it comes from a file."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """See ``jsonargparse.ArgumentParser.error``."""
+        line = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", printable(message)).replace("NoneType", "null")
+        super().error(line if len(line) <= _LONGEST_ERROR else f"{line[:_LONGEST_ERROR]}…", ex)
+        raise AssertionError("unreachable: a parser's error ends the program or raises")
 
 
 def config_names() -> list[str]:
@@ -43,18 +54,17 @@ def find_config(name: str | Path) -> Path:
 
 
 def read_config(name: str | Path) -> dict[str, Any]:
-    """A YAML file of settings.
+    """A YAML file of settings; one that is empty, or has comments only, says nothing.
 
     Raises:
-        InputError: there is no such config, or it holds something else.
+        InputError: there is no such config, or it holds something else; see ``read_yaml``.
     """
     path = find_config(name)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as YAML ({error}).") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected settings by name, found {type(content).__name__}.")
+    content = read_yaml(path)
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"{path}: expected settings by name, found {shown(content)}.")
     return content
 
 
@@ -62,12 +72,13 @@ def with_config_files(arguments: Sequence[str]) -> list[str]:
     """Arguments with the file of each config: ``--config a,b`` becomes ``--config=a.yaml --config=b.yaml``.
 
     Raises:
-        InputError: see ``find_config``.
+        InputError: see ``read_config``; every file is read here once, before a parser does.
     """
     result = []
     for option, words, typed in _options(arguments):
         configs = _parts(words) if option in ("--config", "-c") else []
-        result += [f"--config={find_config(name)}" for name in configs] or typed
+        saying = [find_config(name) for name in configs if read_config(name)]
+        result += [f"--config={path}" for path in saying] if configs else typed
     return result
 
 

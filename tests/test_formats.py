@@ -547,7 +547,7 @@ def test_streamed_sog_refuses(tmp_path: Path) -> None:
         ({"tree": {"lods": {"0": {"file": 3, "offset": 0, "count": 5}}}}, "of file 3; there are 1"),
         ({"tree": {"lods": {"0": {"file": 0, "offset": 3, "count": 10**12}}}}, "rows beyond the 5"),
         ({"tree": {}}, "no leaf"),
-        ({"tree": []}, "no sound lod-meta.json"),
+        ({"tree": []}, "tree: expected object, found array"),
     ):
         meta.write_text(json.dumps(sound | change))
         with pytest.raises(InputError, match=rf"lod-meta\.json: .*{message}"):

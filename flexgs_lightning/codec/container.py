@@ -19,6 +19,7 @@ from flexgs_lightning.codec.quantization import MEANS_BITS, Numbers
 from flexgs_lightning.codec.rows import FEATURES, SH_RULE, STEPS
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import count_at
+from flexgs_lightning.records import parse_json
 
 MAGIC = b"\x89EGS\r\n\x1a\n"
 """Not text, and damaged by whatever converts line ends or strips the eighth bit."""
@@ -249,12 +250,7 @@ def _check_ratios(path: Path, ratios: tuple[float, ...], total: int) -> None:
 
 
 def _facts(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        facts = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: header: its facts are no JSON object ({error}).") from error
-    _check(path, isinstance(facts, dict), "facts", type(facts).__name__)
-    return dict(facts)
+    return parse_json(f"{path}: header: its facts", data, dict[str, Any])
 
 
 def _entries(path: Path, reader: _Reader, offset: int, total: int) -> tuple[Entry, ...]:

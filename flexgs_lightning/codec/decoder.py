@@ -25,6 +25,7 @@ from flexgs_lightning.codec.container import (
 from flexgs_lightning.codec.rans import Stream
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.records import opened, plain_size
 
 MEMORY_FACTOR = 1024
 """Decoding takes at most this many times the bytes of the chunks that are read."""
@@ -81,13 +82,10 @@ def open_file(path: str | Path, recover: bool = False) -> ElasticFile:
         InputError: no elastic file; a damaged header; a length that is not in the index.
     """
     path = Path(path)
-    try:
-        length = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(START_BYTES)
-            start += file.read(min(header_bytes(path, start) - len(start), MOST_HEADER))
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
+    length = plain_size(path)
+    with opened(path) as file:
+        start = file.read(START_BYTES)
+        start += file.read(min(header_bytes(path, start) - len(start), MOST_HEADER))
     header = read_header(path, start)
     available = sum(end <= length for end in header.indexed_lengths())
     found = ElasticFile(path, header, available, length)
@@ -178,13 +176,19 @@ def decode_chunk(coder: ChunkCoder, data: bytes, entry: Entry) -> None:
     coder.code_rows(pipes, entry.stop - coder.done, offsets, None, None, None)
 
 
-def cut_file(path: str | Path, output: str | Path, max_bytes: float) -> int:
+def cut_file(path: str | Path, output: str | Path, max_bytes: float, recover: bool = False) -> int:
     """Copy as many whole chunks as a number of bytes holds; returns how many Gaussians they are.
 
+    Args:
+        path: the file.
+        output: where to.
+        max_bytes: of the copy.
+        recover: stop before a damaged chunk, with a warning in the log, rather than refuse it.
+
     Raises:
-        InputError: as ``open_file``; not even the first chunk fits.
+        InputError: as ``open_file``; not even the first chunk fits; a chunk is damaged.
     """
-    file = open_file(path)
+    file = open_file(path, recover)
     lengths = file.header.indexed_lengths()[: file.available]
     fitting = sum(length <= max_bytes for length in lengths)
     if fitting == 0:
@@ -192,11 +196,20 @@ def cut_file(path: str | Path, output: str | Path, max_bytes: float) -> int:
             f"max_megabytes: {path} up to its first chunk's end takes {lengths[0] / 1e6:.6f} MB, "
             f"expected room for it, found {max_bytes / 1e6:g}."
         )
+    entries = file.header.entries
     with file.path.open("rb") as stream, atomic_path(output) as temporary, temporary.open("wb") as out:
-        left = lengths[fitting - 1]
-        while left:
-            left -= out.write(stream.read(min(left, 1 << 20)))
-    return file.header.entries[fitting - 1].stop
+        out.write(stream.read(entries[0].offset))
+        for index in range(fitting):
+            try:
+                out.write(_bytes_of(stream, entries[index]))
+            except DamagedChunkError as error:
+                message = f"{file.path}: chunk {index} of {len(entries)} is damaged: {error}."
+                if not recover or index == 0:
+                    hint = f" --recover copies the {index} chunks before it." if index else ""
+                    raise InputError(message + hint) from error
+                log.warning(f"{message} Its {index} first chunks were copied.")
+                return entries[index - 1].stop
+    return entries[fitting - 1].stop
 
 
 def stream_sizes(file: ElasticFile) -> Iterator[dict[str, int]]:

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.records import plain_size
 
 CHUNK = 1 << 20
 MAX_EXPANSION = 20
 """Photos hardly compress: an archive that claims to expand more than this is not a capture."""
 SPARE = 256 << 20
 """Bytes of the disk that stay free."""
+
+
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    struct.error,
+    ValueError,
+    OverflowError,
+)
+"""What zipfile raises, depending on where the damage is."""
 
 
 class DamagedArchiveError(Exception):
@@ -36,6 +50,7 @@ def extract_folder(archive: Path, member: str, target: Path) -> None:
         InputError: the archive has no such folder, is hostile, expands beyond reason or beyond the free
             space of the disk, or a file cannot be written.
     """
+    plain_size(archive)
     try:
         with zipfile.ZipFile(archive) as opened:
             entries = opened.infolist()
@@ -45,7 +60,9 @@ def extract_folder(archive: Path, member: str, target: Path) -> None:
             _check_total(archive, member, wanted, target)
             with atomic_path(target) as temporary:
                 _unpack(opened, wanted, member, temporary)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except _DAMAGE as error:
+        if isinstance(error, InputError):
+            raise
         raise DamagedArchiveError(f"{archive}: {error}") from error
 
 
@@ -110,7 +127,17 @@ def _unpack(archive: zipfile.ZipFile, wanted: Sequence[zipfile.ZipInfo], member:
                 path.mkdir(parents=True, exist_ok=True)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(entry) as source, path.open("xb") as file:
-                while chunk := source.read(CHUNK):  # at most the stated size; verifies the CRC
+            with path.open("xb") as file:
+                for chunk in _content(archive, entry):
                     file.write(chunk)
                     progress.update(len(chunk))
+
+
+def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+    """At most the stated size, in pieces; verifies the CRC."""
+    try:
+        with archive.open(entry) as source:
+            while chunk := source.read(CHUNK):
+                yield chunk
+    except OSError as error:  # a place that no file has
+        raise zipfile.BadZipFile(f"{entry.filename!r} cannot be read ({error})") from error

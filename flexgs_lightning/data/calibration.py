@@ -16,6 +16,9 @@ from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.images import Lens, Pinhole, Size
 from flexgs_lightning.errors import InputError
 
+LARGEST_NUMBER = 1e15
+"""Of a pose or camera: products of such are finite in float32."""
+_ORTHONORMAL_WITHIN = 1e-3
 _EXACT_WITHOUT_DISTORTION = {"SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV"}
 """Models that are a pinhole when all their distortion parameters are 0 (fisheye ones never are)."""
 
@@ -123,9 +126,12 @@ def _camera(pose: Float[np.ndarray, "3 4"], pinhole: Pinhole, size: Size, path: 
     fx, fy, cx, cy = pinhole
     viewmat = float32(np.concatenate([pose, [[0.0, 0.0, 0.0, 1.0]]]))
     intrinsics = float32([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
-    if not (viewmat.isfinite().all() and intrinsics.isfinite().all() and min(fx, fy) > 0):
+    rotation = viewmat[:3, :3].double()
+    rigid = (rotation @ rotation.T - torch.eye(3)).abs().max() < _ORTHONORMAL_WITHIN
+    usable = rigid and (viewmat.abs() < LARGEST_NUMBER).all() and (intrinsics.abs() < LARGEST_NUMBER).all()
+    if not (usable and min(fx, fy) > 0):
         raise InputError(
-            f"{path}: its camera has focal length {fx:g}, {fy:g} and pose {viewmat[:3].tolist()}; expected "
-            "finite numbers and a positive focal length."
+            f"{path}: its camera has focal length {fx:g}, {fy:g}, centre {cx:g}, {cy:g} and pose "
+            f"{viewmat[:3].tolist()}; expected finite numbers, a positive focal length and a rotation."
         )
     return Cameras(viewmat[None], intrinsics[None], *size)

@@ -2,7 +2,8 @@
 
 COLMAP's own reader does not look for the end of a file: a truncated ``cameras.bin`` is read as garbage
 without a word, and a corrupt count allocates without limit. So every binary file is walked once here:
-its records must end exactly where the file ends. Formats: https://colmap.github.io/format.html
+its records must end exactly where the file ends. What a model may say is checked after that, in one place
+(``_require_sound``). Formats: https://colmap.github.io/format.html
 """
 
 from __future__ import annotations
@@ -10,11 +11,22 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.records import plain_size, read_bytes, read_text, shown
 
+LARGEST_SIDE = 1 << 16
+"""Pixels of a camera's image; undistortion walks along its border."""
+LARGEST_NUMBER = 1e15
+"""Of a pose, point or camera: products of such are finite in float32."""
+LARGEST_TEXT = 1 << 32
+_UNIT_WITHIN = 1e-3
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000
+"""Bytes of a file's name and of a path."""
 _PARTS = ("cameras", "images", "points3D")
 
 
@@ -46,23 +58,77 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
     """Read a sparse model, binary or text, with or without rigs and frames.
 
     Raises:
-        InputError: a file is truncated or corrupt, or names an unknown camera model.
+        InputError: a file is truncated or corrupt, names an unknown camera model or a photo outside its
+            folder, or holds numbers that no camera, pose or point has.
     """
     if (folder / "cameras.bin").is_file():
         for name, record in _RECORDS.items():
             if (folder / name).is_file():
                 _check_binary(folder / name, record)
     else:
+        for name in ("images.txt", "points3D.txt", "rigs.txt", "frames.txt"):
+            if (folder / name).exists():
+                plain_size(folder / name)
         _check_text_cameras(folder / "cameras.txt")
     try:
         model = pycolmap.Reconstruction(str(folder))
     except (ValueError, IndexError, KeyError, RuntimeError, MemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = shown((str(error).splitlines() or [type(error).__name__])[0], 200)
         raise InputError(f"{folder}: expected a valid COLMAP model, found: {reason}.") from error
     if not (folder / "cameras.bin").is_file():
         _check_text_count(folder / "images.txt", "images", model.num_images())
         _check_text_count(folder / "points3D.txt", "points", model.num_points3D())
+    _require_sound(model, folder)
     return model
+
+
+def _require_sound(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Refuse what COLMAP's reader lets pass."""
+    for number, camera in model.cameras.items():
+        where = f"{folder / 'cameras'}: camera {number}"
+        if not (1 <= camera.width <= LARGEST_SIDE and 1 <= camera.height <= LARGEST_SIDE):
+            raise InputError(
+                f"{where}: found {camera.width}x{camera.height} pixels, "
+                f"expected 1 to {LARGEST_SIDE:,} a side."
+            )
+        parameters = np.asarray(camera.params)
+        if not (np.abs(parameters) < LARGEST_NUMBER).all():
+            raise InputError(f"{where}: found parameters {parameters.tolist()}, expected finite numbers.")
+        focal = parameters[list(camera.focal_length_idxs())]  # a panorama has none
+        if not (focal > 0).all():
+            raise InputError(f"{where}: found {focal.tolist()}, expected a positive focal length.")
+    for number in model.reg_image_ids():
+        image = model.images[number]
+        where = f"{folder / 'images'}: image {number}"
+        _require_inside(where, image.name)
+        if image.camera_id not in model.cameras:
+            raise InputError(f"{where}: its camera {image.camera_id} is not in the model.")
+        pose = image.cam_from_world()
+        if not abs(float(np.linalg.norm(pose.rotation.quat)) - 1) < _UNIT_WITHIN:
+            found = pose.rotation.quat.tolist()
+            raise InputError(f"{where}: found the rotation {found}, expected a quaternion of length 1.")
+        if not (np.abs(pose.translation) < LARGEST_NUMBER).all():
+            raise InputError(
+                f"{where}: found the translation {pose.translation.tolist()}, expected finite numbers."
+            )
+    if model.num_points3D():
+        positions = np.array([point.xyz for point in model.points3D.values()])
+        broken = int((~(np.abs(positions) < LARGEST_NUMBER)).any(axis=1).sum())
+        if broken:
+            raise InputError(
+                f"{folder / 'points3D'}: {broken} of {len(positions)} points are not finite, or beyond "
+                f"{LARGEST_NUMBER:g}; expected none."
+            )
+
+
+def _require_inside(where: str, name: str) -> None:
+    """A photo's name must be that of a file below the photo folder, as file systems allow it."""
+    parts = PurePosixPath(name).parts
+    outside = name.startswith("/") or ".." in parts or "\\" in name or not name.isprintable()
+    if outside or not parts or any(len(part.encode()) > _LONGEST_NAME for part in parts):
+        raise InputError(f"{where}: named {shown(name)}; expected a file below the folder of photos.")
+    if len(name.encode()) > _LONGEST_PATH:
+        raise InputError(f"{where}: named {shown(name)}, {len(name):,} letters; file systems allow fewer.")
 
 
 class _TruncatedError(Exception):
@@ -74,7 +140,7 @@ class _Walk:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data = path.read_bytes()
+        self.data = read_bytes(path)
         self.position = 0
 
     def skip(self, size: int) -> None:
@@ -96,7 +162,7 @@ class _Walk:
             self.data[self.position : end].decode()
         except UnicodeDecodeError:
             name = self.data[self.position : end]
-            raise InputError(f"{self.path}: expected UTF-8 image names, found {name!r}.") from None
+            raise InputError(f"{self.path}: expected UTF-8 image names, found {shown(name)}.") from None
         self.position = end + 1
 
 
@@ -195,7 +261,8 @@ def _check_text_cameras(path: Path) -> None:
         model = words[1] if len(words) > 1 else ""
         if model not in _camera_models():
             raise InputError(
-                f"{path}, line {number}: unknown camera model {model!r}; expected one of {_known_models()}."
+                f"{path}, line {number}: unknown camera model {shown(model)}; "
+                f"expected one of {_known_models()}."
             )
         if len(words) - 4 != _parameter_count(model):
             raise InputError(
@@ -216,7 +283,4 @@ def _check_text_count(path: Path, what: str, found: int) -> None:
 
 
 def _text_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected text, found binary data.") from error
+    return read_text(path, LARGEST_TEXT).split("\n")

@@ -32,6 +32,10 @@ VIEW_SIZE = 480
 """Longest side of these, in pixels."""
 
 
+MOST_VIEWS, MOST_WORKERS = 4096, 256
+"""Of a batch, and of a training: more are mistakes."""
+
+
 class CaptureDataModule(LightningDataModule):
     """Photos of one scene with their cameras, from a folder that ``read_capture`` knows.
 
@@ -90,7 +94,12 @@ class CaptureDataModule(LightningDataModule):
         least |= {"num_workers": (num_workers or 0, 0), "views": (views, 3), "view_size": (view_size, 16)}
         for option, (value, minimum) in least.items():
             if value < minimum:
-                raise InputError(f"{option}: found {value}, expected {minimum} or more.")
+                raise InputError(f"data.{option}: found {value}, expected {minimum} or more.")
+        most = {"batch_size": (batch_size, MOST_VIEWS), "num_workers": (num_workers or 0, MOST_WORKERS)}
+        most |= {"views": (views, MOST_VIEWS), "view_size": (view_size, MOST_VIEWS)}
+        for option, (value, maximum) in most.items():
+            if value > maximum:
+                raise InputError(f"data.{option}: found {value}, expected at most {maximum}.")
         published = scene_protocol(Path(root or ".").resolve().name, protocol) if protocol else None
         self.root = root
         self.protocol = protocol

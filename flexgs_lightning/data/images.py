@@ -15,12 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.records import plain_size
 
 Size = tuple[int, int]
 """Width and height in pixels."""
 Pinhole = tuple[float, float, float, float]
 """fx, fy, cx, cy in pixels."""
 
+SMALLEST_SIDE = 2
+"""Pixels: less is no picture."""
+_PIXELS_A_BYTE, _ALWAYS_PIXELS = 8192, 1 << 24
+"""What an image file may unpack to: one colour packed well, and any file."""
 _OPAQUE_MODES = ("RGB", "RGBX", "CMYK", "YCbCr", "1", "L", "P", "I;16", "I;16L", "I;16B", "I;16N")
 _ALPHA_MODES = ("RGBA", "LA", "PA")
 
@@ -159,21 +164,28 @@ def read_header(path: Path) -> ImageHeader:
                 f"{path}: pixels of type {image.mode} have no defined brightness; "
                 "expected 8-bit colour or 8- or 16-bit grey."
             )
+        if min(image.size) < SMALLEST_SIDE:
+            raise InputError(f"{path}: found {_text(image.size)}, expected at least {SMALLEST_SIDE} a side.")
         return ImageHeader(image.size, image.mode in _ALPHA_MODES or "transparency" in image.info)
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image; every way in which reading it can fail becomes an ``InputError``."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file, expected an image.")
+    size = plain_size(path)
     try:
         with Image.open(path) as image:
+            if image.width * image.height > max(_PIXELS_A_BYTE * size, _ALWAYS_PIXELS):
+                raise InputError(
+                    f"{path}: states {_text(image.size)}, far more than its {size:,} bytes can hold."
+                )
             yield image
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected an image.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        found = "an empty file" if path.is_file() and path.stat().st_size == 0 else str(error)
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        found = "an empty file" if size == 0 else str(error)
         raise InputError(f"{path}: expected a readable image, found: {found}.") from error
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from flexgs_lightning.errors import InputError
+from flexgs_lightning.errors import InputError, printable
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.records import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class _Download:
                 self._forget()
             elif error.code not in TRANSIENT:
                 raise InputError(f"{self.url}: the server answers {error.code} {error.reason}.") from error
-            raise _BrokenError(f"the server answers {error.code} {error.reason}") from error
+            raise _BrokenError(f"the server answers {error.code} {printable(str(error.reason))}") from error
         except (OSError, http.client.HTTPException) as error:
             raise _BrokenError(_reason(error)) from error
 
@@ -197,8 +198,8 @@ class _Download:
 
     def _read_note(self) -> _Version | None:
         try:
-            version = _Version(**json.loads(self.note.read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
+            version = read_json(self.note, _Version)
+        except InputError:  # none, or damaged: from the beginning then
             return None
         return version if version.url == self.url else None
 
@@ -278,4 +279,4 @@ def _size(path: Path) -> int:
 
 
 def _reason(error: Exception) -> str:
-    return str(getattr(error, "reason", None) or error) or type(error).__name__
+    return printable(str(getattr(error, "reason", None) or error)) or type(error).__name__

@@ -1,12 +1,10 @@
 """The main job on an embedded default: a capture made on the spot, trained, measured and exported."""
 
-import json
 import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from flexgs_lightning.data.capture import View
 from flexgs_lightning.demo.capture import write_demo_capture
@@ -16,6 +14,7 @@ from flexgs_lightning.deploy.export import export
 from flexgs_lightning.deploy.formats.registry import write_splats
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.evaluation.benchmark_report import scene_row
+from flexgs_lightning.evaluation.records import read_metrics
 from flexgs_lightning.model.checkpoint import Model, load
 from flexgs_lightning.settings import find_config
 from flexgs_lightning.signals import keeping
@@ -74,7 +73,7 @@ def _show(run: TrainingRun) -> None:
 def _write_elastic(model: Model, view: View, folder: Path) -> None:
     """The same view at several ratios, quality against size, and a file for each of the smaller ratios."""
     ratio_strip(model, view, RATIOS, folder / "ratios.png")
-    measured = json.loads((folder / "metrics.json").read_text())
+    measured = read_metrics(folder / "metrics.json")
     psnr = {int(result["gaussians"]): result["psnr"] for result in scene_row(measured).values()}
     rate_quality_curve(psnr, folder / "rate_quality.png", "One model, drawn at any size")
     budgets = [f"{ratio:g}" for ratio in RATIOS]
@@ -83,7 +82,7 @@ def _write_elastic(model: Model, view: View, folder: Path) -> None:
 
 def summary(folder: Path) -> str:
     """What a finished run holds, as text for a terminal."""
-    report: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    report = read_metrics(folder / "metrics.json")
     names = list(report["mean"])
     lines = ["".join(f"{title:>12}" for title in ("ratio", "Gaussians", *(name.upper() for name in names)))]
     lines[0] += "  worst view"

@@ -35,12 +35,19 @@ def decompress(
         recover: Open what stands before the damage of a damaged file.
         overwrite: Replace the file if it exists.
     """
+    for name, number in (
+        ("ratio", ratio),
+        ("max_gaussians", max_gaussians),
+        ("max_megabytes", max_megabytes),
+    ):
+        if number is not None and not 0 < number < float("inf"):
+            raise InputError(f"--{name}: expected a positive number, found {number}.")
     output = file.with_suffix(".ply") if output is None else output
     require_free(output, overwrite, (".ply", SUFFIX))
     if output.suffix.lower() == SUFFIX:
         if max_megabytes is None or ratio is not None or max_gaussians is not None:
             raise InputError(f"{output}: a shorter elastic file needs --max-megabytes, and no other budget.")
-        count = cut_file(file, output, max_megabytes * MEGABYTE)
+        count = cut_file(file, output, max_megabytes * MEGABYTE, recover)
         log.info(f"{output}: {count:,} Gaussians, {output.stat().st_size / MEGABYTE:.3f} MB")
         return
     if output.suffix.lower() != ".ply":

@@ -38,8 +38,13 @@ from jaxtyping import Float
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.records import read_json, shown
 
 _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+LARGEST_SIDE = 1 << 14
+"""Pixels; a frame of more a side is taken for a mistake, before memory is asked for."""
+LARGEST_NUMBER = 1e15
+"""Of a matrix: products of such are finite in float32."""
 _ORTHONORMAL_WITHIN = 1e-3
 """Largest error of R R^T against the identity: files round to a few digits."""
 
@@ -79,18 +84,11 @@ def read_timed_path(path: str | Path) -> tuple[Cameras, list[float] | None]:
         InputError: no such file, not JSON, or a field is missing or wrong (the frame and field are named).
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not a JSON file ({error}).") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object with 'width', 'height' and 'frames'.")
+    content = read_json(path, dict[str, Any])
     is_nerfstudio = "camera_path" in content
     prefix = "render_" if is_nerfstudio else ""
     if is_nerfstudio and content.get("camera_type", "perspective") != "perspective":
-        raise InputError(f"{path}: camera_type is '{content['camera_type']}'; expected 'perspective'.")
+        raise InputError(f"{path}: camera_type is {shown(content['camera_type'])}; expected 'perspective'.")
     width, height = (_size(path, content, prefix + name) for name in ("width", "height"))
     frames = content.get("camera_path" if is_nerfstudio else "frames")
     if not isinstance(frames, list) or not frames:
@@ -122,8 +120,11 @@ def _size(path: Path, content: dict[str, Any], name: str) -> int:
     value = content.get(name)
     if isinstance(value, float) and value.is_integer():  # some tools write 1920.0
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{path}: '{name}' must be a positive whole number of pixels, found {value!r}.")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIDE:
+        raise InputError(
+            f"{path}: '{name}' must be a positive whole number of pixels up to {LARGEST_SIDE:,}, "
+            f"found {shown(value)}."
+        )
     return value
 
 
@@ -148,7 +149,9 @@ def _intrinsics(where: str, frame: dict[str, Any], width: int, height: int) -> F
         return K
     fov = frame.get("fov")
     if not isinstance(fov, int | float) or not 0 < fov < 180:
-        raise InputError(f"{where}: expected 'K' or a 'fov' between 0 and 180 degrees, found fov {fov!r}.")
+        raise InputError(
+            f"{where}: expected 'K' or a 'fov' between 0 and 180 degrees, found fov {shown(fov)}."
+        )
     focal = 0.5 * height / math.tan(math.radians(fov) / 2)
     return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
 
@@ -159,8 +162,8 @@ def _matrix(where: str, frame: dict[str, Any], name: str, size: int) -> Float[np
         raise InputError(f"{where}: '{name}' is missing (found: {', '.join(frame) or 'nothing'}).")
     try:
         matrix = np.asarray(frame[name], dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         matrix = np.empty(0)
-    if matrix.shape not in ((size, size), (size * size,)) or not np.isfinite(matrix).all():
+    if matrix.shape not in ((size, size), (size * size,)) or not (np.abs(matrix) < LARGEST_NUMBER).all():
         raise InputError(f"{where}: '{name}' must be a {size}x{size} matrix of finite numbers.")
     return matrix.reshape(size, size)

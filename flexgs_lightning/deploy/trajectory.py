@@ -22,6 +22,10 @@ _LARGEST_GAP = math.radians(100)
 """A full turn needs photos all around; where they leave a wider gap, the orbit swings to and fro instead."""
 
 
+MOST_FRAMES = 1_000_000
+"""A flight of nine hours."""
+
+
 def orbit(cameras: Cameras, frames: int = 120) -> Cameras:
     """A path around the capture's focus, always looking at it.
 
@@ -155,5 +159,5 @@ def _unit(vector: Float[Tensor, " 3"], fault: str) -> Float[Tensor, " 3"]:
 
 
 def _require_frames(frames: int) -> None:
-    if frames < 1:
-        raise InputError(f"frames: expected at least 1, found {frames}.")
+    if not 1 <= frames <= MOST_FRAMES:
+        raise InputError(f"frames: expected at least 1, at most {MOST_FRAMES:,}, found {frames}.")

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -21,6 +20,7 @@ from flexgs_lightning.evaluation.benchmark_report import write_report
 from flexgs_lightning.evaluation.benchmark_scene import HEADER, SceneRun
 from flexgs_lightning.evaluation.scheduling import Task, run_side_by_side
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.records import read_yaml
 from flexgs_lightning.settings import find_config, read_config
 from flexgs_lightning.signals import Stopped, keeping
 
@@ -135,17 +135,10 @@ def _settle(configs: Sequence[Path], record: Path) -> None:
     if not record.is_file():
         with atomic_path(record) as temporary:
             temporary.write_text(yaml.safe_dump(found, sort_keys=False))
-    elif _read_yaml(record) != found:
+    elif read_yaml(record) != found:
         raise InputError(
             f"{record}: the runs there were made with other settings; choose another folder with --runs."
         )
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: expected YAML, found: {error}") from error
 
 
 def _places(gpus: int | None) -> list[dict[str, str]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from msgspec import Struct
 
+from flexgs_lightning.evaluation.records import read_metrics
 from flexgs_lightning.evaluation.scheduling import SIGNALS
+from flexgs_lightning.records import Natural, parsed, read_yaml
 
 HEADER = "==== flexgs fit "
 """Begins each training in a scene's log."""
@@ -50,7 +51,7 @@ class SceneRun:
         for version in self._versions():
             path = version / "metrics.json"
             if path.is_file():
-                metrics: dict[str, Any] = json.loads(path.read_text())
+                metrics = read_metrics(path)
                 if metrics["iteration"] >= _steps(version):
                     return metrics
         return None
@@ -88,7 +89,23 @@ class SceneRun:
         return [numbered[number] for number in sorted(numbered, reverse=True)]
 
 
+class _Elastic(Struct):
+    steps: Natural
+
+
+class _Model(Struct):
+    reconstruction_steps: Natural
+    elastic_training: _Elastic
+
+
+class _Config(Struct):
+    """Of a run's recorded configuration, what tells how long it is."""
+
+    model: _Model
+
+
 def _steps(version: Path) -> int:
     """Length of a training, from its recorded configuration."""
-    model = yaml.safe_load((version / "config.yaml").read_text())["model"]
-    return int(model["reconstruction_steps"] + model["elastic_training"]["steps"])
+    path = version / "config.yaml"
+    model = parsed(path, read_yaml(path), _Config).model
+    return model.reconstruction_steps + model.elastic_training.steps

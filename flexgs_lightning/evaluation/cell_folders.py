@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.records import read_json, read_text
 from flexgs_lightning.signals import raise_if_stopped
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,11 @@ class CellFolder:
     def error(self) -> str | None:
         """Why it failed; None if it did not."""
         path = self.folder / ERROR
-        return path.read_text().splitlines()[0] if path.is_file() else None
+        return (read_text(path).splitlines() or [""])[0] if path.is_file() else None
 
     def result(self) -> dict[str, Any]:
         """What was measured."""
-        return json.loads((self.folder / RESULT).read_text())
+        return read_json(self.folder / RESULT, dict[str, Any])
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Keep what was measured."""
@@ -114,7 +115,7 @@ def keep_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     if not path.is_file():
         write_json(path, facts)
         return
-    kept = json.loads(path.read_text())
+    kept = read_json(path, dict[str, Any])
     for name in {**kept, **facts}:
         if kept.get(name) != facts.get(name):
             raise InputError(

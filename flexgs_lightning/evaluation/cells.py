@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from flexgs_lightning.deploy.formats.ply import ply_bytes
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.evaluation.cell_folders import CellFolder, Shared, keep_facts, run_cells
+from flexgs_lightning.evaluation.cell_folders import RESULT, CellFolder, Shared, keep_facts, run_cells
 from flexgs_lightning.evaluation.measure import measure, switch_milliseconds
 from flexgs_lightning.evaluation.methods import Maker, Method
+from flexgs_lightning.evaluation.records import read_cell
 from flexgs_lightning.evaluation.study import Study
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.images import to_uint8
@@ -33,6 +35,15 @@ class Cell(CellFolder):
 
     method: Method
     ratio: float
+
+    def result(self) -> dict[str, Any]:
+        """What was measured."""
+        found = read_cell(self.folder / RESULT)
+        if (found["method"], found["ratio"]) != (self.method.name, self.ratio):
+            raise InputError(
+                f"{self.folder / RESULT}: of {found['method']} at {found['ratio']}, expected {self}."
+            )
+        return found
 
     def __str__(self) -> str:
         return f"{self.method.name} at {100 * self.ratio:g} %"

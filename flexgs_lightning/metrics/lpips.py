@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.records import plain_size
 
 log = logging.getLogger(__name__)
 
@@ -177,12 +177,16 @@ def _read(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is damaged, or holds more than tensors.
     """
+    plain_size(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError, ValueError) as error:
-        raise InputError(f"{path}: not a readable file of weights ({str(error).splitlines()[0]}).") from error
+    except Exception as error:  # torch raises five kinds, depending on where the damage is
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: not a readable file of weights ({reason}).") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path}: expected a state dict of tensors.")
+    if not all(isinstance(name, str) and value.isfinite().all() for name, value in state.items()):
+        raise InputError(f"{path}: expected weights by name, and all of them finite.")
     return state
 
 

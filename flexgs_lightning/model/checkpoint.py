@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from flexgs_lightning.model.profile import Profile, read_profile
 from flexgs_lightning.model.residuals import RatioResiduals
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.transform_field import TransformField
-from flexgs_lightning.records import parsed, plain_size
+from flexgs_lightning.records import parsed, plain_size, shown
 from flexgs_lightning.splats import Splats
 
 __all__ = ["CHECKPOINT_KEY", "CHECKPOINT_VERSION", "SCENE", "Model", "load", "read_checkpoint", "scene_state"]
@@ -201,9 +202,11 @@ def read_checkpoint(path: str | Path, mapped: bool = False, whole: bool = True) 
                 raise ValueError("an archive that unpacks to more than it is")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises five kinds, depending on where the damage is
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        told = isinstance(error, (RuntimeError, UnpicklingError, zipfile.BadZipFile))
+        reason = (str(error).strip().splitlines() or [""])[0] if told else "its bytes are damaged"
         raise InputError(
-            f"{path}: not a readable checkpoint, expected a complete file written by this package ({reason})."
+            f"{path}: not a readable checkpoint, expected a complete file written by this package "
+            f"({shown(reason, 200)})."
         ) from error
     require_sound(path, checkpoint, size, whole)
     result: dict[str, Any] = checkpoint
@@ -262,6 +265,11 @@ def require_fitting(path: str | Path, own: Mapping[str, Any], plain: Mapping[str
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: parameters of the scene are missing or do not fit ({reason}).") from error
     shapes = {name: (value.shape, value.dtype) for name, value in expected.state_dict().items()}
+    gaussians = expected.gaussians
+    for attribute in gaussians.attributes.values():
+        rows = (len(gaussians),) if attribute.per_gaussian else ()
+        shape = torch.Size(rows + attribute.shape_at(gaussians.sh_degree))
+        shapes[f"gaussians.params.{attribute.name}"] = shape, torch.float32
     for name in sorted(shapes.keys() | own.keys()):
         if name not in own or name not in shapes:
             fault = "missing" if name not in own else "unknown"

@@ -58,7 +58,25 @@ class ElasticOptions:
                 "belong to places in a ranking and this one moves all the time; "
                 f"found {list(self.residual_anchors)}."
             )
-        known = residual_columns()
+        anchors, known = self.residual_anchors, residual_columns()
+        if list(anchors) != sorted(set(anchors)) or not all(0 < anchor < 1 for anchor in anchors):
+            raise InputError(
+                f"model.elastic.residual_anchors: expected ascending ratios in (0, 1), found {list(anchors)}."
+            )
+        checks = {
+            "field_resolution": (self.field_resolution in (0, *range(2, 1025)), "0, or 2 to 1024"),
+            "field_share": (0 < self.field_share <= 1, "above 0, at most 1"),
+            "field_ratio_resolution": (2 <= self.field_ratio_resolution <= 1024, "2 to 1024"),
+            "field_multipliers": (
+                0 < len(self.field_multipliers) <= 8 and all(1 <= f <= 64 for f in self.field_multipliers),
+                "up to 8 factors of 1 to 64",
+            ),
+            "field_head_width": (0 <= self.field_head_width <= 4096, "0 to 4096"),
+            "lowest_ratio": (0 < self.lowest_ratio < 1, "a number in (0, 1)"),
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                raise InputError(f"model.elastic.{name}: expected {expected}, found {getattr(self, name)}.")
         if not set(self.field_heads) <= set(known):
             raise InputError(
                 f"model.elastic.field_heads: expected names of {', '.join(known)}, "

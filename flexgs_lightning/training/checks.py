@@ -7,6 +7,7 @@ from torch import Tensor
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.processes import gather
+from flexgs_lightning.training.optimization import MOST_STEPS
 
 FINITE_CHECK_INTERVAL = 100
 """Iterations from one search of all parameters for NaN and infinity to the next."""
@@ -89,6 +90,10 @@ def check_options(
     reconstruction_steps: int, steps: int, sh_degree: int, sh_interval: int, ssim_weight: float
 ) -> None:
     """Refuse impossible options before anything expensive starts."""
+    if reconstruction_steps > MOST_STEPS:
+        raise InputError(
+            f"model.reconstruction_steps: expected at most {MOST_STEPS:,}, found {reconstruction_steps}."
+        )
     if reconstruction_steps < 0 or steps < 1:
         raise InputError(
             f"model.reconstruction_steps: expected at least 1, or 0 with an elastic stage, "

@@ -1,6 +1,7 @@
 """Stage 2: training a scene to draw at any ratio (FlexGS, Liu et al. 2025, section 3)."""
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from flexgs_lightning.rendering.types import Drawn
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.elastic_losses import importance_loss, sparsity_loss
 from flexgs_lightning.training.moments import Moments, at_each, everyone_at
-from flexgs_lightning.training.optimization import falling, own_seed
+from flexgs_lightning.training.optimization import LARGEST_RATE, MOST_STEPS, falling, own_seed
 from flexgs_lightning.training.ranking import Importance
 
 Parts = dict[str, Tensor | float]
@@ -82,21 +83,22 @@ class ElasticTraining:
     def __post_init__(self) -> None:
         low, high = self.ratio_range
         checks = {
-            "steps": (self.steps >= 0, "0 or more", self.steps),
+            "steps": (0 <= self.steps <= MOST_STEPS, f"0 to {MOST_STEPS:,}", self.steps),
             "ratio_range": (0 < low < high <= 1, "0 < lowest < highest <= 1", self.ratio_range),
             "ratios": (
                 len(self.ratios) > 0 and all(0 < ratio <= 1 for ratio in self.ratios),
                 "ratios in (0, 1]",
                 self.ratios,
             ),
-            "ratio_bias": (self.ratio_bias > 0, "a positive number", self.ratio_bias),
-            "prefixes": (self.prefixes >= 1, "1 or more", self.prefixes),
+            "ratio_bias": (0 < self.ratio_bias < math.inf, "a positive number", self.ratio_bias),
+            "prefixes": (1 <= self.prefixes <= 64, "1 to 64", self.prefixes),
             "rate_decay": (0 < self.rate_decay <= 1, "above 0, at most 1", self.rate_decay),
             "full_every": (self.full_every >= 1, "1 or more", self.full_every),
             "full_weight": (0 <= self.full_weight < 1, "0 to below 1", self.full_weight),
         }
-        for name in ("plane_variation", "ratio_smoothness", "ratio_deviation"):
-            checks[name] = (getattr(self, name) >= 0, "0 or more", getattr(self, name))
+        weights = ("importance_weight", "sparsity_weight", "residual_rate", "grid_rate", "network_rate")
+        for name in (*weights, "plane_variation", "ratio_smoothness", "ratio_deviation"):
+            checks[name] = (0 <= getattr(self, name) < LARGEST_RATE, "0 or more", getattr(self, name))
         for name, (good, expected, found) in checks.items():
             if not good:
                 raise InputError(f"model.elastic_training.{name}: expected {expected}, found {found}.")

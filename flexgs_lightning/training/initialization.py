@@ -21,7 +21,7 @@ from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.processes import ALONE, Shards
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.clearance import TOO_CLOSE, ClearSpace
-from flexgs_lightning.training.densification.checks import check_enough_left
+from flexgs_lightning.training.densification.checks import MIN_GAUSSIANS, check_enough_left
 from flexgs_lightning.training.sharding import deal_out
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Initialization:
             run's seed; null for all.
 
     Raises:
-        InputError: ``max_gaussians`` is less than 1.
+        InputError: a number of Gaussians that nothing can be made of, or an opacity outside (0, 1).
     """
 
     opacity: float = 0.1
@@ -49,9 +49,18 @@ class Initialization:
     max_gaussians: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_gaussians is not None and self.max_gaussians < 1:
+        least = f"{MIN_GAUSSIANS} or more"
+        if self.max_gaussians is not None and self.max_gaussians < MIN_GAUSSIANS:
             raise InputError(
-                f"model.initialization.max_gaussians: expected null or 1 or more, found {self.max_gaussians}."
+                f"model.initialization.max_gaussians: expected null or {least}, found {self.max_gaussians}."
+            )
+        if self.random_gaussians < MIN_GAUSSIANS:
+            raise InputError(
+                f"model.initialization.random_gaussians: expected {least}, found {self.random_gaussians}."
+            )
+        if not 0 < self.opacity < 1:
+            raise InputError(
+                f"model.initialization.opacity: expected a number in (0, 1), found {self.opacity}."
             )
 
 
@@ -90,6 +99,11 @@ def _all_gaussians(
 ) -> Gaussians:
     if start is not None:
         return Gaussians.from_splats(start.with_sh_degree(max(sh_degree, start.sh_degree)))
+    if 0 < len(points) < MIN_GAUSSIANS:
+        raise InputError(
+            f"{capture.name}: found {len(points)} SfM points to start from, expected at least "
+            f"{MIN_GAUSSIANS}, or none for a random start."
+        )
     if len(points):
         return Gaussians.from_points(
             points.positions, points.colors, sh_degree=sh_degree, opacity=options.opacity

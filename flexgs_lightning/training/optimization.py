@@ -1,6 +1,5 @@
 """Optimizers and learning-rate schedules of the Gaussians."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -17,6 +16,10 @@ from flexgs_lightning.model.lifespan import WIDTH_RATE
 from flexgs_lightning.model.motion import CENTER, OMEGA, motion_attribute
 from flexgs_lightning.processes import Shards
 
+MOST_STEPS = 10**9
+"""Iterations of a stage."""
+LARGEST_RATE = 1e6
+"""Learning rates and weights of losses beyond this are mistakes."""
 MEANS, SH = ATTRIBUTES["means"], ATTRIBUTES["sh"]
 
 
@@ -63,8 +66,10 @@ class LearningRates:
             field.name: getattr(self, field.name) for field in fields(self) if field.name != "batch_rule"
         }
         for name, rate in rates.items():
-            if not (math.isfinite(rate) and rate >= 0):
-                raise InputError(f"model.learning_rates.{name}: expected 0 or more, found {rate}.")
+            if not 0 <= rate < LARGEST_RATE:
+                raise InputError(
+                    f"model.learning_rates.{name}: expected 0 or more, below {LARGEST_RATE:g}, found {rate}."
+                )
         for name in ("means", "sh0", "shN"):  # others are shares of these
             if rates[name] == 0:
                 raise InputError(f"model.learning_rates.{name}: expected a positive number, found 0.")

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY
+from flexgs_lightning.records import parsed
 from flexgs_lightning.training.callbacks import WITH_OPTIONS
+from flexgs_lightning.training.callbacks.clock import ClockState, TrainingClock
 from flexgs_lightning.training.module import FlexGSModule
 from flexgs_lightning.training.options import plain_arguments
 
@@ -153,6 +155,9 @@ def _require_resumable(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
                 f"{path}: there is no field {name}: a training cannot go on from it, but start anew "
                 "from its scene with --start_from."
             )
+    clock = checkpoint.get("callbacks", {}).get(TrainingClock.__qualname__)
+    if clock is not None:
+        parsed(f"{path}: callbacks.TrainingClock", clock, ClockState)
     loops = checkpoint["loops"].get("fit_loop")
     _require_like(f"{path}: loops.fit_loop", loops, trainer.fit_loop.state_dict())
     steps = loops["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from jsonargparse import lazy_instance
+from jsonargparse import Namespace, lazy_instance
 from lightning import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -17,7 +19,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import unwritable
-from flexgs_lightning.settings import element_of, with_config_files, with_lists
+from flexgs_lightning.records import shown
+from flexgs_lightning.settings import OneLineErrors, element_of, with_config_files, with_lists
 from flexgs_lightning.signals import NOTHING, Stopped, keeping
 from flexgs_lightning.training.callbacks import WITH_OPTIONS
 from flexgs_lightning.training.callbacks.checkpointing import FOLDER, LAST, newest_checkpoint
@@ -39,6 +42,10 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
 }
 """Where Lightning's own defaults are meant for other trainings."""
+
+
+class RunParser(OneLineErrors, LightningArgumentParser):
+    """Lightning's, with errors of one line."""
 
 
 class TrainingRun(LightningCLI):
@@ -70,6 +77,7 @@ class TrainingRun(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_kwargs=parser_kwargs or {},
+            parser_class=RunParser,
             trainer_defaults=TRAINER_DEFAULTS,
         )
 
@@ -112,6 +120,13 @@ class TrainingRun(LightningCLI):
         }
         typed = with_config_files(cast(Sequence[str], args))
         self.config = parser.parse_args(with_lists(typed, lists))
+        seed = self.config.get("seed_everything", self.options.get("seed_everything"))
+        if isinstance(seed, int) and not 0 <= seed < 1 << 32:
+            raise InputError(f"seed_everything: expected 0 to {(1 << 32) - 1}, found {seed}.")
+        for name, parameter in inspect.signature(FlexGSModule.__init__).parameters.items():
+            found = self.options.model.get(name)
+            if is_dataclass(parameter.annotation) and not isinstance(found, Namespace):
+                raise InputError(f"model.{name}: expected options by name, found {shown(found)}.")
         if self.options.get("ckpt_path") == "last":
             self.options.ckpt_path = str(newest_checkpoint(self.run_root()))
 

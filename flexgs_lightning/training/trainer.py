@@ -62,6 +62,10 @@ def _refuse_what_would_be_ignored(trainer: Trainer) -> None:
         "overfit_batches": (trainer.overfit_batches, (0, 0.0), "a smaller capture does what it would"),  # type: ignore[attr-defined]
         "max_epochs": (trainer.max_epochs, UNLIMITED_EPOCHS, "the whole training is one epoch"),
     }
+    for name in ("log_every_n_steps", "val_check_interval", "check_val_every_n_epoch"):
+        value = getattr(trainer, name, None)
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise InputError(f"trainer.{name}: expected 0 or more, found {value}.")
     for name, (found, possible, reason) in options.items():
         if found not in possible:
             raise InputError(f"trainer.{name}: expected {possible[0]}, found {found}: {reason}.")

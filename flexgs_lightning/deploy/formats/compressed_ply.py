@@ -19,6 +19,7 @@ from flexgs_lightning.deploy.formats.splat_file import SplatFile, arrays, assemb
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.ply_container import Header, read_element, read_header
+from flexgs_lightning.records import opened
 from flexgs_lightning.splats import SH_C0, Splats
 
 CHUNK = 256
@@ -77,14 +78,11 @@ def read_compressed_ply(path: Path) -> SplatFile:
         InputError: not such a file; elements or properties missing (named); counts that are not what the file
             holds; bounds that are NaN or infinite.
     """
-    try:
-        with path.open("rb") as file:
-            header = read_header(path, file)
-            names = [element.name for element in header.elements]
-            tables = {name: read_element(path, file, header, name) for name in names if name != "sh"}
-            rest = read_element(path, file, header, "sh") if "sh" in names else None
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
+    with opened(path) as file:
+        header = read_header(path, file)
+        names = [element.name for element in header.elements]
+        tables = {name: read_element(path, file, header, name) for name in names if name != "sh"}
+        rest = read_element(path, file, header, "sh") if "sh" in names else None
     colored = "chunk" in tables and set(_CHUNK_PROPERTIES[12:]) & set(tables["chunk"].dtype.names or ())
     chunk = _CHUNK_PROPERTIES if colored else _CHUNK_PROPERTIES[:12]
     for name, properties, kind in (("chunk", chunk, "f4"), ("vertex", _VERTEX_PROPERTIES, "u4")):

@@ -18,6 +18,7 @@ import numpy as np
 from flexgs_lightning.deploy.formats.bits import to_bytes
 from flexgs_lightning.deploy.formats.frames import half_turn
 from flexgs_lightning.deploy.formats.splat_file import Arrays, SplatFile, blocks, require_drawable
+from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.splats import SH_C0, Splats
 
@@ -107,6 +108,8 @@ def _head(splats: Splats, antialiased: bool) -> bytes:
     text = json.dumps(content, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     total = HEADER.size + 2 * CHUNK.size + len(text) + offset
+    if total >= 1 << 32:
+        raise InputError(f"GLB: {total:,} bytes are more than its 32 bits can count; choose another format.")
     head = HEADER.pack(MAGIC, 2, total) + CHUNK.pack(len(text), JSON_CHUNK) + text
     return head + CHUNK.pack(offset, BINARY_CHUNK)
 

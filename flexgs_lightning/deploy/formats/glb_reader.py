@@ -6,13 +6,13 @@ lies in the file itself: nothing is fetched from where a URI points to.
 
 from __future__ import annotations
 
-import json
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from msgspec import Struct
 
 from flexgs_lightning.deploy.formats.frames import half_turn, moved
 from flexgs_lightning.deploy.formats.glb import (
@@ -27,6 +27,7 @@ from flexgs_lightning.deploy.formats.glb import (
 )
 from flexgs_lightning.deploy.formats.splat_file import SplatFile, assemble, joined, require_plausible
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.records import Natural, parse_json, plain_size, shown
 from flexgs_lightning.splats import MAX_SH_DEGREE, SH_C0, Splats
 
 _COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5126: "<f4"}
@@ -35,7 +36,90 @@ _DEEPEST = 64
 """Nodes below each other; more are taken for a mistake."""
 _LEAST_BYTES = 44
 """That a Gaussian takes in memory at degree 0; several primitives may share an accessor, and so bytes."""
+_LARGEST_NUMBER = 1e15
+"""Of transforms: products of such are finite in float32."""
 _LARGEST_JSON = 1 << 26
+
+
+class Accessor(Struct):
+    """Numbers in a buffer view."""
+
+    count: Natural
+    componentType: int  # noqa: N815 (glTF's names)
+    type: str
+    bufferView: Natural | None = None  # noqa: N815
+    byteOffset: Natural = 0  # noqa: N815
+    normalized: bool = False
+    sparse: Any = None
+
+
+class BufferView(Struct):
+    """A part of a buffer."""
+
+    buffer: Natural
+    byteLength: Natural  # noqa: N815
+    byteOffset: Natural = 0  # noqa: N815
+    byteStride: Natural | None = None  # noqa: N815
+
+
+class Buffer(Struct):
+    """Bytes; without an address those of the file's binary chunk."""
+
+    byteLength: Natural  # noqa: N815
+    uri: str | None = None
+
+
+class Node(Struct):
+    """A place in the tree: a matrix, or translation, rotation and scale, of what is below."""
+
+    mesh: Natural | None = None
+    children: list[Natural] = []
+    matrix: list[float] | None = None
+    translation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    rotation: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 1.0)
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+class Primitive(Struct):
+    """What is drawn: accessors by attribute."""
+
+    attributes: dict[str, Natural]
+    extensions: dict[str, Any] = {}
+    extras: Any = None
+
+    @property
+    def gaussians(self) -> dict[str, Any] | None:
+        """What the extension says; None if these are no Gaussians."""
+        content = self.extensions.get(EXTENSION)
+        return content if isinstance(content, dict) else None
+
+
+class Mesh(Struct):
+    """Several of these."""
+
+    primitives: list[Primitive]
+
+
+class Scene(Struct):
+    """Roots of the tree."""
+
+    nodes: list[Natural] = []
+
+
+class Content(Struct):
+    """The JSON of a GLB file, as far as it is read."""
+
+    scene: Natural = 0
+    scenes: list[Scene] = []
+    nodes: list[Node] = []
+    meshes: list[Mesh] = []
+    accessors: list[Accessor] = []
+    bufferViews: list[BufferView] = []  # noqa: N815
+    buffers: list[Buffer] = []
+    extensionsRequired: list[str] = []  # noqa: N815
+
+
+Item = TypeVar("Item")
 
 
 def read_glb(path: Path) -> SplatFile:
@@ -46,6 +130,7 @@ def read_glb(path: Path) -> SplatFile:
             of a kind that there is not; nodes that contain themselves; transforms that shear; compressed
             forms; values that are NaN, infinite or out of range.
     """
+    plain_size(path)
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -61,13 +146,7 @@ class _Reader:
     def __init__(self, path: Path, data: bytes | mmap.mmap) -> None:
         self._path = path
         chunks = self._chunks(data)
-        try:
-            content = json.loads(bytes(chunks[JSON_CHUNK]))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: the JSON of the GLB file is not sound ({error}).") from error
-        if not isinstance(content, dict):
-            raise InputError(f"{path}: the JSON of the GLB file is no object.")
-        self._content = content
+        self._content = parse_json(f"{path}: its JSON", bytes(chunks[JSON_CHUNK]).rstrip(b"\0 "), Content)
         self._visited: set[int] = set()
         self._binary = np.frombuffer(chunks.get(BINARY_CHUNK, b""), np.uint8)
 
@@ -92,11 +171,10 @@ class _Reader:
         return chunks
 
     def read(self) -> SplatFile:
-        required = self._content.get("extensionsRequired", [])
-        unknown = [name for name in required if name != EXTENSION] if isinstance(required, list) else required
+        unknown = [name for name in self._content.extensionsRequired if name != EXTENSION]
         if unknown:
             raise InputError(
-                f"{self._path}: needs the glTF extension {unknown[0]!r}, which is not read here."
+                f"{self._path}: needs the glTF extension {shown(unknown[0])}, which is not read here."
             )
         parts, flags, total = [], [], 0
         for matrix, primitive in self._primitives():
@@ -107,7 +185,7 @@ class _Reader:
                 parts.append(splats if np.array_equal(matrix, np.eye(4)) else moved(splats, matrix))
             except (ValueError, np.linalg.LinAlgError) as error:
                 raise InputError(f"{self._path}: a node's transform: {error}.") from error
-            extras = primitive.get("extras")
+            extras = primitive.extras
             flags.append(isinstance(extras, dict) and extras.get(ANTIALIASED) is True)
         if not parts:
             raise InputError(f"{self._path}: no primitive with {EXTENSION} in its scene.")
@@ -115,51 +193,40 @@ class _Reader:
 
     # -- the scene's tree ------------------------------------------------------------------------------
 
-    def _item(self, kind: str, index: Any) -> dict[str, Any]:
+    def _item(self, kind: str, items: list[Item], index: int | None) -> Item:
         """An entry of a top-level list of objects."""
-        items = self._content.get(kind)
-        if isinstance(items, list) and isinstance(index, int) and 0 <= index < len(items):
-            item = items[index]
-            if isinstance(item, dict):
-                return item
-        raise InputError(f"{self._path}: there is no {kind}[{index!r}] in the GLB file.")
+        if index is None or index >= len(items):
+            raise InputError(f"{self._path}: there is no {kind}[{index}] in the GLB file.")
+        return items[index]
 
-    def _indices(self, value: Any, what: str) -> list[int]:
-        if not isinstance(value, list) or not all(type(index) is int for index in value):
-            raise InputError(f"{self._path}: {what}: expected a list of whole numbers.")
-        return value
-
-    def _primitives(self) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    def _primitives(self) -> Iterator[tuple[np.ndarray, Primitive]]:
         """Each primitive of Gaussians with the matrix [4, 4] that takes it into the world."""
-        scene = self._item("scenes", self._content.get("scene", 0))
-        for root in self._indices(scene.get("nodes", []), "nodes of the scene"):
+        for root in self._item("scenes", self._content.scenes, self._content.scene).nodes:
             yield from self._below(root, np.eye(4), 0)
 
-    def _below(
-        self, index: int, parent: np.ndarray, depth: int
-    ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    def _below(self, index: int, parent: np.ndarray, depth: int) -> Iterator[tuple[np.ndarray, Primitive]]:
         if index in self._visited or depth >= _DEEPEST:
             raise InputError(
                 f"{self._path}: node {index} lies below two nodes, itself, or more than {_DEEPEST} others."
             )
         self._visited.add(index)
-        node = self._item("nodes", index)
+        node = self._item("nodes", self._content.nodes, index)
         matrix = parent @ self._matrix(node)
-        if "mesh" in node:
-            primitives = self._item("meshes", node["mesh"]).get("primitives")
-            for primitive in primitives if isinstance(primitives, list) else []:
-                extensions = primitive.get("extensions") if isinstance(primitive, dict) else None
-                if isinstance(extensions, dict) and isinstance(extensions.get(EXTENSION), dict):
+        if not (np.abs(matrix) < _LARGEST_NUMBER).all():
+            raise InputError(f"{self._path}: node {index}: its transform is beyond {_LARGEST_NUMBER:g}.")
+        if node.mesh is not None:
+            for primitive in self._item("meshes", self._content.meshes, node.mesh).primitives:
+                if primitive.gaussians is not None:
                     yield matrix, primitive
-        for child in self._indices(node.get("children", []), f"children of node {index}"):
+        for child in node.children:
             yield from self._below(child, matrix, depth + 1)
 
-    def _matrix(self, node: dict[str, Any]) -> np.ndarray:
-        if "matrix" in node:
-            return self._numbers(node["matrix"], 16, "matrix of a node").reshape(4, 4).T
-        translation = self._numbers(node.get("translation", [0, 0, 0]), 3, "translation of a node")
-        rotation = self._numbers(node.get("rotation", [0, 0, 0, 1]), 4, "rotation of a node")
-        scale = self._numbers(node.get("scale", [1, 1, 1]), 3, "scale of a node")
+    def _matrix(self, node: Node) -> np.ndarray:
+        if node.matrix is not None:
+            return self._numbers(node.matrix, 16, "matrix of a node").reshape(4, 4).T
+        translation = self._numbers(node.translation, 3, "translation of a node")
+        rotation = self._numbers(node.rotation, 4, "rotation of a node")
+        scale = self._numbers(node.scale, 3, "scale of a node")
         if not np.linalg.norm(rotation) > 0:
             raise InputError(f"{self._path}: rotation of a node: a quaternion of length 0.")
         x, y, z, w = rotation / np.linalg.norm(rotation)
@@ -169,23 +236,17 @@ class _Reader:
         matrix[:3, 3] = translation
         return matrix
 
-    def _numbers(self, value: Any, count: int, what: str) -> np.ndarray:
-        sound = isinstance(value, list) and all(
-            type(number) in (int, float) and abs(number) < 1e30 for number in value
-        )
-        if not sound or len(value) != count:
-            raise InputError(f"{self._path}: {what}: expected {count} numbers, found {repr(value)[:60]}.")
+    def _numbers(self, value: Sequence[float], count: int, what: str) -> np.ndarray:
+        if len(value) != count or not all(abs(number) < _LARGEST_NUMBER for number in value):
+            raise InputError(f"{self._path}: {what}: expected {count} numbers, found {shown(value)}.")
         return np.array(value, np.float64)
 
     # -- values ----------------------------------------------------------------------------------------
 
-    def _splats(self, primitive: dict[str, Any]) -> Splats:
-        extensions = primitive["extensions"][EXTENSION].get("extensions")
-        if extensions:
+    def _splats(self, primitive: Primitive) -> Splats:
+        if (primitive.gaussians or {}).get("extensions"):
             raise InputError(f"{self._path}: Gaussians in a compressed form, which is not read here.")
-        attributes = primitive.get("attributes")
-        if not isinstance(attributes, dict):
-            raise InputError(f"{self._path}: a primitive without attributes.")
+        attributes = primitive.attributes
         means = self._attribute(attributes, "POSITION", 3)
         count = len(means)
         quats = self._attribute(attributes, f"{EXTENSION}:ROTATION", 4, count)
@@ -198,7 +259,7 @@ class _Reader:
             sh=self._harmonics(attributes, count),
         )
 
-    def _harmonics(self, attributes: dict[str, Any], count: int) -> np.ndarray:
+    def _harmonics(self, attributes: dict[str, int], count: int) -> np.ndarray:
         """[count, K, 3]; without coefficients, the points' colour."""
         if coefficient(0, 0) not in attributes:
             colors = self._attribute(attributes, "COLOR_0", None, count)
@@ -213,44 +274,43 @@ class _Reader:
         return np.stack(columns, axis=1)
 
     def _attribute(
-        self, attributes: dict[str, Any], name: str, components: int | None, count: int | None = None
+        self, attributes: dict[str, int], name: str, components: int | None, count: int | None = None
     ) -> np.ndarray:
         """[count, components] float32."""
         if name not in attributes:
             raise InputError(f"{self._path}: Gaussians without the attribute {name}.")
-        accessor = self._item("accessors", attributes[name])
-        found, kind = accessor.get("count"), _COMPONENTS.get(accessor.get("componentType", 0))
-        width = _TYPES.get(str(accessor.get("type")))
+        accessor = self._item("accessors", self._content.accessors, attributes[name])
+        found, kind = accessor.count, _COMPONENTS.get(accessor.componentType)
+        width = _TYPES.get(accessor.type)
         wanted = (3, 4) if components is None else (components,)
-        if kind is None or width is None or width not in wanted or "sparse" in accessor:
-            kinds = f"{accessor.get('type')!r} of {accessor.get('componentType')!r}"
+        if kind is None or width is None or width not in wanted or accessor.sparse is not None:
+            kinds = f"{shown(accessor.type)} of {accessor.componentType}"
             raise InputError(
                 f"{self._path}: {name}: accessor of type {kinds}; expected {' or '.join(map(str, wanted))} "
                 "floats or normalised integers, and not sparse."
             )
-        if type(found) is not int or found < 1 or (count is not None and found != count):
+        if found < 1 or (count is not None and found != count):
             expected = "at least one" if count is None else f"{count:,}"
-            raise InputError(f"{self._path}: {name}: {found!r} values; expected {expected}.")
+            raise InputError(f"{self._path}: {name}: {found} values; expected {expected}.")
         item = np.dtype(kind)
         values = self._view(name, accessor, found, width * item.itemsize)
         columns = values.view(item).reshape(found, width)
         if item.kind == "f":
             return columns.astype(np.float32)
-        if accessor.get("normalized") is not True:
+        if not accessor.normalized:
             raise InputError(f"{self._path}: {name}: integers that are not normalised.")
         return np.maximum(columns.astype(np.float32) / np.iinfo(item).max, -1.0)
 
-    def _view(self, name: str, accessor: dict[str, Any], count: int, item_bytes: int) -> np.ndarray:
+    def _view(self, name: str, accessor: Accessor, count: int, item_bytes: int) -> np.ndarray:
         """[count, item_bytes] uint8 of an accessor, checked against buffer view, buffer and file."""
-        view = self._item("bufferViews", accessor.get("bufferView"))
-        buffer = self._item("buffers", view.get("buffer"))
-        if view.get("buffer") != 0 or "uri" in buffer:
+        view = self._item("bufferViews", self._content.bufferViews, accessor.bufferView)
+        buffer = self._item("buffers", self._content.buffers, view.buffer)
+        if view.buffer != 0 or buffer.uri is not None:
             raise InputError(f"{self._path}: {name}: lies outside the GLB file; expected its binary chunk.")
-        facts = (view.get("byteOffset", 0), view.get("byteLength"), accessor.get("byteOffset", 0))
-        start, length, inner = (fact if type(fact) is int and fact >= 0 else -1 for fact in facts)
-        stride = view.get("byteStride", item_bytes)
-        if min(start, length, inner) < 0 or type(stride) is not int or not item_bytes <= stride <= 252:
-            raise InputError(f"{self._path}: {name}: offsets {facts} and stride {stride!r} make no sense.")
+        start, length, inner = view.byteOffset, view.byteLength, accessor.byteOffset
+        stride = item_bytes if view.byteStride is None else view.byteStride
+        if not item_bytes <= stride <= 252:
+            raise InputError(f"{self._path}: {name}: a stride of {stride} bytes for values of {item_bytes}.")
         needed = inner + (count - 1) * stride + item_bytes
         if needed > length or start + length > len(self._binary):
             raise InputError(

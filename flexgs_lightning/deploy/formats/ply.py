@@ -25,6 +25,7 @@ from flexgs_lightning.deploy.formats.splat_file import (
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.ply_container import Header, read_element, read_header
+from flexgs_lightning.records import opened
 from flexgs_lightning.splats import MAX_SH_DEGREE, Splats
 
 _F_REST_COUNTS = {3 * ((degree + 1) ** 2 - 1): degree for degree in range(MAX_SH_DEGREE + 1)}
@@ -69,11 +70,8 @@ def read_ply(path: str | Path) -> Splats:
             rotations that cannot be normalised.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            records = read_element(path, file, read_header(path, file), "vertex")
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
+    with opened(path) as file:
+        records = read_element(path, file, read_header(path, file), "vertex")
     means, quats, log_scales, logits, sh = _decode(path, records, _sh_degree(path, records))
     refuse(path, "scale_*", "beyond exp(88.7)", (log_scales > LARGEST_LOG_SCALE).sum(), log_scales)
     refuse_unrotated(path, "rot_*", quats)
@@ -88,11 +86,8 @@ def read_ply_header(path: Path) -> Header:
     Raises:
         InputError: it cannot be read, or is no PLY header.
     """
-    try:
-        with path.open("rb") as file:
-            return read_header(path, file)
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
+    with opened(path) as file:
+        return read_header(path, file)
 
 
 def ply_bytes(count: int, sh_degree: int = MAX_SH_DEGREE, antialiased: bool = False) -> int:

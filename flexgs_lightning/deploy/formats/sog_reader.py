@@ -6,7 +6,6 @@ Version 1 states minima and maxima where version 2 has codebooks, and keeps opac
 from __future__ import annotations
 
 import io
-import json
 import math
 import struct
 import zipfile
@@ -26,8 +25,9 @@ from flexgs_lightning.deploy.formats.sog import (
     PALETTE_COLUMNS,
     SQRT2,
 )
-from flexgs_lightning.deploy.formats.splat_file import SplatFile, assemble, read_bytes, require_plausible
+from flexgs_lightning.deploy.formats.splat_file import SplatFile, assemble, require_plausible
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.records import parse_json, plain_size, read_bytes, shown
 
 _LARGEST_META = 1 << 24
 _FIRST_TAG = 252
@@ -46,6 +46,7 @@ def read_sog(path: Path) -> SplatFile:
     """
     if path.name.lower().endswith(META):
         return _decode(path, lambda name: _member_of_folder(path, name), _folder_bytes(path))
+    plain_size(path)
     try:
         with zipfile.ZipFile(path) as archive:
             packed = path.stat().st_size
@@ -74,7 +75,7 @@ def _member_of_archive(path: Path, archive: zipfile.ZipFile, name: str) -> bytes
 def _member_of_folder(path: Path, name: str) -> bytes:
     """A file beside ``meta.json``, and none elsewhere whatever the name says."""
     if not name or "\0" in name or Path(name).name != name:
-        raise InputError(f"{path}: names '{name}'; expected a file of the same folder.")
+        raise InputError(f"{path}: names {shown(name)}; expected a file of the same folder.")
     return read_bytes(path if name == META else path.with_name(name))
 
 
@@ -129,18 +130,13 @@ class _Meta:
         return self._content.get(key)
 
     def fault(self, key: str, expected: str, found: Any) -> InputError:
-        return InputError(
-            f"{self._path}: {self._where}: {key}: expected {expected}, found {repr(found)[:60]}."
-        )
+        return InputError(f"{self._path}: {self._where}: {key}: expected {expected}, found {shown(found)}.")
 
 
 def _read_meta(path: Path, content: bytes) -> _Meta:
-    try:
-        if len(content) > _LARGEST_META:
-            raise ValueError(f"{len(content):,} bytes")
-        return _Meta(path, json.loads(content))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {META} is no sound JSON ({error}).") from error
+    if len(content) > _LARGEST_META:
+        raise InputError(f"{path}: {META}: found {len(content):,} bytes, expected at most {_LARGEST_META:,}.")
+    return _Meta(path, parse_json(f"{path}: {META}", content, dict[str, Any]))
 
 
 # -- images to values ----------------------------------------------------------------------------------
@@ -150,7 +146,9 @@ def _decode(path: Path, member: Callable[[str], bytes], packed: int) -> SplatFil
     meta = _read_meta(path, member(META))
     legacy = "version" not in meta
     if not legacy and meta.get("version") != 2:
-        raise InputError(f"{path}: SOG version {meta.get('version')!r}; expected 2, or none for version 1.")
+        raise InputError(
+            f"{path}: SOG version {shown(meta.get('version'))}; expected 2, or none for version 1."
+        )
     if legacy:
         shape = meta.part("means").get("shape")
         count = shape[0] if isinstance(shape, list) and shape else None

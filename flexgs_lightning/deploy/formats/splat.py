@@ -16,11 +16,11 @@ from flexgs_lightning.deploy.formats.splat_file import (
     SplatFile,
     assemble,
     blocks,
-    read_bytes,
     require_drawable,
 )
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.records import read_bytes
 from flexgs_lightning.splats import SH_C0
 
 _RECORD = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("quats", "u1", 4)])

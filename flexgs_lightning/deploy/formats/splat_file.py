@@ -143,18 +143,6 @@ def require_plausible(path: Path, unpacked: int, packed: int) -> None:
         )
 
 
-def read_bytes(path: Path) -> bytes:
-    """The whole file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
-
-
 @dataclass(frozen=True)
 class Arrays:
     """A block of Gaussians as NumPy arrays to encode; quaternions of length 1, shapes as in ``Splats``."""

@@ -26,12 +26,12 @@ from flexgs_lightning.deploy.formats.splat_file import (
     SplatFile,
     assemble,
     blocks,
-    read_bytes,
     require_drawable,
     require_plausible,
 )
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.records import read_bytes
 from flexgs_lightning.splats import MAX_SH_DEGREE, Splats
 
 _MAGIC = 0x5053474E

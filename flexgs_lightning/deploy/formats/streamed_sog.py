@@ -14,19 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import Struct
 
 from flexgs_lightning.deploy.formats.bits import morton_order
-from flexgs_lightning.deploy.formats.sog import write_sog_folder
+from flexgs_lightning.deploy.formats.sog import META, write_sog_folder
 from flexgs_lightning.deploy.formats.sog_reader import read_sog
 from flexgs_lightning.deploy.formats.splat_file import (
     SplatFile,
     joined,
-    read_bytes,
     require_drawable,
     require_plausible,
 )
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.records import Natural, Positive, read_json, shown
 from flexgs_lightning.splats import Splats
 
 LOD_META = "lod-meta.json"
@@ -103,51 +104,67 @@ def write_streamed_sog(levels: Sequence[SplatFile], output: Path) -> None:
         (temporary / LOD_META).write_text(json.dumps(meta))
 
 
+class Rows(Struct):
+    """Which rows of which file a leaf has at a level."""
+
+    file: Natural
+    offset: Natural
+    count: Positive
+
+
+class Node(Struct):
+    """A node of the tree: children, or rows by level, the finest being 0."""
+
+    children: list[Node] = []
+    lods: dict[Natural, Rows] | None = None
+
+
+class LodMeta(Struct):
+    """``lod-meta.json``, as far as it is read."""
+
+    filenames: list[str]
+    tree: Node
+
+
 def read_streamed_sog(path: Path) -> SplatFile:
     """Read the finest level of the folder that a ``lod-meta.json`` lies in.
 
     Raises:
         InputError: not such a file; leaves that name files or rows that there are not; see ``read_sog``.
     """
-    try:
-        meta = json.loads(read_bytes(path))
-        names, leaves = meta["filenames"], _leaves(meta["tree"])
-        finest = [leaf[min(leaf, key=int)] for leaf in leaves]
-        wanted: dict[int, list[slice]] = {}
-        for where in finest:
-            file, offset, count = (int(where[key]) for key in ("file", "offset", "count"))
-            if not 0 <= file < len(names) or offset < 0 or count < 1:
-                raise InputError(f"{path}: a leaf names row {offset} of file {file}; there are {len(names)}.")
-            wanted.setdefault(file, []).append(slice(offset, offset + count))
-        parts, antialiased = [], False
-        for file, slices in wanted.items():
-            name = Path(str(names[file]))
-            if name.is_absolute() or ".." in name.parts:
-                raise InputError(f"{path}: names '{name}'; expected a file below the same folder.")
-            part = read_sog(path.parent / name)
-            antialiased |= part.antialiased
-            if any(each.stop > len(part.splats) for each in slices):
-                raise InputError(f"{path}: leaves name rows beyond the {len(part.splats):,} of '{name}'.")
-            require_plausible(path, sum(each.stop - each.start for each in slices), len(part.splats))
-            rows = np.concatenate([np.arange(each.start, each.stop) for each in slices])
-            parts.append(part.splats[torch.from_numpy(rows)])
-    except InputError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise InputError(f"{path}: no sound {LOD_META} ({type(error).__name__}: {error}).") from error
+    meta = read_json(path, LodMeta)
+    names = meta.filenames
+    wanted: dict[int, list[slice]] = {}
+    for leaf in _leaves(meta.tree):
+        where = leaf[min(leaf)]
+        if where.file >= len(names):
+            raise InputError(f"{path}: a leaf names rows of file {where.file}; there are {len(names)}.")
+        wanted.setdefault(where.file, []).append(slice(where.offset, where.offset + where.count))
+    parts, antialiased = [], False
+    for file, slices in wanted.items():
+        name = Path(names[file])
+        if name.is_absolute() or ".." in name.parts or not name.name.lower().endswith((META, ".sog")):
+            raise InputError(f"{path}: names {shown(names[file])}; expected SOG below the same folder.")
+        part = read_sog(path.parent / name)
+        antialiased |= part.antialiased
+        if any(each.stop > len(part.splats) for each in slices):
+            raise InputError(f"{path}: leaves name rows beyond the {len(part.splats):,} of '{name}'.")
+        require_plausible(path, sum(each.stop - each.start for each in slices), len(part.splats))
+        rows = np.concatenate([np.arange(each.start, each.stop) for each in slices])
+        parts.append(part.splats[torch.from_numpy(rows)])
     if not parts:
         raise InputError(f"{path}: no leaf of the tree holds Gaussians.")
     return SplatFile(joined(parts), antialiased)
 
 
-def _leaves(root: dict[str, Any]) -> list[dict[str, Any]]:
+def _leaves(root: Node) -> list[dict[Natural, Rows]]:
     """``lods`` of each leaf that has some."""
     leaves, nodes = [], [root]
     while nodes:
         node = nodes.pop()
-        nodes += node.get("children", [])
-        if node.get("lods"):
-            leaves.append(node["lods"])
+        nodes += node.children
+        if node.lods:
+            leaves.append(node.lods)
     return leaves
 
 

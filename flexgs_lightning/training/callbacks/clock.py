@@ -1,9 +1,18 @@
 """TrainingClock: what a training cost in seconds, over interruptions."""
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from lightning import Callback, LightningModule, Trainer
+from msgspec import Meta, Struct
+
+from flexgs_lightning.records import parsed
+
+
+class ClockState(Struct):
+    """What the clock leaves in a checkpoint."""
+
+    seconds: Annotated[float, Meta(ge=0, le=1e12)]
 
 
 class TrainingClock(Callback):
@@ -42,7 +51,7 @@ class TrainingClock(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from an interrupted training's seconds."""
-        self._before = state_dict["seconds"]
+        self._before = parsed("callbacks.TrainingClock", state_dict, ClockState).seconds
 
     def _running(self) -> float:
         return 0.0 if self._since is None else time.perf_counter() - self._since
@@ -54,4 +63,4 @@ class TrainingClock(Callback):
 def seconds_of(checkpoint: dict[str, Any]) -> float | None:
     """What the training that wrote this checkpoint had cost by then; None if it had no clock."""
     state = checkpoint.get("callbacks", {}).get(TrainingClock.__qualname__)
-    return None if state is None else float(state["seconds"])
+    return None if state is None else parsed("callbacks.TrainingClock", state, ClockState).seconds

@@ -1,5 +1,6 @@
 """What changes in the course of the elastic stage: the ranking and the temperature."""
 
+import math
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -24,6 +25,10 @@ class ImportanceRefresh(Callback):
     def __init__(self, every_n_steps: int = 1_000, stop_after: float = 1.0) -> None:
         if every_n_steps < 1:
             raise InputError(f"importance_refresh.every_n_steps: expected at least 1, found {every_n_steps}.")
+        if not 0 <= stop_after <= 1:
+            raise InputError(
+                f"importance_refresh.stop_after: expected a share from 0 to 1, found {stop_after}."
+            )
         self.every_n_steps = every_n_steps
         self.stop_after = stop_after
 
@@ -57,8 +62,9 @@ class TemperatureDecay(Callback):
     """
 
     def __init__(self, start: float = 1.0, end: float = 1.0) -> None:
-        if min(start, end) <= 0:
-            raise InputError(f"temperature: expected positive start and end, found {start} and {end}.")
+        for name, value in (("start", start), ("end", end)):
+            if not 0 < value < math.inf:
+                raise InputError(f"temperature.{name}: expected a positive number, found {value}.")
         self.start, self.end = start, end
 
     def on_train_batch_start(

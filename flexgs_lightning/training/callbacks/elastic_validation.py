@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from flexgs_lightning.data.capture import ViewBatch
+from flexgs_lightning.errors import InputError
 from flexgs_lightning.images import side_by_side
 from flexgs_lightning.metrics.protocol import ImageMetrics, worst_view
 from flexgs_lightning.model.budget import count_at
@@ -36,8 +37,12 @@ class ElasticValidation(Callback):
     """
 
     def __init__(self, ratios: tuple[float, ...] = PAPER_AND_UNSEEN, views: int = 2) -> None:
-        for ratio in ratios:
-            count_at(ratio, 10**9)  # refuses ratios outside (0, 1]
+        if not all(0 < ratio <= 1 for ratio in ratios) or len(set(ratios)) < len(ratios):
+            raise InputError(
+                f"elastic_validation.ratios: expected different numbers in (0, 1], found {list(ratios)}."
+            )
+        if views < 0:
+            raise InputError(f"elastic_validation.views: expected 0 or more, found {views}.")
         self.ratios = ratios
         self.views = views
         self.results: dict[float, dict[str, Any]] = {}

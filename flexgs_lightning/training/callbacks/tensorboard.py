@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.settings import read_config
 from flexgs_lightning.training.callbacks.test_report import measuring_protocol
 from flexgs_lightning.training.module import FlexGSModule
+
+log = logging.getLogger(__name__)
 
 CHARTS = {
     "Quality at each ratio": {
@@ -84,7 +88,11 @@ def hyper_parameters(run: Path) -> dict[str, bool | int | float | str]:
     configs = sorted(run.glob("config*.yaml"), key=lambda path: path.stat().st_mtime)
     if not configs:
         return {}
-    settings = yaml.safe_load(configs[-1].read_text())
+    try:
+        settings = read_config(configs[-1])
+    except InputError as error:  # somebody has changed it; the run has its settings all the same
+        log.warning("%s", error)
+        return {}
     chosen = {name: settings[name] for name in SETTINGS if name in settings}
     return {name: value for name, value in _flat(chosen).items() if name not in PLACES}
 

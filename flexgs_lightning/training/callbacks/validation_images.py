@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from flexgs_lightning.data.capture import ViewBatch
+from flexgs_lightning.errors import InputError
 from flexgs_lightning.images import side_by_side
 from flexgs_lightning.processes import gather
 from flexgs_lightning.training.module import FlexGSModule
@@ -21,6 +22,8 @@ class ValidationImages(Callback):
     """
 
     def __init__(self, views: int = 4) -> None:
+        if views < 0:
+            raise InputError(f"validation_images.views: expected 0 or more, found {views}.")
         self.views = views
         self._panels: dict[str, UInt8[np.ndarray, "H W 3"]] = {}
 

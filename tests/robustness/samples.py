@@ -1,0 +1,153 @@
+"""Sound input of every kind, made once: what the broken is made from."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import torch
+from colmap_folder import Folder, write_capture
+from elastic_arrays import encoded, random_arrays
+from splat_files import SINGLE_FILES, scene
+
+from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.cli import main
+from flexgs_lightning.data.colmap import read_colmap
+from flexgs_lightning.deploy.formats.registry import FORMATS, write_splats
+from flexgs_lightning.deploy.formats.splat_file import SplatFile
+from flexgs_lightning.deploy.path_file import write_path
+
+FIRST, SECOND = 4, 3
+"""Iterations of the training that the checkpoints are of."""
+TRAINING = (
+    f"--model.reconstruction_steps={FIRST}",
+    f"--model.elastic_training.steps={SECOND}",
+    "--model.lpips=none",
+    "--test_after_fit=false",
+    "--trainer.accelerator=cpu",
+    "--trainer.limit_val_batches=0",
+    "--data.num_workers=0",
+)
+"""Options of the training, without its folders."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Folders and files; only read, and copied before anything is broken.
+
+    Attributes:
+        capture: COLMAP folder with masks and a distorting camera, in text.
+        binary: the same in binary.
+        run: run folder of a training of both stages, with a checkpoint of each.
+        splats: a file of each format by name, streamed SOG and an unpacked SOG folder too.
+        elastic: an elastic file.
+        path: a camera path.
+        exported: what ``flexgs export`` makes of the last checkpoint.
+    """
+
+    root: Path
+
+    @property
+    def capture(self) -> Path:
+        return self.root / "capture"
+
+    @property
+    def binary(self) -> Path:
+        return self.root / "binary"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "runs" / "capture" / "version_0"
+
+    @property
+    def checkpoints(self) -> dict[str, Path]:
+        folder = self.run / "checkpoints"
+        return {"first": folder / f"step_{FIRST}.ckpt", "last": folder / "last.ckpt"}
+
+    @property
+    def splats(self) -> dict[str, Path]:
+        files = {name: self.root / "splats" / name / f"scene{FORMATS[name].suffix}" for name in SINGLE_FILES}
+        return files | {
+            "sog-folder": self.root / "splats" / "unpacked" / "meta.json",
+            "streamed-sog": self.root / "splats" / "streamed" / "lod-meta.json",
+            "ascii": self.root / "splats" / "ascii" / "scene.ply",
+        }
+
+    @property
+    def elastic(self) -> Path:
+        return self.root / "scene.egs"
+
+    @property
+    def path(self) -> Path:
+        return self.root / "path.json"
+
+    @property
+    def exported(self) -> Path:
+        return self.root / "exported.ply"
+
+    @property
+    def decompressed(self) -> Path:
+        return self.root / "decompressed.ply"
+
+
+def make(root: Path) -> Samples:
+    """Make all of them; a few seconds."""
+    samples = Samples(root)
+    names = ["a/photo_0.png", "a/photo_1.png", "b.png", "c.png"]
+    for each, camera in ((samples.capture, "SIMPLE_RADIAL"), (samples.binary, "PINHOLE")):
+        folder = write_capture(each, camera, size=(48, 36), names=names, binary=each == samples.binary)
+        _write_points(folder)
+        (each / "masks").mkdir()
+        shutil.copy(each / "images" / "b.png", each / "masks" / "b.png")
+    fit = [f"--data.root={samples.binary}", "--name=capture", f"--runs={root / 'runs'}", *TRAINING]
+    keep = ["--checkpoint.keep=true", f"--checkpoint.every_n_steps={FIRST}"]
+    assert main(["fit", *fit, *keep]) == 0
+    for name, path in samples.splats.items():
+        path.parent.mkdir(parents=True)
+        if name == "ascii":
+            _write_ascii(path)
+        elif name in FORMATS and name != "streamed-sog":
+            write_splats(SplatFile(scene(60, 1)), path, name)
+    for name in ("sog-folder", "streamed-sog"):
+        path = samples.splats[name]
+        path.parent.rmdir()
+        write_splats(SplatFile(scene(60, 1)), path)
+    encoded(random_arrays(400)).write(samples.elastic)
+    camera = read_colmap(samples.binary).views[0].camera
+    write_path(Cameras.stack([camera, camera]), samples.path)
+    assert (
+        main(["export", "--ckpt", str(samples.checkpoints["last"]), "--output", str(samples.exported)]) == 0
+    )
+    assert main(["decompress", str(samples.elastic), "--output", str(samples.decompressed)]) == 0
+    return samples
+
+
+def _write_points(folder: Folder) -> None:
+    """Enough points to train from."""
+    rng = np.random.default_rng(0)
+    for xyz in rng.uniform([-1, -1, 3], [1, 1, 5], (40, 3)):
+        folder.model.add_point3D(xyz, pycolmap.Track(), np.array([100, 120, 140], np.uint8))
+    binary = (folder.sparse / "cameras.bin").exists()
+    (folder.model.write_binary if binary else folder.model.write_text)(str(folder.sparse))
+
+
+def _write_ascii(path: Path) -> None:
+    """A PLY of text, which this package reads but does not write."""
+    splats = scene(20, 0)
+    names = ["x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", *(f"scale_{i}" for i in range(3))]
+    names += [f"rot_{i}" for i in range(4)]
+    table = torch.cat(
+        [splats.means, splats.sh[:, 0], splats.opacities[:, None].logit(), splats.scales.log(), splats.quats],
+        dim=1,
+    )
+    lines = [
+        "ply",
+        "format ascii 1.0",
+        f"element vertex {len(splats)}",
+        *(f"property float {n}" for n in names),
+    ]
+    lines += ["end_header", *(" ".join(f"{value:.6g}" for value in row) for row in table.tolist()), ""]
+    path.write_text("\n".join(lines))

@@ -1,0 +1,33 @@
+"""Every broken file is refused in one line that names it, or gives what the sound one gives.
+
+A message of a failure names seed, kind and number; the same three make the same file again.
+"""
+
+from pathlib import Path
+
+import pytest
+from broken_files import KINDS, run_case
+from length import SEED, cases
+from samples import Samples, make
+
+SHARES = sum(share for _, share in KINDS.values())
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    return make(tmp_path_factory.mktemp("samples"))
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", KINDS)
+def test_broken_files(name: str, samples: Samples, tmp_path: Path) -> None:
+    share = KINDS[name][1]
+    numbers = cases(few=-(-200 * share // SHARES), many=-(-2000 * share // SHARES))
+    faults, sound = [], 0
+    for number in numbers:
+        outcome = run_case(name, samples, tmp_path / str(number), SEED, number)
+        sound += outcome.status == 0
+        if outcome.fault is not None:
+            faults.append(f"seed {SEED}, {name} {number}: {outcome.fault}: {outcome.message}")
+    assert not faults, "\n".join(faults)
+    assert sound < len(numbers), "nothing was refused: these files are not broken"
