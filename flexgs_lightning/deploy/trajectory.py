@@ -159,5 +159,7 @@ def _unit(vector: Float[Tensor, " 3"], fault: str) -> Float[Tensor, " 3"]:
 
 
 def _require_frames(frames: int) -> None:
-    if not 1 <= frames <= MOST_FRAMES:
-        raise InputError(f"frames: expected at least 1, at most {MOST_FRAMES:,}, found {frames}.")
+    if frames < 1:
+        raise InputError(f"frames: expected at least 1, found {frames}.")
+    if frames > MOST_FRAMES:
+        raise InputError(f"frames: expected at most {MOST_FRAMES:,}, found {frames}.")
