@@ -5,7 +5,6 @@ import inspect
 import io
 import logging
 import os
-import signal
 import sys
 import threading
 import warnings
@@ -78,6 +77,10 @@ POSITIONAL = ("benchmark", "convert", "data download", "data process", "decompre
 """Commands whose required arguments are given by place."""
 
 
+PIPE_CLOSED = 141
+"""Exit status when standard output is closed: that of SIGPIPE, as shells have it."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
@@ -85,28 +88,40 @@ def main(argv: list[str] | None = None) -> int:
     standard error and status 1; SIGINT and SIGTERM with one line and status 130 or 143.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(HELP)
-        return 0 if arguments else 2
     try:
         with heeded():
-            return _run(arguments)
+            status = _run(arguments)
+            sys.stdout.flush()
+            return status
     except Stopped as stopped:
         if not stopped.told:
-            sys.stderr.write(f"flexgs: {stopped}\n")
+            _say(str(stopped))
         return 128 + stopped.number
     except InputError as error:
-        sys.stderr.write(f"flexgs: error: {error}\n")
+        _say(f"error: {error}")
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return PIPE_CLOSED
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
-        sys.stderr.write(f"flexgs: error: {where}{error.strerror or error}.\n")
+        _say(f"error: {where}{error.strerror or error}.")
     return 1
 
 
+def _say(message: str) -> None:
+    """One line on standard error, below the progress bars that have come to nothing."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()
+    sys.stderr.write(f"flexgs: {message}\n")
+
+
 def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(HELP)
+        return 0 if arguments else 2
     command = _command(arguments)
     if command is None:
         sys.stderr.write(f"flexgs: error: unknown command '{arguments[0]}'.\n\n{HELP}")

@@ -101,6 +101,17 @@ def test_the_list_of_commands_comes_without_the_libraries_behind_them() -> None:
     assert not loaded & {"torch", "numpy", "lightning", "jsonargparse"}
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As in ``flexgs --help | head -1``."""
+    command = [sys.executable, "-m", "flexgs_lightning.cli", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 @pytest.mark.parametrize("command", ["fit", "test", *COMMANDS])
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_status:

@@ -46,6 +46,7 @@ class Launcher:
         folder: Path,
         signal_: int | None = None,
         when: float | Callable[[str], bool] = 0.0,
+        group: bool = False,
         limits: Sequence[tuple[int, int]] = (),
     ) -> Ending:
         """Run ``flexgs arguments`` in ``folder``.
@@ -55,6 +56,7 @@ class Launcher:
             folder: working directory.
             signal_: to send, if any.
             when: seconds after the start, or what the command must have said before.
+            group: whether its own children get the signal, too, as a terminal's Ctrl-C reaches all.
             limits: resource limits of the process: number and value.
         """
         log = folder.parent / f"{folder.name}.log"
@@ -76,7 +78,9 @@ class Launcher:
                     time.sleep(0.01)
             else:
                 time.sleep(max(when, 0.005))  # until its first lines are behind it
-            os.kill(process, signal_)  # no other has this number yet: the server waits for it later
+            (os.killpg if group else os.kill)(
+                process, signal_
+            )  # no other has this number yet: the server waits for it later
         assert self._server.stdin is not None
         self._server.stdin.write("wait\n")
         self._server.stdin.flush()

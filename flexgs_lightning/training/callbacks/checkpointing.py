@@ -74,7 +74,7 @@ def _write(checkpoint: dict[str, Any], path: Any) -> None:
         try:
             torch.save(checkpoint, temporary)
         except RuntimeError as error:  # torch's zip writer reports a full disk so
-            raise OSError(str(error)) from error
+            raise OSError(f"is the disk full? {error}") from error
 
 
 class Checkpointing(Checkpoint):
