@@ -37,11 +37,12 @@ const watch = setInterval(() => {
   const draw = player.draw.bind(player);
   player.draw = () => {
     draw();
-    if (player.drawn.visible) log.push([performance.now(), player.drawn.count, 1e6 * player.scale.megabytes(player.drawn.count)]);
+    const { count, visible } = player.drawn;
+    if (visible) log.push([performance.now(), count, 1e6 * player.scale.megabytes(count)]);
   };
 }, 1);
 """
-"""Notes of each frame: milliseconds since the page was asked for, Gaussians, bytes of the file that they need."""
+"""Notes of each frame: milliseconds since the page was asked for, Gaussians, bytes that they need."""
 
 
 def main() -> None:
@@ -54,9 +55,7 @@ def main() -> None:
     files = [path for path in PLAYER.rglob("*") if path.suffix in (".js", ".css", ".html")]
     print(f"player: {sum(len(gzip.compress(path.read_bytes())) for path in files):,} bytes gzipped")
     rate = json.loads(subprocess.check_output(["node", HERE / "player_rate.mjs", options.site / "scene.egs"]))
-    print(
-        f"decoding and packing: {rate['first']:,} Gaussians a second of processor at first, {rate['warm']:,} warm"
-    )
+    print(f"decoded and packed: {rate['first']:,} Gaussians a second of processor, {rate['warm']:,} warm")
     first_picture(options.site, 1e6 * options.rate)
     against_rasterizer(options.site, options.views, options.ratios)
 
