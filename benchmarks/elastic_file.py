@@ -3,7 +3,9 @@
     python benchmarks/elastic_file.py --ckpt runs/fox/version_0/checkpoints/last.ckpt --losses 0.35 0.08
     python benchmarks/elastic_file.py --gaussians 1000000
 
-The second form times a scene of random numbers, at about as many bytes a Gaussian as real ones take.
+A scene that was trained for bytes is coded with its own steps (times --factors) instead of searching for a
+loss; --reference compares with the model that it was before. The second form times a scene of random numbers,
+at about as many bytes a Gaussian as real ones take.
 Each loss is what the full model may lose on training views that judge the rate; test views are only reported.
 Prints Markdown tables: quality of the file cut at each ratio against the uncoded model at that ratio, on test
 views; bytes a Gaussian by attribute; seconds. Times are CPU seconds of this process, so that other work on
@@ -28,6 +30,7 @@ from flexgs_lightning.codec.decoder import open_file, read_elastic
 from flexgs_lightning.codec.encoder import Encoding, Plan, encode, make_plan
 from flexgs_lightning.codec.rate_search import plan_for, search_refined
 from flexgs_lightning.codec.sensitivity import Sensitivity
+from flexgs_lightning.codec.trained_rule import trained_plan, trained_quantization
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_views
 from flexgs_lightning.deploy.opening import open_capture
 from flexgs_lightning.model.budget import count_at
@@ -42,8 +45,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ckpt", type=Path)
+    parser.add_argument("--reference", type=Path, help="uncoded model to compare with, by default --ckpt")
     parser.add_argument("--gaussians", type=int)
     parser.add_argument("--losses", type=float, nargs="+", default=[0.35, 0.08])
+    parser.add_argument("--factors", type=float, nargs="+", default=[1.0], help="on trained steps")
     parser.add_argument("--prefix-loss", type=float, help="likewise at smaller levels")
     parser.add_argument("--refine-steps", type=int, default=160)
     parser.add_argument("--threads", type=int, default=1)
@@ -57,11 +62,19 @@ def main() -> None:
     arrays, capture = arrays_of(model), open_capture(model.data)
     measuring, judging = (read_views(v, arrays.background) for v in split_views(capture.train_views))
     test = read_views(capture.test_views, arrays.background)
-    uncoded = {ratio: mean_psnr(arrays, ratio, test, CPU) for ratio in RATIOS}
+    compared = arrays if options.reference is None else arrays_of(load(options.reference))
+    uncoded = {ratio: mean_psnr(compared, ratio, test, CPU) for ratio in RATIOS}
     print(
         f"{capture.name}: {len(arrays):,} Gaussians, {len(test)} test views; uncoded {_row(uncoded)}\n",
         flush=True,
     )
+    trained = trained_quantization(model.scene)
+    if trained is not None:
+        plan = trained_plan(arrays, trained)
+        for factor in options.factors:
+            rule = plan.rule.scaled((factor,) * len(arrays.levels))
+            report(f"steps as trained times {factor:g}", encode(plan, rule), plan, uncoded, test)
+        return
     start = time.process_time()
     plan = plan_for(arrays, measuring, CPU)
     print(f"Sensitivities and rule: {time.process_time() - start:.1f} s\n", flush=True)
@@ -69,7 +82,7 @@ def main() -> None:
         found = search_refined(
             plan, measuring, judging, CPU, loss, options.prefix_loss, options.refine_steps, _tell
         )
-        report(loss, found.encoding, plan, uncoded, test)
+        report(f"{loss:g} dB on judging views", found.encoding, plan, uncoded, test)
 
 
 def speed(count: int) -> None:
@@ -108,7 +121,7 @@ def _tell(line: str) -> None:
 
 
 def report(
-    loss: float, encoding: Encoding, plan: Plan, uncoded: dict[float, float], test: list[Judged]
+    title: str, encoding: Encoding, plan: Plan, uncoded: dict[float, float], test: list[Judged]
 ) -> None:
     total = plan.arrays.total
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +134,7 @@ def report(
     encode(plan, plan.rule)
     writing = time.process_time() - start
     lost = {ratio: uncoded[ratio] - mean_psnr(decoded, ratio, test, CPU) for ratio in RATIOS}
-    print(f"\n### {loss:g} dB on judging views: {size / 1e6:.3f} MB, {size / total:.2f} bytes a Gaussian\n")
+    print(f"\n### {title}: {size / 1e6:.3f} MB, {size / total:.2f} bytes a Gaussian\n")
     print(
         "| | "
         + " | ".join(f"{100 * ratio:g} %" for ratio in RATIOS)

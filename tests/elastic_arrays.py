@@ -5,10 +5,11 @@ import hashlib
 
 import numpy as np
 
-from flexgs_lightning.codec.arrays import PLACES, ElasticModelArrays, Level
+from flexgs_lightning.codec.arrays import ElasticModelArrays, Level
 from flexgs_lightning.codec.encoder import Encoding, encode, make_plan
 from flexgs_lightning.codec.sensitivity import Sensitivity
 from flexgs_lightning.model.budget import count_at
+from flexgs_lightning.model.compression.coordinates import PLACES
 
 
 def random_arrays(

@@ -270,7 +270,7 @@ def test_bits_of_a_scene_and_its_checkpoint() -> None:
     assert isinstance(part, UniformQuantization)
     with torch.no_grad():
         part.log_steps["scales"] += 0.1
-    coded = part.coded(dict(scene.gaussians.params), len(scene))
+    coded = part.coded(dict(scene.gaussians.params))
     part.fit(coded)
     bits = part.bits(coded)
     assert {name: tuple(value.shape) for name, value in bits.items()} == {"scales": (400,), "sh0": (400,)}
@@ -282,7 +282,7 @@ def test_bits_of_a_scene_and_its_checkpoint() -> None:
     same = again.each_part()[0]
     assert isinstance(same, UniformQuantization)
     assert same.steps() == part.steps()
-    for name, found in same.bits(same.coded(dict(again.gaussians.params), 400)).items():
+    for name, found in same.bits(same.coded(dict(again.gaussians.params))).items():
         assert torch.equal(found, bits[name])
 
 

@@ -13,15 +13,16 @@ import torch
 from elastic_arrays import digest, encoded, one_size, random_arrays, same
 from elastic_reader import Reader
 
-from flexgs_lightning.codec.arrays import PLACES, ElasticModelArrays
+from flexgs_lightning.codec.arrays import ElasticModelArrays
 from flexgs_lightning.codec.chunks import cells_of, morton_codes, spread
-from flexgs_lightning.codec.conversion import arrays_of, arrays_of_splats, model_of, quaternion_product
+from flexgs_lightning.codec.conversion import arrays_of, arrays_of_splats, model_of
 from flexgs_lightning.codec.decoder import cut_file, open_file, read_elastic
 from flexgs_lightning.codec.encoder import Encoding, chunk_stops
 from flexgs_lightning.codec.quantization import Numbers
 from flexgs_lightning.codec.rans import Stream, Trace, magnitude, new_tables
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.jit import kernel
+from flexgs_lightning.model.compression.coordinates import PLACES, quaternion_product
 from flexgs_lightning.splats import Splats
 
 KNOWN = Path(__file__).parent / "known_answers"
@@ -144,12 +145,13 @@ def test_canonical_frames_draw_the_same() -> None:
 
 
 def _covariances(splats: Splats) -> np.ndarray:
-    quats = _unit(splats.quats).double().numpy()
-    conjugate = quats * np.array([1, -1, -1, -1])
-    axes = []
-    for axis in np.eye(4)[1:]:
-        axes.append(quaternion_product(quaternion_product(quats, axis[None]), conjugate)[:, 1:])
-    scaled = np.stack(axes, axis=-1) * splats.scales.double().numpy()[:, None]
+    quats = _unit(splats.quats).double()
+    conjugate = quats * torch.tensor([1.0, -1.0, -1.0, -1.0]).double()
+    axes = [
+        quaternion_product(quaternion_product(quats, axis.expand(len(quats), 4)), conjugate)[:, 1:]
+        for axis in torch.eye(4).double()[1:]
+    ]
+    scaled = (torch.stack(axes, dim=-1) * splats.scales.double()[:, None]).numpy()
     return np.asarray(scaled @ scaled.transpose(0, 2, 1))
 
 

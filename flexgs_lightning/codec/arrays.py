@@ -13,16 +13,8 @@ from torch import Tensor
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import PLY_HEADER_BYTES, count_at, ply_bytes_per_gaussian, ratio_for
+from flexgs_lightning.model.compression.coordinates import PLACES
 from flexgs_lightning.splats import Splats
-
-COLUMNS = {"opacities": 1, "scales": 3, "means": 3, "rotations": 3, "sh0": 3}
-"""What changes with the ratio, in the order of coding, and how many numbers of a row each takes."""
-WIDTH = sum(COLUMNS.values())
-PLACES = {
-    name: slice(stop - width, stop)
-    for (name, width), stop in zip(COLUMNS.items(), np.cumsum(list(COLUMNS.values())).tolist(), strict=True)
-}
-"""Columns of each attribute in a row."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +23,7 @@ class Level:
 
     Attributes:
         ratio: in (0, 1].
-        values: [M, 13] float32, columns as in ``COLUMNS``:
-            t of the opacity t^2 (3 - 2 t), a polynomial stand-in for sin^2, in which equal errors look alike;
-            natural logarithms of the scales, those of the full model in descending order;
-            means in world units;
-            (x, y, z) of the quaternion (1, x, y, z), see ``conversion.canonical_frames``;
-            constant spherical-harmonics coefficients of R, G, B.
+        values: [M, 13] float32, see ``model.compression.coordinates``.
     """
 
     ratio: float

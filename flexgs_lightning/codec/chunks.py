@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from flexgs_lightning.codec import rows as kernels
-from flexgs_lightning.codec.arrays import PLACES, WIDTH, ElasticModelArrays, Level
+from flexgs_lightning.codec.arrays import ElasticModelArrays, Level
 from flexgs_lightning.codec.quantization import MEANS_BITS, Numbers
 from flexgs_lightning.codec.rans import Stream, Trace, new_tables
+from flexgs_lightning.model.compression.coordinates import PLACES, WIDTH
 
 ATTRIBUTES = (*PLACES, "sh_rest")
 """What has an offset of its own in each chunk."""

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flexgs_lightning.codec.arrays import WIDTH
 from flexgs_lightning.codec.chunks import ATTRIBUTES, ROW_STREAMS, UPDATE_STREAMS
 from flexgs_lightning.codec.quantization import MEANS_BITS, Numbers
 from flexgs_lightning.codec.rows import FEATURES, SH_RULE, STEPS
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import count_at
+from flexgs_lightning.model.compression.coordinates import WIDTH
 from flexgs_lightning.records import parse_json
 
 MAGIC = b"\x89EGS\r\n\x1a\n"

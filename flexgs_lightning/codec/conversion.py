@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from scipy.spatial.transform import Rotation
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
-from flexgs_lightning.codec.arrays import PLACES, ElasticModelArrays, Level
+from flexgs_lightning.codec.arrays import ElasticModelArrays, Level
 from flexgs_lightning.model.attributes import residual_columns
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import Model
+from flexgs_lightning.model.compression.coordinates import PLACES, frames_of, logit_of, to_coordinates
+from flexgs_lightning.model.compression.quantization import Quantization
+from flexgs_lightning.model.compression.sh_mask import ShMask
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.residuals import RatioResiduals
 from flexgs_lightning.model.scene import Scene
@@ -21,14 +24,11 @@ from flexgs_lightning.splats import Splats
 
 FIELD_ANCHORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Levels of a model whose displacements are no tables (a transform field): it is sampled at these."""
-_LEAST_REAL_PART = 0.05
-"""A level's quaternion is divided by its real part, which a displacement must not bring to 0."""
-_LEAST_T = 2.0**-12
-"""Opacities of decoded models lie this far from 0 and 1 in t, where a logit is finite."""
 
 
 def arrays_of(model: Model) -> ElasticModelArrays:
-    """A trained model as arrays: exact where residual tables (or nothing) make it elastic."""
+    """A trained model as arrays, not quantised: exact where residual tables (or nothing) make it elastic."""
+    model = replace(model, scene=model.scene.without(Quantization))
     sizes = [(anchor, model.at(anchor)) for anchor in _anchors(model)]
     background = tuple(float(level) for level in model.background)
     return _arrays(sizes, model.splats(), (background[0], background[1], background[2]), model.antialiased)
@@ -41,7 +41,7 @@ def arrays_of_splats(splats: Splats) -> ElasticModelArrays:
 
 def _anchors(model: Model) -> tuple[float, ...]:
     """Ratios below 1 at which levels are taken; each holds a Gaussian, and each more than the one before."""
-    parts = model.scene.each_part()
+    parts = [part for part in model.scene.each_part() if not isinstance(part, ShMask)]
     if not model.elastic or not parts:
         return ()
     tables = [part.anchors for part in parts if isinstance(part, RatioResiduals)]
@@ -56,88 +56,21 @@ def _arrays(
     background: tuple[float, float, float],
     antialiased: bool,
 ) -> ElasticModelArrays:
-    order, turns = canonical_frames(_double(full.quats), _double(full.scales))
-    levels = [
-        Level(ratio, _values(splats, order[: len(splats)], turns[: len(splats)]))
-        for ratio, splats in [*sizes, (1.0, full)]
-    ]
+    frames = frames_of(full.quats.detach().double(), full.scales.detach())
+    levels = [Level(ratio, _values(splats, frames[: len(splats)])) for ratio, splats in [*sizes, (1.0, full)]]
     sh_rest = full.sh[:, 1:].detach().cpu().numpy().astype(np.float32)
     return ElasticModelArrays(len(full), tuple(levels), sh_rest, background, antialiased)
 
 
-def _values(
-    splats: Splats, order: Int[np.ndarray, "M 3"], turns: Float[np.ndarray, "M 4"]
-) -> Float[np.ndarray, "M 13"]:
+def _values(splats: Splats, frames: UInt8[Tensor, " M"]) -> Float[np.ndarray, "M 13"]:
     """[M, 13] columns of a level; see there."""
-    tiny = np.finfo(np.float32).tiny
-    t = 0.5 - np.sin(np.arcsin(1.0 - 2.0 * _double(splats.opacities)) / 3.0)  # inverse of t^2 (3 - 2 t)
-    scales = np.take_along_axis(_double(splats.scales), order, axis=1)
-    quats = quaternion_product(_unit(_double(splats.quats)), turns)
-    real = np.maximum(quats[:, :1], _LEAST_REAL_PART)
-    columns = [
-        t[:, None],
-        np.log(np.maximum(scales, tiny)),
-        _double(splats.means),
-        quats[:, 1:] / real,
-        _double(splats.sh[:, 0]),
-    ]
-    return np.concatenate(columns, axis=1).astype(np.float32)
-
-
-def canonical_frames(
-    quats: Float[np.ndarray, "N 4"], scales: Float[np.ndarray, "N 3"]
-) -> tuple[Int[np.ndarray, "N 3"], Float[np.ndarray, "N 4"]]:
-    """Of the 24 ways to name a Gaussian's axes, the one with descending scales and the least rotation.
-
-    Returns:
-        [N, 3] the old axis that each new one is, and [N, 4] the quaternions to multiply rotations by from
-        the right. The result's real part is its largest part, and positive.
-    """
-    order = np.argsort(-scales, axis=1, kind="stable")
-    turns = _turns()[order[:, 0] * 3 + order[:, 1]]  # [N, 4, 4]
-    candidates = quaternion_product(_unit(quats)[:, None], turns)
-    best = np.abs(candidates[..., 0]).argmax(axis=1)
-    rows = np.arange(len(quats))
-    sign = np.where(candidates[rows, best, 0] < 0, -1.0, 1.0)
-    return order, turns[rows, best] * sign[:, None]
-
-
-@functools.cache
-def _turns() -> Float[np.ndarray, "9 4 4"]:
-    """Four quaternions for each order of axes (a, b, c), at place 3 a + b: half turns apart."""
-    turns = np.zeros((9, 4, 4))
-    for order in itertools.permutations(range(3)):
-        matrix = np.zeros((3, 3))
-        matrix[list(order), range(3)] = 1.0
-        matrix[:, 2] *= np.linalg.det(matrix)
-        first = Rotation.from_matrix(matrix).as_quat()[[3, 0, 1, 2]]
-        turns[order[0] * 3 + order[1]] = quaternion_product(first, np.eye(4))
-    return turns
-
-
-def quaternion_product(
-    left: Float[np.ndarray, "... 4"], right: Float[np.ndarray, "... 4"]
-) -> Float[np.ndarray, "... 4"]:
-    """Hamilton product of quaternions (w, x, y, z)."""
-    w, x, y, z = np.moveaxis(left, -1, 0)
-    a, b, c, d = np.moveaxis(right, -1, 0)
-    return np.stack(
-        [
-            w * a - x * b - y * c - z * d,
-            w * b + x * a + y * d - z * c,
-            w * c - x * d + y * a + z * b,
-            w * d + x * c - y * b + z * a,
-        ],
-        axis=-1,
+    tiny = torch.finfo(torch.float32).tiny
+    quats, scales, means, opacities, sh0 = (
+        values.detach().double()
+        for values in (splats.quats, splats.scales, splats.means, splats.opacities, splats.sh[:, 0])
     )
-
-
-def _unit(quats: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N 4"]:
-    return quats / np.linalg.norm(quats, axis=-1, keepdims=True)
-
-
-def _double(values: torch.Tensor) -> Float[np.ndarray, ...]:
-    return values.detach().cpu().double().numpy()
+    values = to_coordinates(quats, scales.clamp_min(tiny).log(), means, opacities, sh0, frames)
+    return values.float().cpu().numpy()
 
 
 def model_of(arrays: ElasticModelArrays, name: str = "scene") -> Model:
@@ -174,15 +107,13 @@ def raw_rows(values: Float[np.ndarray, "M 13"], base: Float[np.ndarray, "N 13"])
     displacements may be added to them.
     """
     part = {name: values[:, place].astype(np.float64) for name, place in PLACES.items()}
-    t = np.clip(part["opacities"], _LEAST_T, 1 - _LEAST_T)
-    alpha = t * t * (3.0 - 2.0 * t)
     rest = base[: len(values), PLACES["rotations"]].astype(np.float64)
     length = np.sqrt(1.0 + np.square(rest).sum(axis=1, keepdims=True))
     parts = {
         "means": part["means"],
         "quats": np.concatenate([np.ones((len(values), 1)), part["rotations"]], axis=1) / length,
         "scales": part["scales"],
-        "opacities": np.log(alpha / (1.0 - alpha)),
+        "opacities": logit_of(torch.from_numpy(part["opacities"])).numpy(),
         "sh": part["sh0"],
     }
     return np.concatenate([parts[name] for name in residual_columns()], axis=1)

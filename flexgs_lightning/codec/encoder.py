@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int32, Int64
 
 from flexgs_lightning.codec import rows as kernels
-from flexgs_lightning.codec.arrays import PLACES, WIDTH, ElasticModelArrays
+from flexgs_lightning.codec.arrays import ElasticModelArrays
 from flexgs_lightning.codec.chunks import (
     ROW_STREAMS,
     UPDATE_STREAMS,
@@ -36,6 +36,7 @@ from flexgs_lightning.codec.sensitivity import Sensitivity
 from flexgs_lightning.codec.steps import StepRule, fit_rule, row_features
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.model.budget import count_at
+from flexgs_lightning.model.compression.coordinates import PLACES, WIDTH
 
 FIRST_CHUNK = 256
 """Gaussians of the first chunk."""

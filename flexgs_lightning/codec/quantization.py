@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int8, Int32
 
-from flexgs_lightning.codec.arrays import PLACES, WIDTH
 from flexgs_lightning.codec.rows import LIMIT, SH_GROUPS, SH_RULE
+from flexgs_lightning.model.compression.coordinates import PLACES, WIDTH
 
 MEANS_BITS = 24
 """Bits of a coordinate of a mean over the scene's longest side."""

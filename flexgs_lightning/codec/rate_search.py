@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from flexgs_lightning.codec.arrays import WIDTH, ElasticModelArrays
+from flexgs_lightning.codec.arrays import ElasticModelArrays
 from flexgs_lightning.codec.encoder import Encoding, Plan, encode, make_plan
 from flexgs_lightning.codec.refinement import STEPS, refined
 from flexgs_lightning.codec.sensitivity import measure_sensitivity
 from flexgs_lightning.codec.steps import StepRule
 from flexgs_lightning.codec.views import Judged, mean_psnr
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.compression.coordinates import WIDTH
 
 SAMPLES = 2
 """Random images a view for sensitivities."""
@@ -58,7 +59,11 @@ class Found:
 
 
 def plan_for(
-    arrays: ElasticModelArrays, measuring: Sequence[Judged], device: torch.device, seed: int = 0
+    arrays: ElasticModelArrays,
+    measuring: Sequence[Judged],
+    device: torch.device,
+    seed: int = 0,
+    loss: float = FIRST_LOSS,
 ) -> Plan:
     """Measure sensitivities and fit everything but the quality.
 
@@ -67,6 +72,7 @@ def plan_for(
         measuring: views, of training.
         device: where to draw.
         seed: of the random images.
+        loss: predicted loss in dB of the plan's steps at each level.
     """
     cameras = [view.camera for view in measuring]
     sensitivities, harms = [], []
@@ -77,7 +83,7 @@ def plan_for(
         error = 10 ** (-mean_psnr(arrays, level.ratio, measuring, device) / 10)
         numbers = len(level.values) * (WIDTH + 3 * arrays.sh_rest.shape[1])
         # Each number costs S step^2 / 24 if S is the second derivative and its error is uniform.
-        harms.append(math.sqrt(error * (10 ** (FIRST_LOSS / 10) - 1) * 24 / numbers))
+        harms.append(math.sqrt(error * (10 ** (loss / 10) - 1) * 24 / numbers))
     return make_plan(arrays, sensitivities, tuple(harms), BALANCE)
 
 
@@ -188,8 +194,10 @@ def search_refined(
     return search_loss(plan, judging, device, psnr_loss, prefix_loss, report)
 
 
-def search_bytes(plan: Plan, limit: float, report: Callable[[str], None] = log.info) -> Encoding:
-    """The finest steps whose file keeps within a number of bytes; the same factor for all levels.
+def search_bytes(
+    plan: Plan, limit: float, report: Callable[[str], None] = log.info
+) -> tuple[Encoding, StepRule]:
+    """The finest steps whose file keeps within a number of bytes, and the file; one factor for all levels.
 
     Raises:
         InputError: not even very coarse steps do.
@@ -198,19 +206,21 @@ def search_bytes(plan: Plan, limit: float, report: Callable[[str], None] = log.i
     levels = len(plan.arrays.levels)
     room = limit - FACTS_BYTES
     low, high = -8.0, 8.0  # log2 of the factor: the finest and the coarsest
-    coarsest = encode(plan, plan.rule.scaled((2.0**high,) * levels))
-    if coarsest.size() > room:
+    rule = plan.rule.scaled((2.0**high,) * levels)
+    best = encode(plan, rule), rule
+    if best[0].size() > room:
         raise InputError(
             f"max_megabytes: {limit / 1e6:g} is too little for {total:,} Gaussians; even coarse steps take "
-            f"{coarsest.size() / 1e6:.3f} MB. Export fewer Gaussians."
+            f"{best[0].size() / 1e6:.3f} MB. Export fewer Gaussians."
         )
-    best, middle = coarsest, 0.0
+    middle = 0.0
     for _ in range(2 * ROUNDS):
-        encoding = encode(plan, plan.rule.scaled((2.0**middle,) * levels))
+        rule = plan.rule.scaled((2.0**middle,) * levels)
+        encoding = encode(plan, rule)
         size = encoding.size()
         report(f"{size / 1e6:.3f} MB, {size / total:.2f} bytes a Gaussian")
         if size <= room:
-            best, high = encoding, middle
+            best, high = (encoding, rule), middle
             if size >= 0.99 * room or high - low < 0.01:
                 break
         else:
@@ -221,6 +231,44 @@ def search_bytes(plan: Plan, limit: float, report: Callable[[str], None] = log.i
             high - 0.1 * (high - low),
         )
     return best
+
+
+def search_bytes_refined(
+    plan: Plan,
+    measuring: Sequence[Judged],
+    device: torch.device,
+    limit: float,
+    steps: int = STEPS,
+    report: Callable[[str], None] = log.info,
+) -> Encoding:
+    """As ``search_bytes``, with spherical harmonics refined at the steps that it ends with.
+
+    Refined harmonics may take a little more; then steps are found for less, until the file keeps within its
+    bytes.
+
+    Args:
+        plan: see ``plan_for``.
+        measuring: views to refine on.
+        device: where to draw.
+        limit: bytes of the file.
+        steps: images that the refinement draws; 0 for none.
+        report: takes a line for people a round.
+
+    Raises:
+        InputError: as ``search_bytes``.
+    """
+    cameras = [view.camera for view in measuring]
+    aim = limit
+    for _ in range(REFINEMENTS if steps else 0):
+        found, rule = search_bytes(plan, aim, report)
+        encoding = encode(refined(plan, found, cameras, device, steps), rule)
+        report(
+            f"refined: {encoding.size() / 1e6:.3f} MB, {encoding.size() / plan.arrays.total:.2f} bytes each"
+        )
+        if encoding.size() <= limit - FACTS_BYTES:
+            return encoding
+        aim -= 1.1 * (encoding.size() - (limit - FACTS_BYTES))
+    return search_bytes(plan, limit, report)[0]
 
 
 def _round_line(size: int, total: int, ratios: Sequence[float], losses: Sequence[float]) -> str:

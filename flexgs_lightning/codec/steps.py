@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
-from flexgs_lightning.codec.arrays import PLACES, WIDTH
 from flexgs_lightning.codec.chunks import ATTRIBUTES
 from flexgs_lightning.codec.quantization import SH_UNIT, UNITS
 from flexgs_lightning.codec.rows import FEATURES, FRACTION, SH_RULE
 from flexgs_lightning.codec.sensitivity import Sensitivity
+from flexgs_lightning.model.compression.coordinates import PLACES, WIDTH
 
 _T, _SCALES, _DISTANCE = (1, 2), (3, 4, 5), (6,)
 _OPEN = {
@@ -25,7 +25,7 @@ _OPEN = {
 """Features that are known when a column is coded; for all other columns, all of them."""
 _OFFSET_UNITS = 64
 """Offsets of chunks are in this part of a step class."""
-_CLASSES_AN_OCTAVE = 4
+CLASSES_AN_OCTAVE = 4
 _ROUNDS = 30
 _SAMPLE = 100_000
 """Gaussians that a fit looks at, evenly spread over the ranks."""
@@ -56,15 +56,19 @@ class StepRule:
 
         The other spherical harmonics are the same at all levels, so theirs are the full model's.
         """
-        offsets = []
-        for name in ATTRIBUTES:
-            place = len(self.harms) - 1 if name == "sh_rest" else level
-            constant, slope = self.curves[place][name]
-            curvature = constant + slope * log_rank(first, stop)
-            step = self.harms[place] * self.balance.get(name, 1.0) / self._unit(name)
-            classes = _CLASSES_AN_OCTAVE * (math.log2(step) - curvature / (2 * math.log(2)))
-            offsets.append(round(min(max(classes * _OFFSET_UNITS, -32768), 32767)))
-        return np.array(offsets, dtype=np.int32)
+        curves = [self.curve(level, name) for name in ATTRIBUTES]
+        classes = [constant + slope * log_rank(first, stop) for constant, slope in curves]
+        return np.array(
+            [round(min(max(found * _OFFSET_UNITS, -32768), 32767)) for found in classes], dtype=np.int32
+        )
+
+    def curve(self, level: int, name: str) -> tuple[float, float]:
+        """Step class of an attribute at a level, beside the weights: constant, and slope over ln(rank)."""
+        place = len(self.harms) - 1 if name == "sh_rest" else level
+        constant, slope = self.curves[place][name]
+        step = self.harms[place] * self.balance.get(name, 1.0) / self._unit(name)
+        octave = CLASSES_AN_OCTAVE / (2 * math.log(2))
+        return CLASSES_AN_OCTAVE * math.log2(step) - octave * constant, -octave * slope
 
     def _unit(self, name: str) -> float:
         return SH_UNIT if name == "sh_rest" else self.means_unit if name == "means" else UNITS[name]
@@ -116,7 +120,7 @@ def fit_rule(
         weights[columns, 0] -= first
         full[name] = (first, float(np.mean(slopes)))
     curves = [_curve(features[: len(s.values)], weights, s) for s in sensitivities[:-1]]
-    integers = np.rint(weights * -_CLASSES_AN_OCTAVE / (2 * math.log(2)) * (1 << FRACTION))
+    integers = np.rint(weights * -CLASSES_AN_OCTAVE / (2 * math.log(2)) * (1 << FRACTION))
     integers[:, 0] = np.rint(integers[:, 0] / (1 << 12))
     return StepRule(
         np.clip(integers, -(1 << 20), 1 << 20).astype(np.int32), (*curves, full), harms, balance, means_unit

@@ -8,8 +8,9 @@ import torch
 
 from flexgs_lightning.codec.conversion import arrays_of
 from flexgs_lightning.codec.decoder import SUFFIX
-from flexgs_lightning.codec.encoder import Encoding
-from flexgs_lightning.codec.rate_search import plan_for, search_bytes, search_refined
+from flexgs_lightning.codec.encoder import Encoding, encode
+from flexgs_lightning.codec.rate_search import plan_for, search_bytes_refined, search_refined
+from flexgs_lightning.codec.trained_rule import trained_plan, trained_quantization
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_views
 from flexgs_lightning.deploy.opening import choose_device, open_capture, open_model
 from flexgs_lightning.deploy.render import require_free
@@ -43,12 +44,12 @@ def compress(
         output: The .egs file to write.
         ckpt: Checkpoint of a training.
         ply: 3DGS PLY file, instead of a checkpoint.
-        psnr_loss: Decibels of PSNR that the full model may lose, on training views; 0.1 by default. Views
-            that training has not seen lose less.
+        psnr_loss: Decibels of PSNR that the full model may lose, on training views; by default the steps that
+            a scene was trained for bytes with, otherwise 0.1. Views that training has not seen lose less.
         prefix_psnr_loss: The same for small prefixes; by default as psnr_loss, but at most 0.2.
         max_megabytes: Instead: size of the file in megabytes (1,000,000 bytes).
-        refine_steps: With psnr_loss: images drawn to choose the rounding of spherical harmonics by; 0 for
-            none, which is quicker and makes larger files.
+        refine_steps: Images drawn to choose the rounding of spherical harmonics by; 0 for none, which is
+            quicker and makes larger files. Training for bytes has done that already.
         data_root: COLMAP folder of the capture; by default the one that the checkpoint was trained on.
         downscale: Reduction of the capture's photos; by default as trained, or 1.
         test_every: Every n-th photo is a test view; by default as trained, or 8.
@@ -74,9 +75,12 @@ def compress(
     measuring, judging = (
         read_views(views, arrays.background) for views in split_views(open_capture(data).train_views)
     )
-    plan = plan_for(arrays, measuring, place)
+    trained = trained_quantization(model.scene)
+    plan = plan_for(arrays, measuring, place) if trained is None else trained_plan(arrays, trained)
     if max_megabytes is not None:
-        encoding = search_bytes(plan, max_megabytes * MEGABYTE)
+        encoding = search_bytes_refined(plan, measuring, place, max_megabytes * MEGABYTE, refine_steps)
+    elif trained is not None and psnr_loss is None and prefix_psnr_loss is None:
+        encoding = encode(plan, plan.rule)
     else:
         loss = 0.1 if psnr_loss is None else psnr_loss
         encoding = search_refined(

@@ -23,6 +23,7 @@ from flexgs_lightning.model.checkpoint_record import (
     require_sound,
 )
 from flexgs_lightning.model.compression.quantization import UniformQuantization
+from flexgs_lightning.model.compression.rule_quantization import RuleQuantization
 from flexgs_lightning.model.compression.sh_mask import ShMask
 from flexgs_lightning.model.feature_appearance import FeatureAppearance
 from flexgs_lightning.model.gaussians import Gaussians
@@ -40,7 +41,7 @@ __all__ = ["CHECKPOINT_KEY", "CHECKPOINT_VERSION", "SCENE", "Model", "load", "re
 
 KINDS = (
     RatioResiduals, TransformField, PolynomialMotion, BasisMotion, Lifespan, FeatureAppearance,
-    ShMask, UniformQuantization,
+    ShMask, UniformQuantization, RuleQuantization,
 )  # fmt: skip
 """Parts that a checkpoint may hold: each enters ``part.PARTS`` where its module is imported."""
 

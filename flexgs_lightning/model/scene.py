@@ -116,10 +116,41 @@ class Scene(nn.Module):
             conditions: ratio and time.
             rows: their raw parameters, where the caller has them already.
         """
+        return activate(self.raw(chosen, conditions, rows))
+
+    def raw(
+        self,
+        chosen: Chosen,
+        conditions: Conditions = FULL,
+        rows: Mapping[str, Tensor] | None = None,
+        before: Part | None = None,
+    ) -> dict[str, Tensor]:
+        """Raw parameters of some Gaussians under these conditions; differentiable.
+
+        Args:
+            chosen: as for ``drawn``.
+            conditions: as for ``drawn``.
+            rows: as for ``drawn``.
+            before: leave out this part and those after it.
+        """
         parameters = self.gaussians.rows(chosen) if rows is None else dict(rows)
         for part in self.each_part():
+            if part is before:
+                break
             parameters = part(parameters, chosen, conditions)
-        return activate(parameters)
+        return parameters
+
+    def without(self, kind: type) -> Scene:
+        """The same Gaussians without parts of a kind."""
+        kept = {name: part for name, part in self.parts.items() if not isinstance(part, kind)}
+        return Scene(
+            self.gaussians,
+            selection=self.selection,
+            parts=cast(dict[str, Part], kept),
+            elastic=self.elastic,
+            shards=self.shards,
+            total=len(self),
+        ).train(self.training)
 
     @property
     def moves(self) -> bool:

@@ -36,6 +36,14 @@ from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.camera_colors import STATE, CameraColors
 from flexgs_lightning.training.checks import FiniteWatch, check_appearance, check_options, check_savable
 from flexgs_lightning.training.clearance import CameraClearance, ClearSpace, clear_space
+from flexgs_lightning.training.compression_stage import (
+    Compression,
+    CompressionTraining,
+    begin_compression,
+    compress_step,
+    compression_optimizers,
+    is_compressing,
+)
 from flexgs_lightning.training.densification import AdaptiveDensityControl, Densification
 from flexgs_lightning.training.elastic_stage import ElasticTraining, Parts, descend, elastic_optimizer
 from flexgs_lightning.training.initialization import Initialization, clear, initial_scene, make_elastic
@@ -94,6 +102,8 @@ class FlexGSModule(lightning.LightningModule):
         appearance: Appearance = "sh",
         elastic: ElasticOptions = ElasticOptions(),  # noqa: B008  (frozen)
         elastic_training: ElasticTraining = ElasticTraining(),  # noqa: B008  (frozen)
+        compression: Compression = Compression(),  # noqa: B008  (frozen)
+        compression_training: CompressionTraining = CompressionTraining(),  # noqa: B008  (frozen)
         camera_colors: bool = False,
         lpips: Literal["vgg", "alex", "squeeze", "none"] = "vgg",
         lpips_weights: Path | None = None,
@@ -120,6 +130,8 @@ class FlexGSModule(lightning.LightningModule):
                 small network makes colours of after blending.
             elastic: what makes the scene elastic in the second stage.
             elastic_training: how the second stage trains; ``steps`` is its length.
+            compression: what makes the scene small in the third stage.
+            compression_training: how the third stage trains; ``steps`` is its length.
             camera_colors: learn each camera's gain and offset of colours, for captures whose cameras (or
                 photos) differ in exposure or white balance. Held-out views are drawn as the mean camera sees
                 them, and also measured after an affine fit of their colours ("psnr_color_corrected").
@@ -133,7 +145,7 @@ class FlexGSModule(lightning.LightningModule):
         options = plain_arguments(FlexGSModule, locals())
         super().__init__()
         self.options = options
-        steps = reconstruction_steps + elastic_training.steps
+        steps = reconstruction_steps + elastic_training.steps + compression_training.steps
         check_options(reconstruction_steps, steps, sh_degree, sh_degree_interval, ssim_weight)
         check_appearance(appearance, sh_degree)
         self.automatic_optimization = False
@@ -158,6 +170,8 @@ class FlexGSModule(lightning.LightningModule):
         self.validation_lpips = validation_lpips
         self.elastic_options = elastic
         self.elastic_training = elastic_training
+        self.compression = compression
+        self.compression_training = compression_training
         self.temperature = 1.0
         self.scene = Scene(Gaussians.empty(sh_degree))
         self.start: Splats | None = None
@@ -192,14 +206,27 @@ class FlexGSModule(lightning.LightningModule):
 
     @property
     def total_steps(self) -> int:
-        """Iterations of both stages together."""
-        return self.reconstruction_steps + self.elastic_training.steps
+        """Iterations of all stages together."""
+        stages = (self.elastic_training, self.compression_training)
+        return self.reconstruction_steps + sum(stage.steps for stage in stages)
 
     @property
     def elastic_step(self) -> int | None:
-        """Iterations of the second stage completed; None in the first stage."""
+        """Iterations of the second stage completed; None in other stages."""
         step = self.iteration - self.reconstruction_steps
-        return step if step >= 0 and self.elastic_training.steps > 0 else None
+        in_stage = step >= 0 and self.elastic_training.steps > 0 and self.compression_step is None
+        return step if in_stage else None
+
+    @property
+    def compression_step(self) -> int | None:
+        """Iterations of the third stage completed; None in other stages."""
+        step = self.iteration - self.reconstruction_steps - self.elastic_training.steps
+        return step if step >= 0 and self.compression_training.steps > 0 else None
+
+    @property
+    def _is_past_first(self) -> bool:
+        """Whether the scene has what a later stage adds."""
+        return self.scene.elastic or is_compressing(self.scene)
 
     @property
     def iteration(self) -> int:
@@ -244,18 +271,25 @@ class FlexGSModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One Adam for each attribute, and one for what else the scene learns."""
-        decay = self.elastic_training.rate_decay if self.scene.elastic else 1.0
-        optimizers = gaussian_optimizers(self.gaussians, self.learning_rates, self.extent, decay)
-        added = elastic_optimizer(self.scene, self.elastic_training, self.extent)
-        colors = None if self.camera_colors is None else self.camera_colors.optimizer(decay)
-        everything = [*optimizers.values(), *(other for other in (added, colors) if other is not None)]
-        if not self.scene.elastic and self.reconstruction_steps > 0:
-            self.densification.start(
-                self.scene, everything, self.extent, self.reconstruction_steps, self.clear_space
-            )
+        everything = self._new_optimizers()
         views = self.trainer.datamodule.batch_size * self.trainer.world_size  # type: ignore[attr-defined]
         scale_to_batch(everything, self.learning_rates.batch_rule, views)
         self._require_moments_of(everything)
+        return everything
+
+    def _new_optimizers(self) -> list[torch.optim.Optimizer]:
+        decay = self.elastic_training.rate_decay if self.scene.elastic else 1.0
+        colors = [] if self.camera_colors is None else [self.camera_colors.optimizer(decay)]
+        if is_compressing(self.scene):
+            options = (self.learning_rates, self.elastic_training, self.compression_training)
+            return [*compression_optimizers(self.scene, *options, self.extent), *colors]
+        optimizers = gaussian_optimizers(self.gaussians, self.learning_rates, self.extent, decay)
+        added = elastic_optimizer(self.scene, self.elastic_training, self.extent)
+        everything = [*optimizers.values(), *([] if added is None else [added]), *colors]
+        if not self._is_past_first and self.reconstruction_steps > 0:
+            self.densification.start(
+                self.scene, everything, self.extent, self.reconstruction_steps, self.clear_space
+            )
         return everything
 
     def _require_moments_of(self, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -275,9 +309,11 @@ class FlexGSModule(lightning.LightningModule):
     # -- training --------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: ViewBatch, batch_idx: int) -> None:
-        """Begin the second stage, if no callback has: optimizers cannot change within a step."""
+        """Begin a stage, if no callback has: optimizers cannot change within a step."""
         if self.elastic_step is not None and not self.scene.elastic:
             self.begin_elastic_stage()
+        if self.compression_step is not None and not is_compressing(self.scene):
+            begin_compression(self)
 
     def on_train_end(self) -> None:
         """What the last iteration found has not been read yet."""
@@ -286,10 +322,10 @@ class FlexGSModule(lightning.LightningModule):
     def training_step(self, batch: ViewBatch, batch_idx: int) -> None:
         """One iteration of the stage that it belongs to."""
         seed_generators(self.seed * 1_000_003 + self.iteration)
-        if self.elastic_step is None:
-            self._reconstruct(batch)
+        if self.compression_step is not None or self.elastic_step is not None:
+            self._train_elastic(batch)
         else:
-            self._train_elastic(batch, self.elastic_step)
+            self._reconstruct(batch)
 
     def _reconstruct(self, batch: ViewBatch) -> None:
         """Render, compare, descend, densify."""
@@ -315,9 +351,8 @@ class FlexGSModule(lightning.LightningModule):
             parts: Parts = {} if penalty is None else {"regularization": penalty.detach()}
             self._log_progress(loss.detach(), parts, image, photos)
 
-    def _train_elastic(self, batch: ViewBatch, step: int) -> None:
-        """Render the full model and subsets, compare each, descend."""
-        set_rates(self._optimizers(), step, self.elastic_training.steps)
+    def _train_elastic(self, batch: ViewBatch) -> None:
+        """Render the full model and subsets, compare each, descend; in the third stage count bits, too."""
         background = self._training_background()
         photos = batch.targets(background)
         reference = SSIMReference.of(photos)
@@ -328,15 +363,17 @@ class FlexGSModule(lightning.LightningModule):
             images.append(drawn.detach())  # without its graph, which ends with its own backward pass
             return photometric_loss(drawn, reference, self.ssim_weight)
 
-        loss, parts = descend(
-            self.scene,
-            self.elastic_training,
-            step,
-            photometric=photometric,
-            backward=self._backward,
-            temperature=self.temperature,
-            moments=self.moments(batch),
-        )
+        how: dict[str, Any] = {
+            "photometric": photometric, "backward": self._backward, "temperature": self.temperature,
+        }  # fmt: skip
+        if (step := self.compression_step) is not None:
+            small = (self.compression, self.compression_training)
+            set_rates(self._optimizers(), step, self.compression_training.steps)
+            loss, parts = compress_step(self.scene, self.elastic_training, *small, step, **how)
+        else:
+            step = cast(int, self.elastic_step)
+            set_rates(self._optimizers(), step, self.elastic_training.steps)
+            loss, parts = descend(self.scene, self.elastic_training, step, moments=self.moments(batch), **how)
         self._finite.look(self.scene, loss, self.iteration)
         self._step()
         if self.is_time_to_log:
@@ -504,7 +541,7 @@ class FlexGSModule(lightning.LightningModule):
             "seconds": self.capture.seconds,
             "seed": self.seed,
             "options": training_options(self),
-            "densification": None if self.scene.elastic else self.densification.state_dict(),
+            "densification": None if self._is_past_first else self.densification.state_dict(),
             "scene": self.scene.as_plain(),
             "rows": [SCENE + name for name in self.scene.row_names()],
         }

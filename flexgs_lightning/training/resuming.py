@@ -7,6 +7,7 @@ and everything else is refused with both values.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from flexgs_lightning.training.options import plain_arguments
 
 log = logging.getLogger(__name__)
 
-Role = Literal["free", "fixed", "start", "first", "second", "length", "place", "views"]
+Role = Literal["free", "fixed", "start", "first", "second", "third", "length", "place", "views"]
 
 ROLES: dict[str, Role] = {
     "model.reconstruction_steps": "length",
@@ -44,6 +45,9 @@ ROLES: dict[str, Role] = {
     "model.elastic": "second",
     "model.elastic_training": "second",
     "model.elastic_training.steps": "length",
+    "model.compression": "third",
+    "model.compression_training": "third",
+    "model.compression_training.steps": "length",
     "model.clearance": "first",
     "model.camera_colors": "fixed",
     "model.lpips": "free",
@@ -81,11 +85,14 @@ free    may change at any time: measuring, showing, saving, memory, how many pro
 fixed   shapes the whole training, learning rates included: they lie in the optimizers' states
 start   has done its work when training begins
 first   shapes the first stage; fixed in it, and without effect afterwards
-second  shapes the elastic stage; free before it, and fixed in it
+second  shapes the elastic stage and what follows; free before it, and fixed in it
+third   shapes the compression stage; free before it, and fixed in it
 length  of a stage: may change as long as the stage is not over, to no less than what is done
 place   a folder: may change if the capture has moved there
 views   views of an iteration over all processes: free unless learning rates follow them
 """
+_LENGTHS = ("model.reconstruction_steps", "model.elastic_training.steps", "model.compression_training.steps")
+"""Lengths of the stages."""
 _SHOWN = 8
 """Options that a refusal lists."""
 
@@ -134,11 +141,12 @@ def check_resume(module: FlexGSModule, checkpoint: Mapping[str, Any]) -> None:
         _compare(recorded, training_options(module), done, module.trainer.ckpt_path)
     if done >= module.total_steps:
         log.warning(
-            "Nothing is left to train: the checkpoint is at step %d, and both stages have %d (%d and %d).",
+            "Nothing is left to train: the checkpoint is at step %d, and all stages have %d (%d, %d and %d).",
             done,
             module.total_steps,
             module.reconstruction_steps,
             module.elastic_training.steps,
+            module.compression_training.steps,
         )
 
 
@@ -264,16 +272,20 @@ def _may_change(name: str, then: Mapping[str, Any], now: Mapping[str, Any], done
         return second
     if role == "second":
         return not second
+    third = done > sum(then.get(stage, 0) for stage in _LENGTHS[:2])
+    if role == "third":
+        return not third
     if role == "place":
         old, new = Path(then[name]), Path(now[name])
         return old.name == new.name and not old.exists()
     if role == "views":
         return now["model.learning_rates.batch_rule"] == "constant"
     if role == "length":
-        first, elastic = now["model.reconstruction_steps"], now["model.elastic_training.steps"]
-        if name == "model.elastic_training.steps":
-            return not second or then["model.reconstruction_steps"] + elastic >= done
-        return not second and first >= done
+        ends = list(itertools.accumulate(now.get(stage, 0) for stage in _LENGTHS))
+        begun = (True, second, third)  # a stage that has begun may end no earlier than it has come
+        place = _LENGTHS.index(name)
+        over = any(begun[place + 1 :])
+        return not begun[place] or (not over and ends[place] >= done)
     return role in ("free", "start")
 
 

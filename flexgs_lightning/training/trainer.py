@@ -30,7 +30,7 @@ def set_up(trainer: Trainer, steps: int) -> list[Callback]:
 
     Args:
         trainer: the trainer that is about to fit, validate or test.
-        steps: iterations of both stages together.
+        steps: iterations of all stages together.
 
     Returns:
         Callbacks to add.
@@ -72,14 +72,14 @@ def _refuse_what_would_be_ignored(trainer: Trainer) -> None:
 
 
 def _set_length(trainer: Trainer, steps: int) -> None:
-    """Both stages, and nothing else."""
+    """All stages, and nothing else."""
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     if trainer.max_steps not in (-1, steps):
         raise InputError(
-            f"trainer.max_steps: expected nothing, because model.reconstruction_steps and "
-            f"model.elastic_training.steps say how long a training is ({steps} steps here); "
-            f"found {trainer.max_steps}."
+            "trainer.max_steps: expected nothing, because model.reconstruction_steps, "
+            "model.elastic_training.steps and model.compression_training.steps say how long a training is "
+            f"({steps} steps here); found {trainer.max_steps}."
         )
     trainer.fit_loop.epoch_loop.max_steps = steps
 

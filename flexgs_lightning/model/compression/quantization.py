@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -44,6 +44,10 @@ class Coded(NamedTuple):
     means: Float[Tensor, "M 3"]
 
 
+RawAt = Callable[[Chosen, float], Mapping[str, Tensor]]
+"""Raw parameters of some Gaussians at a ratio."""
+
+
 class Quantization(Part):
     """What all quantisations share: entropy models by the name of what they count, and how to round.
 
@@ -62,12 +66,12 @@ class Quantization(Part):
         self.entropy = nn.ModuleDict(dict(entropy))
 
     @abstractmethod
-    def coded(self, parameters: Mapping[str, Tensor], chosen: Chosen) -> dict[str, Coded]:
+    def coded_in(self, raw_at: RawAt, chosen: Int[Tensor, " M"]) -> dict[str, Coded]:
         """What a coder codes of some Gaussians, by name.
 
         Args:
-            parameters: raw ones of the full model, of these Gaussians.
-            chosen: which they are.
+            raw_at: raw parameters of some Gaussians at a ratio, before quantisation.
+            chosen: [M] which Gaussians, ascending.
         """
 
     def bits(self, coded: Mapping[str, Coded]) -> dict[str, Float[Tensor, " M"]]:
@@ -190,14 +194,18 @@ class UniformQuantization(Quantization):
     ) -> dict[str, Tensor]:
         """Raw parameters as a coder gives them back."""
         result = dict(parameters)
-        for name, (values, steps, _) in self.coded(parameters, chosen).items():
+        for name, (values, steps, _) in self.coded(parameters).items():
             low = self.ranges[name][0]
             found = rounded(values - low, steps, self.rounding, self.training) + low
             _put(result, name, found)
         return result
 
-    def coded(self, parameters: Mapping[str, Tensor], chosen: Chosen) -> dict[str, Coded]:
-        """See ``Quantization``; by attribute."""
+    def coded_in(self, raw_at: RawAt, chosen: Int[Tensor, " M"]) -> dict[str, Coded]:
+        """See ``Quantization``: the full model's, by attribute."""
+        return self.coded(raw_at(chosen, 1.0))
+
+    def coded(self, parameters: Mapping[str, Tensor]) -> dict[str, Coded]:
+        """Numbers of each attribute that is quantised, and its steps."""
         means = parameters["means"].detach()
         return {
             name: Coded(_clamped(_numbers(parameters, name), self.ranges[name]), step.exp(), means)

@@ -8,6 +8,7 @@ from flexgs_lightning.training.callbacks.elastic_schedule import ImportanceRefre
 from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
 from flexgs_lightning.training.callbacks.interruption import GracefulInterruption
 from flexgs_lightning.training.callbacks.progress import IterationAxis, ThroughputLogger, TrainingProgress
+from flexgs_lightning.training.callbacks.rate_distortion import RateDistortion
 from flexgs_lightning.training.callbacks.replica_check import ReplicaCheck
 from flexgs_lightning.training.callbacks.tensorboard import TensorBoardPages
 from flexgs_lightning.training.callbacks.test_report import TestReport
@@ -31,6 +32,7 @@ DEFAULTS: tuple[type[Callback], ...] = (
     TrainingClock,
     TestReport,
     TensorBoardPages,
+    RateDistortion,
 )
 """Of every training, beside ``Checkpointing`` and ``TrainingProgress``, which replace Lightning's own."""
 
@@ -42,6 +44,7 @@ __all__ = [
     "GracefulInterruption",
     "ImportanceRefresh",
     "IterationAxis",
+    "RateDistortion",
     "ReplicaCheck",
     "SafeCheckpointIO",
     "TemperatureDecay",

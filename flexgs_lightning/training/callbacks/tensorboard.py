@@ -27,6 +27,8 @@ CHARTS = {
     "Training": {
         "Losses": ["Multiline", ["^train/(.*_)?loss$"]],
         "Ratio asked for and share selected": ["Multiline", ["^train/ratio$", "^train/selected$"]],
+        "Bits a Gaussian": ["Multiline", ["^train/bits_"]],
+        "Kilobytes at each ratio": ["Multiline", ["^val_kilobytes/"]],
         "Temperature": ["Multiline", ["^train/temperature$"]],
     },
 }

@@ -1,0 +1,98 @@
+"""A plan's rule as training sees it, and back: what training for bytes and the encoder agree on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from flexgs_lightning.codec.arrays import ElasticModelArrays
+from flexgs_lightning.codec.chunks import ATTRIBUTES
+from flexgs_lightning.codec.encoder import Plan, best_cell_bits, chunk_stops
+from flexgs_lightning.codec.quantization import SH_UNIT, Numbers, fit_box, fit_mixing
+from flexgs_lightning.codec.rows import FRACTION, LIMIT
+from flexgs_lightning.codec.steps import CLASSES_AN_OCTAVE, StepRule
+from flexgs_lightning.model.compression.coordinates import PLACES, WIDTH
+from flexgs_lightning.model.compression.rule_quantization import Rule, RuleQuantization
+from flexgs_lightning.model.scene import Scene
+
+_CLASSES = CLASSES_AN_OCTAVE / (2 * math.log(2))
+"""Step classes that 1 of ln of a second derivative takes off."""
+
+
+def trained_quantization(scene: Scene) -> RuleQuantization | None:
+    """The quantisation of a scene that was trained for the elastic file."""
+    return next((part for part in scene.each_part() if isinstance(part, RuleQuantization)), None)
+
+
+def rule_of(plan: Plan) -> Rule:
+    """A plan's rule for training."""
+    numbers, rule = plan.numbers, plan.rule
+    units = np.append(numbers.units, np.float32(SH_UNIT)).astype(np.float64)
+    weights = numbers.weights.astype(np.float64) / (1 << FRACTION)
+    weights[:, 0] *= 4096
+    curves = np.zeros((len(rule.harms), len(ATTRIBUTES), 2))
+    for level in range(len(rule.harms)):
+        for attribute, name in enumerate(ATTRIBUTES):
+            curves[level, attribute] = rule.curve(level, name)
+    ratio = units[:WIDTH, None] / units[None, :WIDTH]
+    matrix = numbers.basis.astype(np.float64) * numbers.basis_scales / SH_UNIT
+    arrays = {
+        "weights": weights,
+        "curves": curves,
+        "bounds": numbers.bounds,
+        "units": units,
+        "origin": numbers.origin,
+        "centre": numbers.origin + numbers.centre * np.float64(numbers.means_unit),
+        "basis": matrix,
+        "mixing": numbers.mixing[:, :WIDTH] / 4096.0 * ratio,
+    }
+    return Rule(**{name: torch.from_numpy(np.asarray(a, np.float32)) for name, a in arrays.items()})
+
+
+def trained_plan(arrays: ElasticModelArrays, trained: RuleQuantization) -> Plan:
+    """The plan of a scene that was trained for bytes: its steps, transform and prediction.
+
+    Args:
+        arrays: the scene, not rounded, with the levels that it was trained with.
+        trained: its quantisation.
+    """
+    rule = Rule(**{name: value.detach().cpu() for name, value in vars(trained.rule).items()})
+    full = arrays.levels[-1].values
+    origin, unit = fit_box(full[:, PLACES["means"]])
+    centre = np.rint((rule.centre.double().numpy() - origin) / np.float64(unit))
+    weights = rule.weights.double().numpy() * (1 << FRACTION)
+    weights[:, 0] /= 4096
+    matrix = rule.basis.double().numpy()
+    scales = np.abs(matrix).max(axis=0, initial=0.0) / 127.0
+    numbers = Numbers(
+        origin,
+        unit,
+        np.clip(centre, -LIMIT, LIMIT).astype(np.int32),
+        1,
+        np.rint(weights).astype(np.int32),
+        rule.bounds.numpy().astype(np.int32),
+        np.zeros((WIDTH, WIDTH + 1), np.int32),
+        np.rint(matrix / np.where(scales > 0, scales, 1.0)).astype(np.int8),
+        (scales * SH_UNIT).astype(np.float32),
+    )
+    rows = numbers.integers(full)
+    stops = chunk_stops(arrays.total, [len(level.values) for level in arrays.levels])
+    bits = best_cell_bits(rows[:, PLACES["means"]], stops)
+    numbers = replace(numbers, cell_bits=bits, mixing=fit_mixing(rows))
+    units = {name: float(rule.units[place.start]) for name, place in PLACES.items()} | {"sh_rest": SH_UNIT}
+    curves = tuple(
+        {
+            # In terms of ln of a second derivative, for a step of 1 where that is 0.
+            name: (
+                -(float(constant) + CLASSES_AN_OCTAVE * math.log2(units[name])) / _CLASSES,
+                -float(slope) / _CLASSES,
+            )
+            for name, (constant, slope) in zip(ATTRIBUTES, level, strict=True)
+        }
+        for level in rule.curves.double().numpy()
+    )
+    own = StepRule(numbers.weights, curves, (1.0,) * len(curves), {}, units["means"])
+    return Plan(arrays, numbers, own, stops)
