@@ -75,7 +75,7 @@ def test_every_option_has_a_role_and_every_role_its_option() -> None:
     }
     for name in names:
         assert role_of(name) in ROLES.values(), name
-    nested = {"model.elastic_training.steps"}
+    nested = {"model.elastic_training.steps", "model.compression_training.steps"}
     assert set(ROLES) <= names | set(WITH_OPTIONS) | nested | {"views"}
     with pytest.raises(KeyError, match="model"):
         role_of("model.something_new")

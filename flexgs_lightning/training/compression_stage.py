@@ -3,7 +3,7 @@
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -66,7 +66,8 @@ class Compression:
         sh_rounding: the same for the spherical harmonics above the constant one ("elastic_file").
         psnr_loss: decibels that the steps of "elastic_file" are predicted to lose before training; larger
             steps make smaller files.
-        bits: of each attribute that "uniform" quantises (quats, scales, opacities, sh0, shN).
+        attributes: what "uniform" quantises, of quats, scales, opacities, sh0 and shN.
+        bits: of each of these: 2^bits values over its range.
         learned_steps: whether training moves the steps of "uniform".
         entropy: model of what numbers cost: "factorized" (a density a channel), "hash_grid" (a normal
             density whose mean and deviation follow the place), or "none".
@@ -81,7 +82,8 @@ class Compression:
     rounding: Rounding = "noise"
     sh_rounding: Rounding = "straight_through"
     psnr_loss: float = 0.2
-    bits: dict[str, int] = field(default_factory=lambda: {"quats": 8, "scales": 8, "opacities": 8, "sh0": 8})
+    attributes: tuple[str, ...] = ("quats", "scales", "opacities", "sh0")
+    bits: int = 8
     learned_steps: bool = False
     entropy: Literal["factorized", "hash_grid", "none"] = "factorized"
     sh_mask: Literal["learned", "gradient", "none"] = "none"
@@ -97,7 +99,7 @@ class Compression:
             "mask_threshold": (self.mask_threshold >= 0, "0 or more", self.mask_threshold),
         }
         _check("compression", checks)
-        UniformQuantization(self.bits)  # refuses what it cannot do
+        UniformQuantization(dict.fromkeys(self.attributes, self.bits))  # refuses what it cannot do
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def make_small(
         channels = _uniform_channels(scene, options)
         entropy = _entropy(options, channels, frame)
         added[QUANTIZATION] = UniformQuantization(
-            options.bits, options.rounding, options.learned_steps, entropy
+            dict.fromkeys(channels, options.bits), options.rounding, options.learned_steps, entropy
         )
     elif options.quantization == "elastic_file":
         added[QUANTIZATION] = _as_in_the_file(model, options, views, frame)
@@ -261,7 +263,7 @@ def _as_in_the_file(
 def _uniform_channels(scene: Scene, options: Compression) -> dict[str, int]:
     rest = 3 * (scene.gaussians.params["sh"].shape[1] - 1)
     known = {"quats": 4, "scales": 3, "opacities": 1, "sh0": 3, "shN": rest}
-    return {name: known[name] for name in options.bits if known[name]}
+    return {name: known[name] for name in options.attributes if known[name]}
 
 
 def _entropy(options: Compression, channels: dict[str, int], frame: SceneFrame) -> dict[str, EntropyModel]:

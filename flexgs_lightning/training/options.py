@@ -21,8 +21,6 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, Path):
         return str(value)
     if is_dataclass(value):
