@@ -29,6 +29,7 @@ from flexgs_lightning.codec.conversion import arrays_of
 from flexgs_lightning.codec.decoder import open_file, read_elastic
 from flexgs_lightning.codec.encoder import Encoding, Plan, encode, make_plan
 from flexgs_lightning.codec.rate_search import plan_for, search_refined
+from flexgs_lightning.codec.refinement import refined
 from flexgs_lightning.codec.sensitivity import Sensitivity
 from flexgs_lightning.codec.trained_rule import trained_plan, trained_quantization
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_views
@@ -73,7 +74,14 @@ def main() -> None:
         plan = trained_plan(arrays, trained)
         for factor in options.factors:
             rule = plan.rule.scaled((factor,) * len(arrays.levels))
-            report(f"steps as trained times {factor:g}", encode(plan, rule), plan, uncoded, test)
+            encoding = encode(plan, rule)
+            report(f"steps as trained times {factor:g}", encoding, plan, uncoded, test)
+            if factor != 1 and options.refine_steps:
+                cameras = [view.camera for view in measuring]
+                better = refined(plan, encoding, cameras, CPU, options.refine_steps)
+                report(
+                    f"steps as trained times {factor:g}, refined", encode(better, rule), plan, uncoded, test
+                )
         return
     start = time.process_time()
     plan = plan_for(arrays, measuring, CPU)

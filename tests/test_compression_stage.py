@@ -19,7 +19,7 @@ from flexgs_lightning import Compression, CompressionTraining, ElasticTraining, 
 from flexgs_lightning.codec.conversion import arrays_of, model_of
 from flexgs_lightning.codec.encoder import distances, encode, make_plan
 from flexgs_lightning.codec.trained_rule import rule_of, trained_plan, trained_quantization
-from flexgs_lightning.codec.views import Judged, mean_psnr
+from flexgs_lightning.codec.views import Judged, mean_psnr, read_views
 from flexgs_lightning.deploy.opening import open_capture
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.metrics.psnr import psnr
@@ -317,7 +317,7 @@ def test_a_checkpoint_of_the_stage_draws_what_its_file_draws(small: Path) -> Non
     assert part is not None
     plan = trained_plan(arrays_of(model), part)
     decoded = model_of(encode(plan, plan.rule).decoded)
-    view = open_capture(model.data).test_views[0].camera
+    (view,) = read_views(open_capture(model.data).test_views[:1], (0.0, 0.0, 0.0))
     for ratio in (0.1, 1.0):
-        images = [rasterize(m.at(ratio), view).image for m in (model, decoded)]
-        assert psnr(images[0], images[1]).item() > 33
+        found = [psnr(rasterize(m.at(ratio), view.camera).image, view.photo).item() for m in (model, decoded)]
+        assert abs(found[0] - found[1]) < 0.3  # on grids that do not lie alike
