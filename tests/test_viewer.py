@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 from browser import eventually
+from film import write_film
+from moving_model import moving_model
 from scipy.spatial.transform import Rotation
 from small_scene import around, ball
 from viewer_scene import Prefixes, big_ball
 
 from flexgs_lightning.cli import main
 from flexgs_lightning.data.colmap import read_colmap
+from flexgs_lightning.data.reading import read_capture
 from flexgs_lightning.deploy.formats.ply import ply_bytes, write_ply
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.deploy.vantage import vantage_of_capture, vantage_of_splats
@@ -29,6 +33,7 @@ from flexgs_lightning.deploy.viewer.canvas import (
     reduced,
     tiles,
 )
+from flexgs_lightning.deploy.viewer.motion_picture import with_motion_lit
 from flexgs_lightning.deploy.viewer.session import Stage
 from flexgs_lightning.deploy.viewer.state import AutomaticCount, Detail, RatioScale, SplatsCache, megabytes
 from flexgs_lightning.errors import InputError
@@ -333,3 +338,41 @@ def test_signals_end_the_command_cleanly(number: signal.Signals, tmp_path: Path)
     lines = (tmp_path / "log").read_text().splitlines()
     assert "scene: 400 Gaussians at http://127.0.0.1:" in lines[-2]
     assert lines[-1].startswith(f"flexgs: stopped by {number.name}. A viewer keeps nothing")
+
+
+# Scenes that move.
+
+
+def moving_stage() -> Stage:
+    model = moving_model()
+    vantage = vantage_of_splats(model.splats(0.0))
+    return Stage(model, (), vantage, SplatsCache(model, "cpu"), len(model), frames=12)
+
+
+def test_a_moving_scene_is_drawn_at_its_time() -> None:
+    stage, model = moving_stage(), moving_model()
+    for moment in (0.0, 0.4):
+        found = stage.draw(60, reduced(stage.vantage.camera, 16), time=moment)
+        torch.testing.assert_close(found, draw(model.splats(moment), reduced(stage.vantage.camera, 16)))
+    head = stage.playhead()
+    assert (head.seconds, head.frames, head.time, head.playing) == (2.0, 12, 0.0, False)
+
+
+def test_what_moves_is_lit() -> None:
+    """Of two halves of a ball one stands still; the other shines, the more the faster it is."""
+    model = moving_model()
+    with torch.no_grad():
+        model.scene.gaussians.params["motion"].zero_()
+        model.scene.gaussians.params["motion"][30:, 0, 0] = 2.0
+        model.scene.gaussians.params["time_scales"].fill_(5.0)
+    slow, fast = (with_motion_lit(model, 60, 0.3, unit).sh[:, 0].mean(dim=1) for unit in (4.0, 1.0))
+    assert slow[:30].max() < slow[30:].min()
+    assert torch.equal(slow[:30], fast[:30])
+    assert (slow[30:] < fast[30:]).all()
+
+
+def test_the_photo_beside_the_picture_is_of_the_moment(tmp_path: Path) -> None:
+    capture = read_capture(write_film(tmp_path))
+    stage = replace(moving_stage(), views=capture.test_views)
+    assert [view.name for view in stage.stops] == ["cam03/0000"]
+    assert stage.view_at(stage.stops[0], 0.5).name == "cam03/0006"

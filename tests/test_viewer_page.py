@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from browser import Page, browse, chromium, eventually
+from moving_model import moving_model
 from PIL import Image
 from small_scene import ball, pixels
 from viewer_scene import Prefixes, big_ball
@@ -32,6 +33,7 @@ PERCENT = "[...document.querySelectorAll('.mantine-NumberInput-input')].at(-1)"
 VIEW = (
     "[...document.querySelectorAll('input')].find(e => e.value == 'Free camera' || e.value.endsWith('.png'))"
 )
+BUTTON = "[...document.querySelectorAll('button')].find(b => b.textContent.trim() == '{}')"
 PHOTO = "[...document.querySelectorAll('input[type=checkbox]')].findLast(e => e.offsetWidth > 0)"
 LOCAL: Any = {"device": "cpu", "host": "127.0.0.1", "port": 0}
 NO_NOTIFICATIONS = "<style>.mantine-Notifications-root { display: none }</style>"
@@ -71,8 +73,7 @@ class Tab:
         return np.asarray(shown.crop((0, 0, *self.canvas()))).astype(int)
 
     def button(self, label: str) -> None:
-        script = f"[...document.querySelectorAll('button')].find(b => b.textContent.trim() == '{label}')"
-        self.page.click(*self.page.centre(script))
+        self.page.click(*self.page.centre(BUTTON.format(label)))
 
     def slide(self, fraction: float) -> None:
         """Drag the slider's thumb to a fraction of its track."""
@@ -235,3 +236,41 @@ def test_one_size_explains_why_there_is_no_slider(tmp_path: Path) -> None:
             assert "PSNR" not in page.text("body")
     finally:
         viewer.stop()
+
+
+@pytest.fixture(scope="module")
+def film_tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    """A page of a scene that moves."""
+    if chromium() is None:
+        pytest.skip("no chromium: install it (apt-get install chromium) to test the page")
+    viewer = Viewer(moving_model(), None, **LOCAL)
+    folder = tmp_path_factory.mktemp("film")
+    try:
+        with browse(f"{viewer.url}/?fixedDpr=1", folder) as page:
+            tab = Tab(page, viewer.url, None, folder / "downloads")  # type: ignore[arg-type]
+            eventually(lambda: tab.figure("gaussians"), 60)
+            yield tab
+    finally:
+        viewer.stop()
+
+
+def test_a_scene_that_moves_is_played(film_tab: Tab) -> None:
+    """Time goes on by itself while it plays, and frame by frame while it does not."""
+
+    def seconds() -> float:
+        return float(film_tab.figure("moment").removesuffix(" s"))
+
+    before = film_tab.figure("gaussians")
+    film_tab.button("Play")
+    eventually(lambda: seconds() > 0.2)
+    eventually(lambda: film_tab.figure("gaussians") != before)  # others live
+    film_tab.button("Pause")
+    eventually(lambda: film_tab.page.run(f"!!({BUTTON.format('Play')})"))
+    film_tab.rest()
+    stood, picture = seconds(), film_tab.picture()
+    time.sleep(0.5)
+    assert seconds() == stood
+    film_tab.button("Frame on")
+    eventually(lambda: seconds() != stood)
+    film_tab.rest()
+    assert np.abs(film_tab.picture() - picture).max() > 10

@@ -15,6 +15,8 @@ class Prefixes:
     splats: Splats
     asked: list[float] = field(default_factory=list)
     elastic = True
+    moves = False
+    seconds = None
     name = "ball"
     antialiased: bool = True
     background: torch.Tensor = field(default_factory=lambda: torch.full((3,), 0.3))
@@ -25,7 +27,7 @@ class Prefixes:
     def to(self, device: object) -> "Prefixes":
         return self
 
-    def at(self, ratio: float) -> Splats:
+    def at(self, ratio: float, time: float | None = None) -> Splats:
         self.asked.append(ratio)
         return self.splats[: count_at(ratio, len(self))]
 

@@ -7,6 +7,7 @@ from typing import Literal
 from flexgs_lightning.deploy.budgets import parse_budget
 from flexgs_lightning.deploy.opening import choose_device, open_capture, open_model
 from flexgs_lightning.deploy.profile import timed
+from flexgs_lightning.model.budget import count_at
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def view(
     wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
     data = model.data | {name: value for name, value in wished.items() if value is not None}
     (budget,) = timed([wanted], model, data, device)
-    count = len(budget.of(model))
+    count = count_at(budget.share(model), len(model))
     capture = None
     if data_root is not None or ("root" in data and Path(data["root"]).exists()):
         capture = open_capture(data)

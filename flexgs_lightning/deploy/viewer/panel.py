@@ -37,6 +37,7 @@ class Figures:
         width: of the drawn image in pixels.
         height: of the drawn image in pixels.
         psnr: against the photo in dB; None where there is none.
+        moment: seconds from the beginning of a scene that moves; None of one that stands still.
     """
 
     count: int
@@ -46,6 +47,7 @@ class Figures:
     width: int
     height: int
     psnr: float | None
+    moment: float | None = None
 
     def rows(self, has_photos: bool) -> list[tuple[str, str, str]]:
         """Key, label and value, as text."""
@@ -55,6 +57,8 @@ class Figures:
             ("time", "Frame time", f"{self.milliseconds:,.1f} ms"),
             ("resolution", "Drawn at", f"{self.width} × {self.height}"),
         ]
+        if self.moment is not None:
+            rows.append(("moment", "Time", f"{self.moment:.2f} s"))
         psnr = "–" if self.psnr is None else f"{self.psnr:.2f} dB"
         return [*rows, ("psnr", "PSNR against photo", psnr)] if has_photos else rows
 

@@ -54,28 +54,31 @@ class RatioScale:
 
 
 class SplatsCache:
-    """The splats of the last few sizes, on the device that draws. Safe for several threads.
+    """The splats of the last few sizes and times, on the device that draws. Safe for several threads.
 
     It holds at most ``entries`` sizes and twice as many Gaussians as the model, but always the last one.
     """
 
     def __init__(self, model: Model, device: torch.device | str, entries: int = 8) -> None:
         self._model, self._entries = model.to(device), entries
-        self._held: OrderedDict[int, Splats] = OrderedDict()
+        self._held: OrderedDict[tuple[int, float | None], Splats] = OrderedDict()
         self._lock = threading.Lock()
 
-    def at(self, count: int) -> Splats:
-        """The model at exactly ``count`` Gaussians."""
+    def at(self, count: int, time: float | None = None) -> Splats:
+        """The model at exactly ``count`` Gaussians; of one that moves, those to be seen at a time."""
+        key = count, time
         with self._lock:
-            if count not in self._held:
-                self._held[count] = self._model.at(count / len(self._model))
+            if key not in self._held:
+                self._held[key] = self._model.at(count / len(self._model), time)
                 self._evict()
-            self._held.move_to_end(count)
-            return self._held[count]
+            self._held.move_to_end(key)
+            return self._held[key]
 
     def _evict(self) -> None:
         room = 2 * len(self._model)
-        while len(self._held) > 1 and (len(self._held) > self._entries or sum(self._held) > room):
+        while len(self._held) > 1 and (
+            len(self._held) > self._entries or sum(count for count, _ in self._held) > room
+        ):
             self._held.popitem(last=False)
 
 

@@ -64,11 +64,13 @@ class Viewer:
         RatioScale(len(model))  # refuses an empty scene
         _require_free_port(host, port)
         cache = SplatsCache(model, device)
-        vantage = vantage_of_capture(capture) if capture else vantage_of_splats(cache.at(len(model)))
+        begin = 0.0 if model.moves else None
+        vantage = vantage_of_capture(capture) if capture else vantage_of_splats(cache.at(len(model), begin))
         views = capture.test_views if capture else ()
-        self._stage = Stage(model, views, vantage, cache, count or len(model))
+        frames = len({view.time for view in views}) if model.moves and views else 30
+        self._stage = Stage(model, views, vantage, cache, count or len(model), frames)
         # The first frame compiles kernels, or tells that they cannot be: before anyone waits for it.
-        self._stage.draw(len(model), reduced(vantage.camera, 8))
+        self._stage.draw(len(model), reduced(vantage.camera, 8), time=begin)
         self._sessions: dict[int, Session] = {}
         with _quiet(), guarded_server(host, origins):
             self._server = viser.ViserServer(host, port, verbose=False)
