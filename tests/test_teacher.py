@@ -18,7 +18,7 @@ from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.cli import main
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.data.reading import read_capture
-from flexgs_lightning.deploy.formats.registry import write_splats
+from flexgs_lightning.deploy.formats.registry import FORMATS, write_splats
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.deploy.opening import open_capture, open_splats, read_cameras
 from flexgs_lightning.deploy.path_file import write_path
@@ -182,6 +182,19 @@ def test_given_cameras_are_looked_through(kind: str, scene_file: Path, tmp_path:
         torch.testing.assert_close(view.camera.Ks, camera.Ks)
         assert view.source.read().shape == (121, 161, 4)
     assert [camera.width for camera in read_cameras(path, 2)] == [80] * 5
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_scene_of_any_format_is_a_teacher(name: str, tmp_path: Path) -> None:
+    """It looks as the scene does, as far as the format keeps that."""
+    thing, each = globe(600), FORMATS[name]
+    path = tmp_path / (f"globe{each.suffix}" if each.suffix.startswith(".") else each.suffix)
+    write_splats(SplatFile(thing, True), path, name)
+    write_path(around(3, 48, 36), tmp_path / "path.json")
+    capture = open_capture({"root": str(path), "cameras": str(tmp_path / "path.json")})
+    exact = scene_capture(thing, [around(3, 48, 36)[1]], name="", antialiased=name != "splat")
+    difference = capture.views[1].source.read().astype(float) - exact.views[0].source.read()
+    assert np.abs(difference).mean() < 3
 
 
 def test_what_cannot_be_is_refused(
