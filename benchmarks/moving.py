@@ -9,7 +9,7 @@ raw parameters to the image, against a static scene of as many Gaussians as then
 still is given random motion and lives of which about half cover any moment. ``track``: PSNR of a square
 around a tracked point (``frame``, ``xyz`` in the world) in the held-out views that show it. ``frames``: each
 frame trains a static model of its own, of all of them together as many steps as one model gets; mean PSNR of
-the held-out views.
+the held-out views (``--every n`` trains every n-th of these models, for an estimate).
 """
 
 from __future__ import annotations
@@ -120,10 +120,10 @@ def track(paths: list[Path], file: Path, frames: range, size: int) -> None:
         print(f"| {path} | {len(found)} | {statistics.fmean(found):.2f} |", flush=True)
 
 
-def frames(root: Path, downscale: int, group: range, steps: int, options: list[str]) -> None:
+def frames(root: Path, downscale: int, group: range, steps: int, every: int, options: list[str]) -> None:
     """One static model for each frame."""
     found, each = [], steps // len(group)
-    for frame in group:
+    for frame in group[::every]:
         with tempfile.TemporaryDirectory() as runs:
             run = FlexGSCLI(
                 [
@@ -163,13 +163,14 @@ def main() -> None:
     of_frames.add_argument("--downscale", type=int, default=1)
     of_frames.add_argument("--frames", type=int, nargs=2, required=True)
     of_frames.add_argument("--steps", type=int, required=True)
+    of_frames.add_argument("--every", type=int, default=1)
     given, rest = parser.parse_known_args()
     if given.what == "speed":
         speed(given.model, given.repeats)
     elif given.what == "track":
         track(given.models, given.track, range(*given.frames), given.size)
     else:
-        frames(given.root, given.downscale, range(*given.frames), given.steps, rest)
+        frames(given.root, given.downscale, range(*given.frames), given.steps, given.every, rest)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ transmittance 1e-4, a radius rounded up). Tolerances are on means and norms, wit
 
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import gsplat
@@ -229,3 +230,22 @@ def test_cpu_tensors_still_work_beside_cuda(garden) -> None:
     assert rasterize(splats, cameras).image.device.type == "cpu"
     with pytest.raises(ValueError, match="cameras on cpu"):
         rasterize(splats.to("cuda"), cameras)
+
+
+def test_each_camera_sees_its_own_moment_as_on_the_cpu(garden: tuple[Splats, Cameras]) -> None:
+    """A scene that moves: as many Gaussians for each camera, elsewhere in each."""
+    splats, cameras = garden
+    moments = [replace(splats, means=splats.means + 0.01 * i) for i in range(len(cameras))]
+    images = []
+    for device in ("cpu", "cuda"):
+        means = [own.means.to(device).detach().requires_grad_() for own in moments]
+        drawn = rasterize(
+            [replace(own.to(device), means=m) for own, m in zip(moments, means, strict=True)],
+            cameras.to(device),
+        )
+        drawn.means2d.retain_grad()
+        drawn.image.square().mean().backward()
+        assert drawn.means2d.shape == drawn.means2d.grad.shape == (len(cameras), len(splats), 2)
+        assert all(m.grad.isfinite().all() and m.grad.any() for m in means)
+        images.append(drawn.image.detach().cpu())
+    assert (images[0] - images[1]).abs().mean() < 1e-5
