@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        with heeded():
+        with heeded(last=argv is None):
             status = _run(arguments)
             sys.stdout.flush()
             return status

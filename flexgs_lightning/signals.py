@@ -60,12 +60,15 @@ def keeping(statement: str | Callable[[], str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def heeded() -> Iterator[None]:
+def heeded(last: bool = False) -> Iterator[None]:
     """Let signals end the block with ``Stopped``; a second one, after ``PATIENCE``, ends the process at once.
 
     Whatever else comes out of the block after a signal is ``Stopped`` as well: a library whose work broke off
     in the middle, or whose worker processes have got the signal too, may report it as an error of its own.
     A signal that was ignored when the program was started (``nohup``, a shell's background) stays so.
+
+    Args:
+        last: whether nothing follows but the interpreter's end, which signals have no reason to disturb.
     """
     global _received
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set them
@@ -87,7 +90,7 @@ def heeded() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = hook
-        _restore(before)
+        _restore(dict.fromkeys(heed, signal.SIG_IGN) if last else before)
         if _received is not None:
             files.remove_unfinished()
         _received = None

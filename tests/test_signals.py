@@ -110,6 +110,16 @@ with signals.heeded(), atomic_path(Path(sys.argv[1])) as temporary:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_disturbs_the_end_of_the_program() -> None:
+    script = (
+        "import os, signal; from flexgs_lightning.signals import heeded\n"
+        "with heeded(last=True): pass\n"
+        "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM); print('end')"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "end\n", "")
+
+
 def test_a_signal_that_was_ignored_stays_so() -> None:
     """As nohup and a shell's background jobs have it."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -74,7 +74,7 @@ class Launcher:
         if signal_ is not None:
             if callable(when):
                 while not when(log.read_text(errors="replace")):
-                    assert time.monotonic() < start + 60, log.read_text(errors="replace")
+                    assert time.monotonic() < start + 250, log.read_text(errors="replace")
                     time.sleep(0.01)
             else:
                 time.sleep(max(when, 0.005))  # until its first lines are behind it
@@ -139,7 +139,8 @@ def _child(arguments: list[str], folder: str, log: str) -> None:
 
         os.write(answers, f"{os.getpid()}\n".encode())
         os.close(answers)
-        sys.exit(main(arguments))
+        sys.argv = ["flexgs", *arguments]
+        sys.exit(main())
     except SystemExit as exit_:
         status = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
     except BaseException:

@@ -30,6 +30,8 @@ from length import FUZZ, SEED, cases
 from flexgs_lightning.files import LOCK, PARTIAL
 from flexgs_lightning.settings import CONFIGS
 
+pytestmark = pytest.mark.timeout(900)  # the first waits for a program that imports everything
+
 LAST = Path("runs/run/version_0/checkpoints/last.ckpt")
 MODEL = "model.ckpt"
 TRAINING = (
@@ -309,7 +311,6 @@ FULL = {
     "export to a folder": 200_000,  # the first file has room
     "render": 1_000,
     "decompress": 20_000,
-    "unseen": 300,
     "fit": 60_000,  # enough for all but checkpoints
     "fit from its first file on": 500,
 }
