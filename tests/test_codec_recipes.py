@@ -16,9 +16,10 @@ from splat_files import scene
 from flexgs_lightning.codec.recipes.columns import columns_of, morton_order
 from flexgs_lightning.codec.recipes.grid import grid_order, grid_shape
 from flexgs_lightning.codec.recipes.halves import read_halves, rounded, write_halves
-from flexgs_lightning.codec.recipes.images import RANGES, Recipe, read_images, write_images
+from flexgs_lightning.codec.recipes.images import Recipe, read_images, write_images
 from flexgs_lightning.codec.recipes.package import META, bytes_by_attribute
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.compression.quantization import RANGES
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.splats import Splats
 

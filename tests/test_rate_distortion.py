@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -10,19 +12,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from splat_files import scene
 
 from flexgs_lightning.cli import main
 from flexgs_lightning.codec.decoder import read_elastic
 from flexgs_lightning.codec.recipes.halves import read_halves, rounded
+from flexgs_lightning.codec.recipes.images import read_images, write_images
+from flexgs_lightning.codec.recipes.pruning import worth_storing
+from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.cell_folders import ERROR, RESULT
 from flexgs_lightning.evaluation.published import published_codecs
 from flexgs_lightning.evaluation.rate_distortion.bjontegaard import bd_rate, frontier
+from flexgs_lightning.evaluation.rate_distortion.gscodec import Compression, Gscodec, Modules, modules_of
+from flexgs_lightning.evaluation.rate_distortion.names import OVERLAYS, Settings, parse_systems
+from flexgs_lightning.evaluation.rate_distortion.rave import (
+    anchor_counts,
+    drawn_anchor,
+    interpolated_order,
+    nested_order,
+    rates_between,
+)
 from flexgs_lightning.evaluation.rate_distortion.tuning import Tuning
 from flexgs_lightning.evaluation.study import Schedule, Study, open_study
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import load
+from flexgs_lightning.settings import CONFIGS
 
-SYSTEMS = ("ply", "ply.xz", "gsplat-png", "egs", "one-size", "cogs")
+SYSTEMS = ("ply", "ply.xz", "gsplat-png", "egs", "one-size", "cogs", "rave:3", "gscodec")
+OVERLAY_FILES = (CONFIGS / OVERLAYS).glob("*.yaml")
 LOSSES = ("0.2", "1")
 
 
@@ -51,7 +68,18 @@ def checkpoint(small_capture: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def rd(checkpoint: Path, output: Path, *options: str, systems: tuple[str, ...] = SYSTEMS) -> int:
     common = ["--ckpt", str(checkpoint), "--output", str(output), "--device=cpu", "--refine-steps=0"]
-    rates = ["--ratios", "0.3", "1", "--losses", *LOSSES, "--scale=0.005"]
+    rates = [
+        "--ratios",
+        "0.3",
+        "1",
+        "--losses",
+        *LOSSES,
+        "--lambdas",
+        "0.002",
+        "1",
+        "--scale=0.005",
+        "--rates=6",
+    ]
     return main(["rd", *common, *rates, "--systems", *systems, *options])
 
 
@@ -80,7 +108,8 @@ def points(report: dict[str, Any], system: str, setting: str) -> list[dict[str, 
 def test_every_system_is_measured_at_every_setting(report: dict[str, Any]) -> None:
     formats = {(name, ratio) for name in ("ply", "ply.xz", "gsplat-png") for ratio in ("1", "0.3")}
     trained = {(name, loss) for name in ("egs", "one-size", "cogs") for loss in LOSSES}
-    assert {(cell["system"], cell["setting"]) for cell in report["cells"]} == formats | trained
+    others = {("rave:3", "context"), ("rave:3", "global"), ("gscodec", "0.002"), ("gscodec", "1")}
+    assert {(cell["system"], cell["setting"]) for cell in report["cells"]} == formats | trained | others
     assert report["failed"] == []
 
 
@@ -166,6 +195,10 @@ def test_a_failing_cell_stops_no_other(
         (["--systems", "ply", "ply"], "different systems"),
         (["--losses", "0"], "--losses"),
         (["--scale", "0"], "--scale"),
+        (["--systems", "rave:1"], "expected any of"),
+        (["--systems", "gscodec+cake"], "png"),
+        (["--rates", "1"], "--rates"),
+        (["--lambdas", "-1"], "--lambdas"),
         (["--ratios", "2"], "--ratios"),
     ],
 )
@@ -255,3 +288,126 @@ def test_published_figures_of_codecs() -> None:
             assert all(
                 20 < row["psnr"] < 35 and 0 < row["lpips"] < row["ssim"] < 1 for row in scenes_of.values()
             )
+
+
+# -- RAVE ----------------------------------------------------------------------------------------------
+
+
+def test_rave_anchors_are_nested_and_chosen_from_the_finest_down(study: Study) -> None:
+    tuning = Tuning(study.splats, study)
+    anchors = anchor_counts(len(tuning), 4)
+    assert anchors[0] == round(0.05 * len(tuning))
+    assert anchors[-1] == count_at(0.85, len(tuning))
+    ratios = [high / low for low, high in itertools.pairwise(anchors)]
+    assert max(ratios) / min(ratios) < 1.05
+    order = nested_order(tuning, anchors)
+    assert torch.equal(order.sort().values, torch.arange(len(tuning)))
+    whole = tuning.gradient_scores()
+    finest = set(whole.topk(anchors[-1]).indices.tolist())
+    assert set(order[: anchors[-1]].tolist()) == finest
+    inner = order[: anchors[-1]][tuning.gradient_scores(order[: anchors[-1]]).topk(anchors[-2]).indices]
+    assert set(inner.tolist()) == set(order[: anchors[-2]].tolist())
+
+
+def test_rave_draws_every_anchor_and_the_finest_most() -> None:
+    anchors = [10, 20, 40, 80]
+    draws = [drawn_anchor(anchors, 0, step) for step in range(6000)]
+    counts = [draws.count(anchor) for anchor in anchors]
+    expected = np.geomspace(1, 8, 4) / np.geomspace(1, 8, 4).sum() * 6000
+    np.testing.assert_allclose(counts, expected, rtol=0.12)
+    assert draws[:10] == [drawn_anchor(anchors, 0, step) for step in range(10)]
+
+
+def test_rave_orders_only_what_an_anchor_adds_and_by_the_render_that_was_asked_for(study: Study) -> None:
+    tuning = Tuning(study.splats, study)
+    anchors = [100, 300, 700]
+    scores = {count: tuning.gradient_scores(count) for count in anchors}
+    for ranking, measured in (("context", 300), ("global", 700)):
+        order = interpolated_order(tuning, anchors, ranking)
+        for low, high in itertools.pairwise((0, *anchors)):
+            assert torch.equal(order[low:high].sort().values, torch.arange(low, high))
+        added = scores[measured][order[100:300]]
+        assert bool((added[:-1] >= added[1:]).all()), ranking
+
+
+def test_rave_writes_a_file_for_each_rate(output: Path, report: dict[str, Any], checkpoint: Path) -> None:
+    total = len(load(checkpoint))
+    for setting in ("context", "global"):
+        rates = points(report, "rave:3", setting)
+        counts = [rate["gaussians"] for rate in rates]
+        assert counts == rates_between(round(0.05 * total), count_at(0.85, total), 6)
+        assert [rate["anchor"] for rate in rates][0::5] == [True, True]
+        assert [rate["bytes"] for rate in rates] == sorted(rate["bytes"] for rate in rates)
+        file = output / "rave-3" / setting / f"{counts[2]}.halves"
+        assert file.stat().st_size == rates[2]["bytes"]
+        assert rates[-1]["psnr"] > rates[0]["psnr"] + 1.0
+    assert "rave:3 context" in (output / "rd.md").read_text()
+
+
+# -- GSCodec -------------------------------------------------------------------------------------------
+
+
+def test_gscodec_takes_fewer_bytes_where_bits_weigh_more(output: Path, report: dict[str, Any]) -> None:
+    (light,), (heavy,) = (points(report, "gscodec", weight) for weight in ("0.002", "1"))
+    assert set(light["bits"]) == {"scales", "quats", "sh0"}
+    assert sum(heavy["bits"].values()) < sum(light["bits"].values())
+    assert heavy["bytes"] / heavy["gaussians"] < light["bytes"] / light["gaussians"]
+    assert len(read_images(output / "gscodec" / "0.002" / "scene.images")) == light["gaussians"]
+    assert light["colored"] <= light["gaussians"]
+
+
+def test_gscodec_goes_on_from_its_file(study: Study, tmp_path: Path) -> None:
+    def compression(steps: int) -> Compression:
+        return Compression(Tuning(study.splats, study), Modules(rounding="straight_through"), 0.01, steps)
+
+    through = compression(10)
+    through.train(tmp_path / "a.pt")
+    half = compression(10)
+    half.steps = 5
+    half.train(tmp_path / "b.pt")
+    resumed = compression(10)
+    resumed.train(tmp_path / "b.pt")
+    # The second half's progress is that of another length: only what does not depend on it is alike.
+    assert resumed.tuning.step == through.tuning.step == 10
+    for name in ("scales", "quats", "sh0"):
+        assert resumed.counted_bits()[name] == pytest.approx(through.counted_bits()[name], rel=0.02)
+
+
+@pytest.mark.parametrize("overlay", [None, *sorted(path.stem for path in OVERLAY_FILES)])
+def test_every_overlay_of_gscodec_trains_and_is_written(
+    study: Study, tmp_path: Path, overlay: str | None
+) -> None:
+    settings = Settings((1.0,), (0.1,), 0.001, 0, None, 2, (0.01,), CONFIGS)
+    (system,) = parse_systems(["gscodec" if overlay is None else f"gscodec+{overlay}"], settings)
+    assert isinstance(system, Gscodec)
+    if overlay is not None:
+        assert system.modules != Modules(), "an overlay changes something"
+    tuning = Tuning(study.splats, study)
+    compression = Compression(tuning, system.modules, 0.01, 2)
+    compression.train(tmp_path / "state.pt")
+    splats, colored = compression.result()
+    assert len(splats) <= len(tuning)
+    assert (len(splats) == len(tuning)) or system.modules.pruning
+    write_images(splats, tmp_path / "scene.images", system.modules.recipe, colored)
+    assert len(read_images(tmp_path / "scene.images")) == len(splats)
+
+
+def test_pruning_takes_the_faint_the_huge_and_the_stray() -> None:
+    splats = scene(400, 1)
+    means, scales, opacities = (
+        splats.means.clone(),
+        splats.scales.clone(),
+        splats.opacities.clone().clamp(0.01),
+    )
+    means[0], scales[1], opacities[2] = 3000.0, 50.0, 0.004
+    kept = worth_storing(dataclasses.replace(splats, means=means, scales=scales, opacities=opacities), 20.0)
+    assert (~kept).nonzero().flatten().tolist() == [0, 1, 2]
+
+
+def test_unknown_modules_are_refused() -> None:
+    with pytest.raises(InputError, match="colour"):
+        modules_of({"colour": 3}, "here")
+    with pytest.raises(InputError, match="rounding: expected noise, straight_through, found up"):
+        modules_of({"rounding": "up"}, "here")
+    with pytest.raises(InputError, match="bits"):
+        modules_of({"bits": 9}, "here")

@@ -23,13 +23,12 @@ from flexgs_lightning.codec.recipes.grid import Sorting, grid_order, grid_shape
 from flexgs_lightning.codec.recipes.package import Package, packed, read_package
 from flexgs_lightning.codec.recipes.rounding import Scale, eight_bits, numbered
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.compression.quantization import RANGES
 from flexgs_lightning.splats import Splats
 
 RECIPE = "images"
 PLANES = {"scales": 3, "quats": 4, "opacities": 1, "sh0": 3}
 """Attributes that are images of up to eight bits, and their channels."""
-RANGES = {"scales": (-10.0, 2.0), "quats": (-1.0, 1.0), "opacities": (-15.0, 15.0), "sh0": (-2.0, 4.0)}
-"""Ends of the numbers that GSCodec Studio trains with: logarithms, components, logits, coefficients."""
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 

@@ -9,10 +9,12 @@ from flexgs_lightning.codec.refinement import STEPS
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.cell_folders import ERROR
 from flexgs_lightning.evaluation.rate_distortion.cells import plan, run
+from flexgs_lightning.evaluation.rate_distortion.gscodec import LAMBDAS
 from flexgs_lightning.evaluation.rate_distortion.names import SYSTEMS, Settings, parse_systems
 from flexgs_lightning.evaluation.rate_distortion.report import MARKDOWN_NAME, write_report
 from flexgs_lightning.evaluation.study import Schedule, open_study
 from flexgs_lightning.files import locked
+from flexgs_lightning.settings import CONFIGS
 from flexgs_lightning.signals import keeping
 
 log = logging.getLogger(__name__)
@@ -26,9 +28,12 @@ def rd(
     losses: list[float] = [0.05, 0.1, 0.3, 1.0],  # noqa: B006
     start: Path | None = None,
     scale: float = 1.0,
+    rates: int = 50,
+    lambdas: list[float] = list(LAMBDAS),  # noqa: B006
     refine_steps: int = STEPS,
     output: Path | None = None,
     report: Path | None = None,
+    configs: Path = CONFIGS,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 42,
 ) -> None:
@@ -44,16 +49,20 @@ def rd(
         config: Configs (files or names) with settings of data and metrics; by default the checkpoint's own
             config.yaml.
         systems: What to compare: egs (the elastic file, cut at every chunk), one-size (the same coder for the
-            full model alone), cogs (the runner-up of COGS 2025), gsplat-png, any format of flexgs convert;
+            full model alone), cogs (the runner-up of COGS 2025), rave (rave:50 with 50 anchors), gscodec
+            (gscodec+NAME with a change of configs/codec/gscodec), gsplat-png, any format of flexgs convert;
             ply.zstd and ply.xz are compressed PLY files.
         ratios: Shares of the Gaussians at which each format gets a file, in (0, 1].
         losses: Decibels that training views may lose: settings of egs, one-size and cogs.
         start: Checkpoint that systems with a training of their own start from, such as a first stage; by
             default the full model of ckpt.
         scale: Lengths of these trainings as a share of the published ones.
+        rates: Files of RAVE, from its first anchor to its last.
+        lambdas: Weights of the bits: settings of gscodec.
         refine_steps: As in flexgs compress.
         output: Folder of the cells; by default runs/rd/SCENE.
         report: Folder of the report, if not that of the cells.
+        configs: Folder of the overlays; by default those that are shipped.
         device: Where to train and draw; "auto" takes CUDA where there is a device.
         seed: Seed of every training.
     """
@@ -61,7 +70,9 @@ def rd(
     study.check_ratios(ratios, "--ratios")
     if not study.model.elastic:
         ratios = [1.0]
-    settings = Settings(tuple(ratios), tuple(losses), scale, refine_steps, start)
+    settings = Settings(
+        tuple(ratios), tuple(losses), scale, refine_steps, start, rates, tuple(lambdas), configs
+    )
     output = output or Path("runs/rd") / study.capture.name
     chosen = parse_systems(systems, settings)
     report = report or output

@@ -5,16 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flexgs_lightning.deploy.formats.registry import FORMATS
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.rate_distortion.cogs import Cogs
 from flexgs_lightning.evaluation.rate_distortion.elastic import ElasticFile
 from flexgs_lightning.evaluation.rate_distortion.files import GSPLAT_PNG, PACKINGS, PLY, Files
+from flexgs_lightning.evaluation.rate_distortion.gscodec import Gscodec, Modules, modules_of
+from flexgs_lightning.evaluation.rate_distortion.rave import CONTEXT, GLOBAL, Rave
 from flexgs_lightning.evaluation.rate_distortion.systems import System
+from flexgs_lightning.settings import read_config
 
-SYSTEMS = ("egs", "one-size", "ply", "ply.zstd", "ply.xz", GSPLAT_PNG, "sog", "spz", "cogs")
+SYSTEMS = (
+    "egs",
+    "one-size",
+    "ply",
+    "ply.zstd",
+    "ply.xz",
+    GSPLAT_PNG,
+    "sog",
+    "spz",
+    "cogs",
+    "rave",
+    "gscodec",
+)
 """All that are compared by default."""
+LEVELS = 8
+"""Anchors of RAVE, unless its name says another number."""
+OVERLAYS = Path("codec") / "gscodec"
+"""Folder of GSCodec's overlays below that of the configs."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,9 @@ class Settings:
         scale: lengths of trainings as a share of the published ones.
         refine_steps: of the elastic file.
         start: checkpoint that other systems train on from; None for the one that is compared.
+        rates: of RAVE, a file each.
+        lambdas: of GSCodec: weights of the bits.
+        configs: folder of the overlays.
     """
 
     ratios: tuple[float, ...]
@@ -34,16 +57,25 @@ class Settings:
     scale: float
     refine_steps: int
     start: Path | None
+    rates: int
+    lambdas: tuple[float, ...]
+    configs: Path
 
     def __post_init__(self) -> None:
         if not self.losses or not all(loss > 0 for loss in self.losses):
             raise InputError(f"--losses: expected positive numbers of dB, found {list(self.losses)}.")
+        if not self.lambdas or not all(weight >= 0 for weight in self.lambdas):
+            raise InputError(f"--lambdas: expected numbers of at least 0, found {list(self.lambdas)}.")
+        if self.rates < 2:
+            raise InputError(f"--rates: expected at least 2, found {self.rates}.")
         if not self.scale > 0:
             raise InputError(f"--scale: expected a positive number, found {self.scale}.")
 
 
 def parse_systems(names: Sequence[str], settings: Settings) -> list[System]:
     """Systems by name: ``SYSTEMS``, and any other format of ``flexgs convert``.
+
+    ``rave:50`` has 50 anchors, and ``gscodec+name`` lays ``codec/gscodec/name.yaml`` over ``gscodec``.
 
     Raises:
         InputError: an unknown or repeated name.
@@ -60,9 +92,31 @@ def _system(name: str, settings: Settings) -> System:
         return ElasticFile(name, losses, name == "one-size", settings.refine_steps)
     if name == "cogs":
         return Cogs(name, losses, settings.start, settings.scale)
+    base, colon, anchors = name.partition(":")
+    if base == "rave" and (not colon or (anchors.isdecimal() and int(anchors) >= 2)):
+        levels = int(anchors) if colon else LEVELS
+        return Rave(name, (CONTEXT, GLOBAL), settings.start, settings.scale, levels, settings.rates)
+    base, *overlays = name.split("+")
+    if base == "gscodec":
+        weights = tuple(f"{weight:g}" for weight in sorted(settings.lambdas))
+        modules = _modules(name, overlays, settings.configs)
+        return Gscodec(name, weights, settings.start, settings.scale, modules)
     form, _, packing = name.partition(".")
     packable = not packing or (form == PLY and packing in PACKINGS)
     if packable and (form == GSPLAT_PNG or form in FORMATS):
         return Files(name, ratios, form, packing)
     known = dict.fromkeys([*SYSTEMS, *FORMATS])
     raise InputError(f"--systems: expected any of {', '.join(known)}, found '{name}'.")
+
+
+def _modules(name: str, overlays: Sequence[str], configs: Path) -> Modules:
+    """GSCodec's defaults with overlays laid over them."""
+    found: dict[str, Any] = {}
+    folder = configs / OVERLAYS
+    for overlay in overlays:
+        path = folder / f"{overlay}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(other.stem for other in folder.glob("*.yaml"))) or "none"
+            raise InputError(f"--systems {name}: no such file {path}; there are {known}.")
+        found |= read_config(path)
+    return modules_of(found, f"--systems {name}")

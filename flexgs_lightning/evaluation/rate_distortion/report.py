@@ -16,12 +16,15 @@ from flexgs_lightning.evaluation.rate_distortion.cells import RateCell
 from flexgs_lightning.evaluation.rate_distortion.systems import System
 from flexgs_lightning.evaluation.study import Study
 from flexgs_lightning.evaluation.tables import table
+from flexgs_lightning.evaluation.unseen import dips
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.model.budget import MEGABYTE
 from flexgs_lightning.training.callbacks.test_report import LIBRARIES, device_name
 
 JSON_NAME, MARKDOWN_NAME, CURVES = "rd.json", "rd.md", "rd.png"
 OURS, ONE_SIZE = "egs", "one-size"
+MANY_RATES, DIP = 5, 0.02
+"""Rates from which on a curve's smoothness is reported, and dB by which it may fall."""
 Report = dict[str, Any]
 
 
@@ -59,7 +62,8 @@ def curves(report: Report) -> dict[str, list[tuple[float, float]]]:
     """Bytes and PSNR of each line: one for each elastic file and its cuts, one for each other system."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for cell in report["cells"]:
-        name = f"{OURS} {cell['setting']}" if cell["system"] == OURS else cell["system"]
+        own = cell["system"] == OURS or len(cell["points"]) > 1
+        name = f"{cell['system']} {cell['setting']}" if own else cell["system"]
         lines.setdefault(name, []).extend((point["bytes"], point["psnr"]) for point in cell["points"])
     return {name: sorted(line) for name, line in lines.items()}
 
@@ -74,6 +78,7 @@ def markdown(report: Report) -> str:
         points_table(report),
         f"![]({CURVES})" if report["cells"] else "",
         delta_table(report),
+        smoothness_table(report),
         elastic_cost(report),
         attributes_table(report),
         cuts_table(report),
@@ -91,7 +96,7 @@ def points_table(report: Report) -> str:
     """Every whole file."""
     rows = []
     for cell in report["cells"]:
-        points = cell["points"][-1:] if cell["system"] == OURS else cell["points"]
+        points = cell["points"][-1:] if cell["system"] == OURS else thinned(cell["points"])
         for point in points:
             setting = cell["setting"] if len(points) == 1 else f"{cell['setting']}: {point['label']}"
             training = point.get("training")
@@ -105,6 +110,13 @@ def points_table(report: Report) -> str:
             )  # fmt: skip
     heading = ["system", "setting", "Gaussians", "MB", "bytes each", "PSNR", "SSIM", "LPIPS"]
     return table([*heading, "encode, s", "decode, s", "training"], rows)
+
+
+def thinned(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """At most ``MANY_RATES`` of them, with the first and the last; ``rd.json`` has all."""
+    if len(points) <= MANY_RATES:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (MANY_RATES - 1))] for i in range(MANY_RATES)]
 
 
 def delta_table(report: Report) -> str:
@@ -122,6 +134,24 @@ def delta_table(report: Report) -> str:
         "## BD-rate of one elastic file\n\nBytes at equal PSNR over the range that both reach, against each "
         "other system: negative is fewer. A column is one file, cut at every chunk.\n\n"
         + table(["", *ours], rows)
+    )
+
+
+def smoothness_table(report: Report) -> str:
+    """Where more bytes draw worse, for systems with many rates at a setting."""
+    rows = []
+    for cell in report["cells"]:
+        if len(cell["points"]) < MANY_RATES:
+            continue
+        found = dips({point["bytes"]: point["psnr"] for point in cell["points"]}, DIP)
+        deepest = max((dip["depth"] for dip in found), default=0.0)
+        name, number = f"{cell['system']} {cell['setting']}", len(cell["points"])
+        rows.append([name, str(number), str(len(found)), f"{deepest:.2f}" if found else ""])
+    if not rows:
+        return ""
+    return (
+        f"## From rate to rate\n\nRates that draw more than {DIP:g} dB worse than a smaller one.\n\n"
+        + table(["", "rates", "dips", "deepest, dB"], rows)
     )
 
 

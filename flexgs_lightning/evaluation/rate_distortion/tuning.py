@@ -71,8 +71,9 @@ class Tuning:
         self.study, self.rounding = study, rounding
         self.scene = Scene(Gaussians.from_splats(splats)).to(study.device)
         rates = LearningRates(**study.settings["model"].get("learning_rates", {}))
-        self._optimizers = gaussian_optimizers(self.gaussians, rates, study.capture.extent)
-        set_rates(self._optimizers.values(), 1, 1)
+        optimizers = gaussian_optimizers(self.gaussians, rates, study.capture.extent)
+        self._optimizers = list(optimizers.values())
+        set_rates(self._optimizers, 1, 1)
         self._ssim_weight = float(study.settings["model"].get("ssim_weight", 0.2))
         views = study.capture.train_views
         cache = ImageCache(views, study.data.cache_megabytes * 2**20)
@@ -87,6 +88,10 @@ class Tuning:
     def gaussians(self) -> Gaussians:
         """What is trained, before rounding."""
         return self.scene.gaussians
+
+    def add_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let what else the rounding learns be trained, saved and loaded with the scene."""
+        self._optimizers.append(optimizer)
 
     def splats(self, chosen: Chosen | None = None) -> Splats:
         """Some Gaussians as they are drawn, all by default; differentiable."""
@@ -110,7 +115,7 @@ class Tuning:
             if not torch.isfinite(loss):
                 raise InputError(f"step {self.step}: the loss is {float(loss)}; expected a finite number.")
             loss.backward()
-            for optimizer in self._optimizers.values():
+            for optimizer in self._optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             self.step += 1
@@ -124,19 +129,26 @@ class Tuning:
         Args:
             chosen: the Gaussians that are drawn and scored, all by default.
         """
+        norms = [
+            rows.reshape(len(rows), math.prod(rows.shape[1:])).norm(dim=1)
+            for rows in self.gradients(chosen).values()
+        ]
+        return torch.stack(norms).sum(dim=0)
+
+    def gradients(self, chosen: Chosen | None = None) -> dict[str, Float[Tensor, "M ..."]]:
+        """By attribute the gradient of the loss, added up over all training views; see ``gradient_scores``."""
         chosen = len(self) if chosen is None else chosen
-        for optimizer in self._optimizers.values():
+        for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
         for i in range(len(self._dataset)):
             self._loss(self._batch([i]), chosen).backward()
         index = slice(0, chosen) if isinstance(chosen, int) else chosen
-        total = torch.zeros(len(self.gaussians.params["means"][index]), device=self.gaussians.device)
-        for parameter in self.gaussians.own().values():
+        found = {}
+        for name, parameter in self.gaussians.own().items():
             if parameter.grad is not None:
-                rows = parameter.grad[index]
-                total += rows.reshape(len(total), math.prod(rows.shape[1:])).norm(dim=1)
+                found[name] = parameter.grad[index]
                 parameter.grad = None
-        return total
+        return found
 
     @torch.no_grad()
     def judged_psnr(self) -> float:
@@ -150,17 +162,17 @@ class Tuning:
 
     def keep(self, mask: Tensor) -> None:
         """Let go of the Gaussians whose mask is False."""
-        Surgery(self.scene, self._optimizers.values()).keep(mask)
+        Surgery(self.scene, self._optimizers).keep(mask)
 
     def permute(self, order: Tensor) -> None:
         """Store the Gaussians in another order."""
-        Surgery(self.scene, self._optimizers.values()).permute(order)
+        Surgery(self.scene, self._optimizers).permute(order)
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
         """Write all that ``load`` needs to go on, and facts of the caller's."""
         state = {
             "scene": self.scene.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers.values()],
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "step": self.step,
             "facts": facts,
         }
@@ -171,7 +183,7 @@ class Tuning:
         """Go on where ``save`` was; returns the facts."""
         state = torch.load(path, map_location=self.gaussians.device, weights_only=True)
         self.scene.load_state_dict(state["scene"])
-        for optimizer, saved in zip(self._optimizers.values(), state["optimizers"], strict=True):
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = state["step"]
         facts: dict[str, Any] = state["facts"]
