@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 
 from flexgs_lightning.cli import main
+from flexgs_lightning.codec.decoder import open_file
 from flexgs_lightning.data.benchmarks import find_benchmark
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.benchmark_report import as_markdown, summarise
@@ -143,6 +144,22 @@ def measured(psnr: float, images: str = "images_2/ as shipped") -> dict[str, Any
 
 
 ZIPNERF = {"alameda": 20.0, "berlin": 21.0, "london": 22.0, "nyc": 24.5}
+
+
+def test_megabytes_are_those_of_the_elastic_files_first_chunks() -> None:
+    path = Path(__file__).parent / "known_answers" / "levels.egs"
+    header = open_file(path).header
+    found = measured(20.0)
+    found["gaussians"] = header.total
+    found["ratios"] = {"0.01": found["ratios"]["0.01"] | {"gaussians": 1}}
+    report = summarise("zipnerf", "zipnerf", {"nyc": found}, {}, {"nyc": path})
+    row = report["scenes"]["nyc"]
+    assert row["1"]["megabytes"] == path.stat().st_size / 1e6
+    assert row["0.01"]["megabytes"] == header.indexed_lengths()[0] / 1e6
+    page = as_markdown("Zip-NeRF", report)
+    assert "100 % MB" in page
+    assert f"{row['1']['megabytes']:.2f} |" in page
+    assert "MB" not in as_markdown("", summarise("zipnerf", "zipnerf", {"nyc": measured(20.0)}, {}))
 
 
 def test_the_mean_is_over_scenes_and_stands_beside_the_papers() -> None:

@@ -68,19 +68,8 @@ def checkpoint(small_capture: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def rd(checkpoint: Path, output: Path, *options: str, systems: tuple[str, ...] = SYSTEMS) -> int:
     common = ["--ckpt", str(checkpoint), "--output", str(output), "--device=cpu", "--refine-steps=0"]
-    rates = [
-        "--ratios",
-        "0.3",
-        "1",
-        "--losses",
-        *LOSSES,
-        "--lambdas",
-        "0.002",
-        "1",
-        "--scale=0.005",
-        "--rates=6",
-    ]
-    return main(["rd", *common, *rates, "--systems", *systems, *options])
+    rates = ["--ratios", "0.3", "1", "--losses", *LOSSES, "--stops", *LOSSES, "--lambdas", "0.002", "1"]
+    return main(["rd", *common, *rates, "--rates=6", "--scale=0.005", "--systems", *systems, *options])
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +285,7 @@ def test_published_figures_of_codecs() -> None:
 def test_rave_anchors_are_nested_and_chosen_from_the_finest_down(study: Study) -> None:
     tuning = Tuning(study.splats, study)
     anchors = anchor_counts(len(tuning), 4)
-    assert anchors[0] == round(0.05 * len(tuning))
+    assert anchors[0] == count_at(0.05, len(tuning))
     assert anchors[-1] == count_at(0.85, len(tuning))
     ratios = [high / low for low, high in itertools.pairwise(anchors)]
     assert max(ratios) / min(ratios) < 1.05
@@ -335,7 +324,7 @@ def test_rave_writes_a_file_for_each_rate(output: Path, report: dict[str, Any], 
     for setting in ("context", "global"):
         rates = points(report, "rave:3", setting)
         counts = [rate["gaussians"] for rate in rates]
-        assert counts == rates_between(round(0.05 * total), count_at(0.85, total), 6)
+        assert counts == rates_between(count_at(0.05, total), count_at(0.85, total), 6)
         assert [rate["anchor"] for rate in rates][0::5] == [True, True]
         assert [rate["bytes"] for rate in rates] == sorted(rate["bytes"] for rate in rates)
         file = output / "rave-3" / setting / f"{counts[2]}.halves"
@@ -377,7 +366,7 @@ def test_gscodec_goes_on_from_its_file(study: Study, tmp_path: Path) -> None:
 def test_every_overlay_of_gscodec_trains_and_is_written(
     study: Study, tmp_path: Path, overlay: str | None
 ) -> None:
-    settings = Settings((1.0,), (0.1,), 0.001, 0, None, 2, (0.01,), CONFIGS)
+    settings = Settings((1.0,), (0.1,), (0.1,), 0.001, 0, None, 2, (0.01,), CONFIGS)
     (system,) = parse_systems(["gscodec" if overlay is None else f"gscodec+{overlay}"], settings)
     assert isinstance(system, Gscodec)
     if overlay is not None:
@@ -397,7 +386,7 @@ def test_pruning_takes_the_faint_the_huge_and_the_stray() -> None:
     means, scales, opacities = (
         splats.means.clone(),
         splats.scales.clone(),
-        splats.opacities.clone().clamp(0.01),
+        splats.opacities.clamp(0.01),
     )
     means[0], scales[1], opacities[2] = 3000.0, 50.0, 0.004
     kept = worth_storing(dataclasses.replace(splats, means=means, scales=scales, opacities=opacities), 20.0)

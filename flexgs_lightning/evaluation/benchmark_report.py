@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flexgs_lightning.data.benchmarks import Benchmark
+from flexgs_lightning.evaluation.benchmark_codec import megabytes_at
 from flexgs_lightning.evaluation.benchmark_scene import SceneRun
 from flexgs_lightning.evaluation.published import METRICS, benchmark_means, scene_tables
 from flexgs_lightning.evaluation.tables import worst_text
@@ -20,7 +21,8 @@ Row = Mapping[float, Mapping[str, Any]]
 WORST = "worst"
 PAPER = "FlexGS"
 DIFFERENCE = "difference"
-DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4}
+MEGABYTES = "megabytes"
+DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, MEGABYTES: 2}
 
 
 def write_report(
@@ -41,7 +43,7 @@ def write_report(
     metrics = {name: found for name, found in finished.items() if found is not None}
     reasons = failures or {}
     missing = {s.name: reasons.get(s.name, "not run") for s in benchmark.scenes if s.name not in metrics}
-    report = summarise(benchmark.name, protocol, metrics, missing)
+    report = summarise(benchmark.name, protocol, metrics, missing, _elastic_files(metrics, folder))
     path = folder / "benchmark.md"
     for target, text in (
         (path.with_suffix(".json"), json.dumps(report, indent=2) + "\n"),
@@ -53,7 +55,11 @@ def write_report(
 
 
 def summarise(
-    benchmark: str, protocol: str, metrics: Mapping[str, Mapping[str, Any]], missing: Mapping[str, str]
+    benchmark: str,
+    protocol: str,
+    metrics: Mapping[str, Mapping[str, Any]],
+    missing: Mapping[str, str],
+    elastic_files: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """The report as plain values.
 
@@ -66,8 +72,10 @@ def summarise(
         protocol: name of the protocol.
         metrics: contents of ``metrics.json`` of each finished scene.
         missing: for each scene that is not finished the reason.
+        elastic_files: of scenes that have one: "megabytes" of each ratio are then those of its first chunks.
     """
-    scenes = {name: scene_row(found) for name, found in metrics.items()}
+    files = elastic_files or {}
+    scenes = {name: scene_row(found, files.get(name)) for name, found in metrics.items()}
     mean = _mean(list(scenes.values()))
     published = benchmark_means(benchmark)
     paper = published.methods[PAPER] if published else {}
@@ -87,14 +95,25 @@ def summarise(
     }
 
 
-def scene_row(metrics: Mapping[str, Any]) -> dict[float, dict[str, Any]]:
+def _elastic_files(scenes: Iterable[str], folder: Path) -> dict[str, Path]:
+    """Of the scenes that have one."""
+    paths = {name: SceneRun(name, Path(), folder).elastic_file for name in scenes}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def scene_row(metrics: Mapping[str, Any], elastic_file: Path | None = None) -> dict[float, dict[str, Any]]:
     """Metrics of one scene at each ratio, the full model as ratio 1, from its ``metrics.json``.
 
     "worst" has name and PSNR of the worst view; None where the file, an older one, does not.
     """
     ratios = {float(ratio): dict(result) for ratio, result in metrics["ratios"].items()}
     full = {"gaussians": metrics["gaussians"], **metrics["mean"], "worst": metrics.get("worst")}
-    return dict(sorted((ratios | {1.0: full}).items()))
+    row = dict(sorted((ratios | {1.0: full}).items()))
+    if elastic_file is not None:
+        counts = {ratio: int(result["gaussians"]) for ratio, result in row.items()}
+        for ratio, size in megabytes_at(elastic_file, counts).items():
+            row[ratio][MEGABYTES] = size
+    return row
 
 
 def _mean(rows: Sequence[Row]) -> dict[float, dict[str, float]]:
@@ -150,7 +169,7 @@ def as_markdown(title: str, report: Mapping[str, Any]) -> str:
     if not report["scenes"]:
         return "\n".join(lines)
     mean, published = report["mean"], report["published"]
-    names = [name for name in METRICS if all(name in values for values in mean.values())]
+    names = [name for name in (*METRICS, MEGABYTES) if all(name in values for values in mean.values())]
     rows = {f"ours, mean of {finished} scenes": mean}
     if published is not None:
         rows |= _beside(report["difference"], published)
@@ -207,7 +226,9 @@ def _table(
 ) -> list[str]:
     """Markdown lines; a dash where there is no value; differences show their sign."""
     columns = [(ratio, name) for ratio in ratios for name in names]
-    titles = [f"{100 * float(ratio):g} % {name.upper()}" for ratio, name in columns]
+    titles = [
+        f"{100 * float(ratio):g} % {'MB' if name == MEGABYTES else name.upper()}" for ratio, name in columns
+    ]
     lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(columns)}"]
     for label, row in rows.items():
         sign = "+" if label.startswith(DIFFERENCE) else ""

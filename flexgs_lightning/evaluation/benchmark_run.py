@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from flexgs_lightning.data.benchmarks import BenchmarkScene, find_benchmark, find_protocol, find_scene
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.benchmark_codec import write_elastic_files
 from flexgs_lightning.evaluation.benchmark_report import write_report
 from flexgs_lightning.evaluation.benchmark_scene import HEADER, SceneRun
 from flexgs_lightning.evaluation.scheduling import Task, run_side_by_side
@@ -39,6 +40,7 @@ def benchmark(
     gpus: int | None = None,
     shard: int | None = None,
     shards: int | None = None,
+    codec: bool = False,
 ) -> None:
     """Train and measure every scene of a benchmark, and report the means beside the paper's.
 
@@ -57,6 +59,8 @@ def benchmark(
             scene after another.
         shard: Number of this share of the scenes, from 0; by default that of the SLURM array task, if any.
         shards: Number of shares that the scenes are dealt out to; by default the array's size, or 1.
+        codec: Also write each finished scene as an elastic file beside its runs (flexgs compress), and report
+            the megabytes that each ratio takes of it.
     """
     published = find_benchmark(benchmark)
     protocol = benchmark if protocol is None else protocol
@@ -76,8 +80,10 @@ def benchmark(
         fit += ["--config", str(path)]
     fit += [f"--trainer.accelerator={accelerator}", "--trainer.devices=1"]
     failures: dict[str, str] = {}
-    tasks = [_task(SceneRun(scene.name, root / scene.name, folder), fit, failures) for scene in mine]
-    stopped = run_side_by_side(tasks, places)
+    scene_runs = [SceneRun(scene.name, root / scene.name, folder) for scene in mine]
+    stopped = run_side_by_side([_task(run, fit, failures) for run in scene_runs], places)
+    if codec and stopped is None:
+        write_elastic_files(scene_runs)
     with FileLock(folder / ".report.lock"):  # the last of several processes to come here sees all scenes
         path = write_report(published, protocol, folder, failures)
     log.info("Report: %s", path)

@@ -43,6 +43,11 @@ class SceneRun:
         """What the trainings print."""
         return self.folder / "log.txt"
 
+    @property
+    def elastic_file(self) -> Path:
+        """The scene as an elastic file, where ``--codec`` asked for it."""
+        return self.folder / f"{self.name}.egs"
+
     def finished(self) -> dict[str, Any] | None:
         """``metrics.json`` of the newest complete training, or None.
 

@@ -26,6 +26,7 @@ def rd(
     systems: list[str] = list(SYSTEMS),  # noqa: B006 (never changed)
     ratios: list[float] = [0.05, 0.1, 0.3, 1.0],  # noqa: B006
     losses: list[float] = [0.05, 0.1, 0.3, 1.0],  # noqa: B006
+    stops: list[float] = [0.1, 0.5, 2.0, 4.0],  # noqa: B006
     start: Path | None = None,
     scale: float = 1.0,
     rates: int = 50,
@@ -53,7 +54,9 @@ def rd(
             (gscodec+NAME with a change of configs/codec/gscodec), gsplat-png, any format of flexgs convert;
             ply.zstd and ply.xz are compressed PLY files.
         ratios: Shares of the Gaussians at which each format gets a file, in (0, 1].
-        losses: Decibels that training views may lose: settings of egs, one-size and cogs.
+        losses: Decibels that training views may lose: settings of egs and one-size.
+        stops: The same at which the rounds of cogs end; training views gain from fine-tuning before they
+            lose by pruning.
         start: Checkpoint that systems with a training of their own start from, such as a first stage; by
             default the full model of ckpt.
         scale: Lengths of these trainings as a share of the published ones.
@@ -71,7 +74,7 @@ def rd(
     if not study.model.elastic:
         ratios = [1.0]
     settings = Settings(
-        tuple(ratios), tuple(losses), scale, refine_steps, start, rates, tuple(lambdas), configs
+        tuple(ratios), tuple(losses), tuple(stops), scale, refine_steps, start, rates, tuple(lambdas), configs
     )
     output = output or Path("runs/rd") / study.capture.name
     chosen = parse_systems(systems, settings)

@@ -121,15 +121,15 @@ class Gscodec(System):
     @property
     def description(self) -> str:
         """One sentence for reports."""
+        default = Modules()
         changed = {
-            field.name: getattr(self.modules, field.name)
-            for field in fields(Modules)
-            if getattr(self.modules, field.name) != field.default
+            name: value for name, value in vars(self.modules).items() if value != getattr(default, name)
         }
-        changes = "".join(f", {name} {value}" for name, value in changes.items())
+        changes = "".join(f", {name} {value}" for name, value in changed.items())
         return (
-            "Static GSCodec (GSCodec Studio): MCMC, then noise, factorised densities and a learned SH mask at "
-            f"{self.scale:g} of the published length; pruned, SH as a palette, ANS{changes}"
+            "Static GSCodec (GSCodec Studio): MCMC, then noise, factorised densities and a learned mask for "
+            f"{self.scale:g} of the published length; pruned, SH as a palette, ANS"
+            + (f"; with {changes[2:]}" if changes else "")
         )
 
     def facts(self, study: Study) -> dict[str, Any]:
@@ -228,6 +228,7 @@ class Compression:
     def rounding(self, raw: dict[str, Tensor]) -> Columns:
         """See ``tuning.Rounding``; all Gaussians are drawn."""
         every = len(raw["means"])
+        self.mask.anneal(self.tuning.step / self.steps)
         return to_columns(self.mask(self.quantization(dict(raw), every, FULL), every, FULL))
 
     def penalty(self, gaussians: Gaussians) -> Tensor:
@@ -235,7 +236,6 @@ class Compression:
         progress = self.tuning.step / self.steps
         total = gaussians.params["means"].new_zeros(())
         if self.modules.mask == "learned":
-            self.mask.anneal(progress)
             total = total + self.mask.loss(TARGET, SPARSITY, DIVERGENCE)
         coded = self.quantization.coded(dict(gaussians.params.items()), len(gaussians))
         counted = {name: coded[name] for name, begin in COUNTED.items() if progress >= begin}

@@ -43,7 +43,8 @@ class Settings:
 
     Attributes:
         ratios: at which formats without levels get a file each.
-        losses: decibels that training views may lose.
+        losses: decibels that training views may lose by the elastic file.
+        stops: the same at which the rounds of COGS 2025's runner-up end.
         scale: lengths of trainings as a share of the published ones.
         refine_steps: of the elastic file.
         start: checkpoint that other systems train on from; None for the one that is compared.
@@ -54,6 +55,7 @@ class Settings:
 
     ratios: tuple[float, ...]
     losses: tuple[float, ...]
+    stops: tuple[float, ...]
     scale: float
     refine_steps: int
     start: Path | None
@@ -64,6 +66,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.losses or not all(loss > 0 for loss in self.losses):
             raise InputError(f"--losses: expected positive numbers of dB, found {list(self.losses)}.")
+        if not self.stops or not all(loss > 0 for loss in self.stops):
+            raise InputError(f"--stops: expected positive numbers of dB, found {list(self.stops)}.")
         if not self.lambdas or not all(weight >= 0 for weight in self.lambdas):
             raise InputError(f"--lambdas: expected numbers of at least 0, found {list(self.lambdas)}.")
         if self.rates < 2:
@@ -91,7 +95,8 @@ def _system(name: str, settings: Settings) -> System:
     if name in ("egs", "one-size"):
         return ElasticFile(name, losses, name == "one-size", settings.refine_steps)
     if name == "cogs":
-        return Cogs(name, losses, settings.start, settings.scale)
+        stops = tuple(f"{loss:g}" for loss in sorted(settings.stops))
+        return Cogs(name, stops, settings.start, settings.scale)
     base, colon, anchors = name.partition(":")
     if base == "rave" and (not colon or (anchors.isdecimal() and int(anchors) >= 2)):
         levels = int(anchors) if colon else LEVELS

@@ -154,9 +154,6 @@ def interpolated_order(tuning: Tuning, anchors: Sequence[int], ranking: str) -> 
     order = torch.arange(anchors[-1], device=tuning.gaussians.device)
     scores = tuning.gradient_scores(anchors[-1])
     for low, high in zip((0, *anchors), anchors, strict=False):
-        if ranking == CONTEXT and high < anchors[-1]:
-            own = tuning.gradient_scores(high)
-        else:
-            own = scores[:high]
+        own = tuning.gradient_scores(high) if ranking == CONTEXT else scores[:high]
         order[low:high] = low + own[low:].argsort(descending=True, stable=True)
     return order

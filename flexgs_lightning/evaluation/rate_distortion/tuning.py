@@ -136,7 +136,7 @@ class Tuning:
         return torch.stack(norms).sum(dim=0)
 
     def gradients(self, chosen: Chosen | None = None) -> dict[str, Float[Tensor, "M ..."]]:
-        """By attribute the gradient of the loss, added up over all training views; see ``gradient_scores``."""
+        """By attribute the loss's gradient, added up over all training views; see ``gradient_scores``."""
         chosen = len(self) if chosen is None else chosen
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
