@@ -146,7 +146,8 @@ def drawn_anchor(anchors: Sequence[int], seed: int, step: int) -> int:
     """Gaussians of the anchor that a step draws."""
     weights = np.geomspace(1.0, FINEST_WEIGHT, len(anchors))
     draw = np.random.Generator(np.random.PCG64([seed, step])).random()
-    return int(anchors[min(np.searchsorted(np.cumsum(weights) / weights.sum(), draw), len(anchors) - 1)])
+    place = int(np.searchsorted(np.cumsum(weights) / weights.sum(), draw))
+    return anchors[min(place, len(anchors) - 1)]
 
 
 def interpolated_order(tuning: Tuning, anchors: Sequence[int], ranking: str) -> Int[Tensor, " N"]:
