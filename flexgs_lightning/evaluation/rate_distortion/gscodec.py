@@ -198,7 +198,7 @@ class Compression:
             dict.fromkeys(PLANES, modules.bits), modules.rounding, entropy=entropy
         ).to(device)
         self.mask = ShMask(len(tuning), learned=modules.mask == "learned").to(device)
-        self.quantization.fit(self.quantization.coded(self._raw(), len(tuning)))
+        self.quantization.fit(self.quantization.coded(self._raw()))
         if modules.mask == "gradient":
             self.mask.keep_only(self._asked_for())
         tuning.rounding = self.rounding
@@ -237,7 +237,7 @@ class Compression:
         total = gaussians.params["means"].new_zeros(())
         if self.modules.mask == "learned":
             total = total + self.mask.loss(TARGET, SPARSITY, DIVERGENCE)
-        coded = self.quantization.coded(dict(gaussians.params.items()), len(gaussians))
+        coded = self.quantization.coded(dict(gaussians.params.items()))
         counted = {name: coded[name] for name, begin in COUNTED.items() if progress >= begin}
         for name, bits in self.quantization.bits(counted).items():
             total = total + self.weight * bits.mean() / PLANES[name]
@@ -247,7 +247,7 @@ class Compression:
     def counted_bits(self) -> dict[str, float]:
         """Mean bits of a Gaussian's attributes as the entropy models have it, rounded for good."""
         self.quantization.eval()
-        bits = self.quantization.bits(self.quantization.coded(self._raw(), len(self.tuning)))
+        bits = self.quantization.bits(self.quantization.coded(self._raw()))
         return {name: float(values.mean()) for name, values in bits.items()}
 
     @torch.no_grad()
