@@ -363,9 +363,11 @@ def test_gscodec_goes_on_from_its_file_as_if_it_had_not_stopped(
             raise KeyboardInterrupt
         train(self, *arguments, **options)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Tuning, "train", until_the_fifth)
-        compression().train(tmp_path / "b.pt")
+    stopped = compression()
+    monkeypatch.setattr(Tuning, "train", until_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train(tmp_path / "b.pt")
+    monkeypatch.setattr(Tuning, "train", train)
     resumed = compression()
     resumed.train(tmp_path / "b.pt")
     assert resumed.tuning.step == 10
