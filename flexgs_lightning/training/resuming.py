@@ -193,8 +193,8 @@ def check_moments(
     """Refuse optimizers' states that are not those of these optimizers, before fused kernels run over them.
 
     Raises:
-        InputError: another number of optimizers or parameters; moments that are missing, of other shapes,
-            NaN, infinite or below zero where there are squares.
+        InputError: another number of optimizers or parameters; moments of other shapes, NaN, infinite, or
+            below zero where there are squares. A parameter that was never drawn has none.
     """
     if len(states) != len(optimizers):
         raise InputError(f"{path}: optimizer_states: expected {len(optimizers)}, found {len(states)}.")
@@ -214,11 +214,6 @@ def check_moments(
             if number >= len(parameters):
                 raise InputError(f"{where}.state: there is no parameter {number} of {len(parameters)}.")
             _require_moments(f"{where}.state[{number}]", moments, parameters[number])
-        steps = {number for number, moments in state["state"].items() if moments}
-        if steps and len(steps) < len(parameters):
-            raise InputError(
-                f"{where}.state: moments of {len(steps)} parameters, expected {len(parameters)}."
-            )
 
 
 def _require_setting(where: str, found: Any, own: Any) -> None:
