@@ -287,6 +287,7 @@ def _may_change(name: str, then: Mapping[str, Any], now: Mapping[str, Any], done
 def _refusal(
     path: Any, names: Sequence[str], then: Mapping[str, Any], now: Mapping[str, Any], done: int
 ) -> str:
+    names = sorted(names, key=lambda name: not name.endswith("steps"))  # lengths tell most
     listed = [f"{name} {_shown(then, name)}, found {_shown(now, name)}" for name in names[:_SHOWN]]
     more = f"; and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     own = Path(path).resolve().parents[1] / "config.yaml"
