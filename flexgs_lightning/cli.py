@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.files import place_of
 from flexgs_lightning.settings import OneLineErrors, element_of, with_lists
 from flexgs_lightning.signals import Stopped, heeded
 
@@ -103,8 +104,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except OSError as error:
-        where = "" if error.filename is None else f"{error.filename}: "
-        _say(f"error: {where}{error.strerror or error}.")
+        where = place_of(error)
+        _say(f"error: {f'{where}: ' if where else ''}{error.strerror or error}.")
     return 1
 
 

@@ -122,6 +122,11 @@ def locked(folder: Path, new: bool = False) -> Iterator[None]:
         lock.release()
 
 
+def place_of(error: OSError) -> str | None:
+    """The path that an error is about, if it says so."""
+    return os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
+
+
 def unwritable(path: Path, error: OSError) -> InputError:
     """The message on a write that failed."""
     return InputError(f"{path}: could not be written ({error.strerror or error}).")

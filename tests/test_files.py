@@ -13,7 +13,7 @@ import pytest
 
 from flexgs_lightning import files
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.files import LOCK, PARTIAL, atomic_path, locked, temporary_path
+from flexgs_lightning.files import LOCK, PARTIAL, atomic_path, locked, place_of, temporary_path
 
 
 def names(folder: Path) -> list[str]:
@@ -114,6 +114,13 @@ def test_names_up_to_the_systems_limit(name: str, tmp_path: Path) -> None:
         write(tmp_path / ("x" * 300), "")
     with pytest.raises(InputError, match="expected the name of a file"):
         write(Path(tmp_path.anchor), "")
+
+
+def test_the_path_of_an_error_in_whatever_form_it_comes() -> None:
+    assert place_of(OSError(errno.ENOSPC, "full", "a/b")) == "a/b"
+    assert place_of(OSError(errno.ENOSPC, "full", b"a/b")) == "a/b"
+    assert place_of(OSError(errno.ENOSPC, "full", 3)) is None
+    assert place_of(OSError(errno.ENOSPC, "full")) is None
 
 
 def test_a_second_process_is_told_who_is_at_work_and_a_kill_frees_the_folder(tmp_path: Path) -> None:

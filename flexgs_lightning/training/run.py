@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.files import unwritable
+from flexgs_lightning.files import place_of, unwritable
 from flexgs_lightning.records import shown
 from flexgs_lightning.settings import OneLineErrors, element_of, with_config_files, with_lists
 from flexgs_lightning.signals import NOTHING, Stopped, keeping
@@ -180,7 +180,7 @@ class TrainingRun(LightningCLI):
             try:
                 yield
             except OSError as error:
-                path = Path(error.filename) if error.filename else Path(self._run_folder_logger.log_dir)
+                path = Path(place_of(error) or self._run_folder_logger.log_dir)
                 message = f"{unwritable(path, error)} {self._what_is_kept()}"
                 raise InputError(message) from error
 

@@ -95,7 +95,9 @@ class Checkpointing(Checkpoint):
         """Remove what a process left that was killed while it wrote."""
         folder = checkpoint_folder(trainer)  # asked for by all processes, which are told the first one's
         if trainer.is_global_zero:
-            remove_leftovers(folder)
+            for run in folder.parents[1].glob("*/"):  # also of runs that are not gone on with
+                remove_leftovers(run)
+                remove_leftovers(run / FOLDER)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
