@@ -95,7 +95,7 @@ class Checkpointing(Checkpoint):
         """Remove what a process left that was killed while it wrote."""
         folder = checkpoint_folder(trainer)  # asked for by all processes, which are told the first one's
         if trainer.is_global_zero:
-            for run in folder.parents[1].glob("*/"):  # also of runs that are not gone on with
+            for run in folder.resolve().parents[1].glob("*/"):  # also of runs that are not gone on with
                 remove_leftovers(run)
                 remove_leftovers(run / FOLDER)
 
