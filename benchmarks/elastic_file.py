@@ -76,7 +76,7 @@ def main() -> None:
             rule = plan.rule.scaled((factor,) * len(arrays.levels))
             encoding = encode(plan, rule)
             report(f"steps as trained times {factor:g}", encoding, plan, uncoded, test)
-            if factor != 1 and options.refine_steps:
+            if options.refine_steps:
                 cameras = [view.camera for view in measuring]
                 better = refined(plan, encoding, cameras, CPU, options.refine_steps)
                 report(

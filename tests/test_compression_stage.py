@@ -286,7 +286,7 @@ def test_training_lowers_the_bytes_of_the_file() -> None:
             residual_units(LearningRates(), 1.0),
         )
         views = seen(scene, cameras)
-        training = CompressionTraining(steps=60, rate_weight=price, rate_rows=400, rate_share=2.0)
+        training = CompressionTraining(steps=60, rate_weight=price, rate_rows=400, rate_share=20.0)
         model = Model(scene, 1, False, torch.zeros(3), {}, 0)
         make_small(model, Compression(), views, FRAME, view_loss)
         optimizers = compression_optimizers(scene, LearningRates(), ElasticTraining(), training, 1.0)
@@ -306,9 +306,9 @@ def test_training_lowers_the_bytes_of_the_file() -> None:
         encoding = encode(plan, plan.rule)
         sizes.append(sum(encoding.bytes_by_stream.values()))
         decoded.append(encoding.decoded)
-    assert sizes[1] < 0.85 * sizes[0]
+    assert sizes[1] < 0.9 * sizes[0]
     for ratio in (0.3, 1.0):
-        assert mean_psnr(decoded[1], ratio, views, CPU) > mean_psnr(decoded[0], ratio, views, CPU) - 3
+        assert mean_psnr(decoded[1], ratio, views, CPU) > mean_psnr(decoded[0], ratio, views, CPU) - 2
 
 
 def test_a_checkpoint_of_the_stage_draws_what_its_file_draws(small: Path) -> None:

@@ -10,6 +10,7 @@ from flexgs_lightning.codec.conversion import arrays_of
 from flexgs_lightning.codec.decoder import SUFFIX
 from flexgs_lightning.codec.encoder import Encoding, encode
 from flexgs_lightning.codec.rate_search import plan_for, search_bytes_refined, search_refined
+from flexgs_lightning.codec.refinement import refined
 from flexgs_lightning.codec.trained_rule import trained_plan, trained_quantization
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_views
 from flexgs_lightning.deploy.opening import choose_device, open_capture, open_model
@@ -49,7 +50,7 @@ def compress(
         prefix_psnr_loss: The same for small prefixes; by default as psnr_loss, but at most 0.2.
         max_megabytes: Instead: size of the file in megabytes (1,000,000 bytes).
         refine_steps: Images drawn to choose the rounding of spherical harmonics by; 0 for none, which is
-            quicker and makes larger files. Training for bytes has done that already.
+            quicker and makes larger files.
         data_root: COLMAP folder of the capture; by default the one that the checkpoint was trained on.
         downscale: Reduction of the capture's photos; by default as trained, or 1.
         test_every: Every n-th photo is a test view; by default as trained, or 8.
@@ -81,6 +82,9 @@ def compress(
         encoding = search_bytes_refined(plan, measuring, place, max_megabytes * MEGABYTE, refine_steps)
     elif trained is not None and psnr_loss is None and prefix_psnr_loss is None:
         encoding = encode(plan, plan.rule)
+        if refine_steps:
+            cameras = [view.camera for view in measuring]
+            encoding = encode(refined(plan, encoding, cameras, place, refine_steps), plan.rule)
     else:
         loss = 0.1 if psnr_loss is None else psnr_loss
         encoding = search_refined(

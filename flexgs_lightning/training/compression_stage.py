@@ -81,7 +81,7 @@ class Compression:
     quantization: Literal["elastic_file", "uniform", "none"] = "elastic_file"
     rounding: Rounding = "noise"
     sh_rounding: Rounding = "straight_through"
-    psnr_loss: float = 0.2
+    psnr_loss: float = 0.3
     attributes: tuple[str, ...] = ("quats", "scales", "opacities", "sh0")
     bits: int = 8
     learned_steps: bool = False
@@ -124,7 +124,7 @@ class CompressionTraining:
     """
 
     steps: int = 0
-    rate_weight: float = 1e-5
+    rate_weight: float = 1.5e-5
     rate_rows: int = 8192
     rate_share: float = 0.2
     rate_decay: float = 0.1
