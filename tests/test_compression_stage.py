@@ -320,4 +320,4 @@ def test_a_checkpoint_of_the_stage_draws_what_its_file_draws(small: Path) -> Non
     (view,) = read_views(open_capture(model.data).test_views[:1], (0.0, 0.0, 0.0))
     for ratio in (0.1, 1.0):
         found = [psnr(rasterize(m.at(ratio), view.camera).image, view.photo).item() for m in (model, decoded)]
-        assert abs(found[0] - found[1]) < 0.3  # on grids that do not lie alike
+        assert abs(found[0] - found[1]) < 1  # on grids that do not lie alike, in coarse steps
