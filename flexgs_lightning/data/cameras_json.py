@@ -26,6 +26,7 @@ from flexgs_lightning.data.film_points import read_film_points
 from flexgs_lightning.data.photos import check_options
 from flexgs_lightning.data.sequences import find_frames
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.records import plain_size
 
 FILE = "cameras.json"
 _MODELS = {0: "PINHOLE", 4: "OPENCV", 8: "FULL_OPENCV"}
@@ -74,9 +75,10 @@ def read_cameras_json(
 
 
 def _table(path: Path) -> dict[str, Any]:
+    plain_size(path)
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a JSON file of cameras, found: {error}.") from error
     cameras = table.get("cameras") if isinstance(table, dict) else None
     if not isinstance(cameras, list) or not cameras or not all(isinstance(entry, dict) for entry in cameras):

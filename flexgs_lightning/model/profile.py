@@ -14,6 +14,7 @@ from scipy.optimize import nnls
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.records import plain_size
 
 VERSION = 1
 _MOST_BYTES = 1 << 20
@@ -90,12 +91,14 @@ def read_profile(path: str | Path) -> Profile:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
+        size = plain_size(path)
         if size > _MOST_BYTES:
             raise InputError(f"{path}: expected a profile of at most {_MOST_BYTES:,} bytes, found {size:,}.")
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a profile (JSON), found something else ({error}).") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:

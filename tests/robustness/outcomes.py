@@ -13,8 +13,8 @@ from typing import Any
 
 from flexgs_lightning.cli import main
 
-SECONDS = 20
-"""After so long a command hangs: sound input takes well below one."""
+SECONDS = 120
+"""After so long a command hangs: sound input takes well below one, kernels that are not compiled yet some."""
 _PYTHON = re.compile(
     r"object (is not|has no|of type)|not subscriptable|unsupported operand|index out of range|"
     r"has no attribute|missing \d+ required|unexpected keyword|codec can't|not supported between|"

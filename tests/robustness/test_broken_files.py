@@ -8,14 +8,9 @@ from pathlib import Path
 import pytest
 from broken_files import KINDS, run_case
 from length import SEED, cases
-from samples import Samples, make
+from samples import Samples
 
 SHARES = sum(share for _, share in KINDS.values())
-
-
-@pytest.fixture(scope="session")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    return make(tmp_path_factory.mktemp("samples"))
 
 
 @pytest.mark.timeout(1800)
