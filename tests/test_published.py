@@ -5,8 +5,10 @@ import pytest
 from flexgs_lightning.data.benchmarks import BENCHMARKS, PROTOCOLS, find_scene
 from flexgs_lightning.evaluation.published import METRICS, benchmark_means, published_tables, scene_tables
 
+OF_THE_PAPER = ("mipnerf360", "tanks_and_temples", "zipnerf")
 
-@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_every_benchmark_has_the_papers_means(name: str) -> None:
     table = benchmark_means(name)
     assert table is not None
@@ -57,7 +59,7 @@ DOUBTED = {
 """Where means and scenes cannot both be right: published.yaml's notes say so."""
 
 
-@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+@pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_the_papers_scenes_have_all_methods_ratios_and_metrics(name: str) -> None:
     means, scenes = benchmark_means(name), scene_tables(name)
     assert means is not None
@@ -69,7 +71,7 @@ def test_the_papers_scenes_have_all_methods_ratios_and_metrics(name: str) -> Non
         assert all(set(metrics) == set(METRICS) for row in table.methods.values() for metrics in row.values())
 
 
-@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+@pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_scenes_and_means_of_the_paper_fit_but_where_the_notes_doubt_it(name: str) -> None:
     """Scenes without a table must make up the rest of the mean: possible values that improve with size."""
     means, scenes = benchmark_means(name), scene_tables(name)

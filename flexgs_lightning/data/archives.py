@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import shutil
 import stat
 import struct
@@ -39,8 +41,63 @@ class DamagedArchiveError(Exception):
     """The archive's bytes are not what was packed: a broken structure, or a checksum that fails."""
 
 
-def extract_folder(archive: Path, member: str, target: Path) -> None:
+class _Joined(io.RawIOBase):
+    """Files of a split archive as one, without copying them."""
+
+    def __init__(self, parts: Sequence[Path]) -> None:
+        self._files = [part.open("rb") for part in parts]
+        self.sizes = [part.stat().st_size for part in parts]
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = (
+            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: sum(self.sizes)}[whence]
+        )
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        left = sum(self.sizes) - self._place if size < 0 else size
+        found, begin = [], 0
+        for file, length in zip(self._files, self.sizes, strict=True):
+            if left > 0 and begin <= self._place < begin + length:
+                file.seek(self._place - begin)
+                found.append(file.read(left))
+                left -= len(found[-1])
+                self._place += len(found[-1])
+            begin += length
+        return b"".join(found)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+        super().close()
+
+
+def _open_archive(archive: Path, parts: Sequence[Path]) -> zipfile.ZipFile:
+    """A zip file; of a split one, entries state where they begin in their own part."""
+    if not parts:
+        return zipfile.ZipFile(archive)
+    joined = _Joined([*parts, archive])
+    opened = zipfile.ZipFile(joined)
+    begins = list(itertools.accumulate(joined.sizes, initial=0))
+    for entry in opened.infolist():  # zipfile took all places to be in the last part
+        entry.header_offset += begins[entry.volume] - begins[-2]
+    return opened
+
+
+def extract_folder(archive: Path, member: str, target: Path, parts: Sequence[Path] = ()) -> None:
     """Unpack folder ``member`` of a zip ``archive`` as ``target``, which appears complete or not at all.
+
+    ``parts`` are the files before ``archive`` of one that is split.
 
     Every name in the archive is checked first: none may be absolute or lead out of its folder, and links
     are refused. Each file's CRC-32 is verified as it is unpacked.
@@ -52,12 +109,13 @@ def extract_folder(archive: Path, member: str, target: Path) -> None:
     """
     plain_size(archive)
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with _open_archive(archive, parts) as opened:
             entries = opened.infolist()
             for entry in entries:
                 _check_entry(archive, entry)
             wanted = [entry for entry in entries if entry.filename.startswith(f"{member}/")]
-            _check_total(archive, member, wanted, target)
+            packed = sum(path.stat().st_size for path in (*parts, archive))
+            _check_total(archive, member, wanted, target, packed)
             with atomic_path(target) as temporary:
                 _unpack(opened, wanted, member, temporary)
     except _DAMAGE as error:
@@ -103,14 +161,16 @@ def _check_entry(archive: Path, entry: zipfile.ZipInfo) -> None:
         )
 
 
-def _check_total(archive: Path, member: str, wanted: Sequence[zipfile.ZipInfo], target: Path) -> None:
+def _check_total(
+    archive: Path, member: str, wanted: Sequence[zipfile.ZipInfo], target: Path, packed: int
+) -> None:
     if not any(not entry.is_dir() for entry in wanted):
         raise InputError(f"{archive}: has no files in a folder '{member}'.")
     names = {entry.filename for entry in wanted}
     if len(names) < len(wanted):
         raise InputError(f"{archive}: refused, some entries of '{member}' have the same name.")
     total = sum(entry.file_size for entry in wanted)
-    if total > MAX_EXPANSION * archive.stat().st_size:
+    if total > MAX_EXPANSION * packed:
         raise InputError(
             f"{archive}: refused, its folder '{member}' claims to expand to {total / 1e9:.1f} GB, more than "
             f"{MAX_EXPANSION} times the archive."

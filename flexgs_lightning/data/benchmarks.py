@@ -14,6 +14,7 @@ from flexgs_lightning.data.capture import TEST_EVERY
 from flexgs_lightning.errors import InputError
 
 _REFRAW360 = "https://storage.googleapis.com/gresearch/refraw360"
+_NEURAL_3D = "https://github.com/facebookresearch/Neural_3D_Video/releases/download/v1.0"
 _INRIA = "https://repo-sam.inria.fr/fungraph/3d-gaussian-splatting/datasets/input"
 
 
@@ -27,6 +28,7 @@ class BenchmarkScene:
         downscale: ``images_N`` that published numbers are measured on; 1 is the size as shipped.
         archive: address of the zip file that holds it.
         member: its folder inside that archive.
+        parts: addresses of what goes before, of an archive that is split over several files.
     """
 
     name: str
@@ -34,6 +36,7 @@ class BenchmarkScene:
     downscale: int
     archive: str
     member: str
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Protocol:
         downscale: image scale of every scene; None leaves each scene at its own.
         background: colour behind the Gaussians in training and evaluation.
         test_every: every n-th image by sorted name is held out, beginning with the first.
+        frames: of longer films, how many frames from the first on are used; None for all.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Protocol:
     downscale: int | None = None
     background: Literal["black", "white"] = "black"
     test_every: int = TEST_EVERY
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,20 @@ def _zipnerf() -> Benchmark:
     return Benchmark(name, "Zip-NeRF", scenes)
 
 
-BENCHMARKS: dict[str, Benchmark] = {b.name: b for b in (_mipnerf360(), _tanks_and_temples(), _zipnerf())}
+def _neural_3d_video() -> Benchmark:
+    """Li et al. 2022: six scenes in a kitchen, filmed by 18 to 21 cameras at 2704x2028 and 30 per second."""
+    name = "neural_3d_video"
+    whole = ("coffee_martini", "cook_spinach", "cut_roasted_beef", "flame_steak", "sear_steak")
+    scenes = [scene for s in whole for scene in _scenes(name, f"{_NEURAL_3D}/{s}.zip", 2, s)]
+    salmon = f"{_NEURAL_3D}/flame_salmon_1_split"
+    parts = tuple(f"{salmon}.z{number:02d}" for number in (1, 2, 3))
+    scenes.append(BenchmarkScene("flame_salmon_1", name, 2, f"{salmon}.zip", "flame_salmon_1", parts))
+    return Benchmark(name, "Neural 3D Video", tuple(sorted(scenes, key=lambda scene: scene.name)))
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    b.name: b for b in (_mipnerf360(), _tanks_and_temples(), _zipnerf(), _neural_3d_video())
+}
 """Every benchmark by name."""
 
 SCENES: dict[str, BenchmarkScene] = {scene.name: scene for b in BENCHMARKS.values() for scene in b.scenes}
@@ -160,6 +178,13 @@ PROTOCOLS: dict[str, Protocol] = {
             "zipnerf",
             "zipnerf",
             "undistorted photos at images_2, as shipped; black background",
+        ),
+        Protocol(
+            "neural_3d_video",
+            "neural_3d_video",
+            "the first 300 frames at half size (1352x1014), the first camera held out (Li et al. 2024, "
+            "Spacetime Gaussians); black background",
+            frames=300,
         ),
     )
 }

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 
 from flexgs_lightning.data.benchmarks import scene_protocol
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, GroupedSource, View, ViewBatch
+from flexgs_lightning.data.film import cut
 from flexgs_lightning.data.ordering import HeldOutOrder, TrainingOrder
 from flexgs_lightning.data.reading import read_capture
 from flexgs_lightning.data.residence import DeviceViews
@@ -116,6 +117,7 @@ class CaptureDataModule(LightningDataModule):
         self.masks = masks
         self.name = name
         self.frames = frames
+        self._most_frames = published.protocol.frames if published else None
         self.cameras = cameras
         self.views = views
         self.view_size = view_size
@@ -166,6 +168,14 @@ class CaptureDataModule(LightningDataModule):
             self._capture = self.open_scene(self.options())
         else:
             self._capture = read_capture(**self.options())
+            self._keep_to_protocol(self._capture)
+
+    def _keep_to_protocol(self, capture: Capture) -> None:
+        """Of longer films protocols take the beginning."""
+        moments = {view.time for view in capture.views} - {None}
+        if self.frames is None and self._most_frames is not None and len(moments) > self._most_frames:
+            self.frames = [0, self._most_frames]
+            self._capture = cut(capture, self.frames)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check the capture where ``prepare_data`` has not, and decide on workers.

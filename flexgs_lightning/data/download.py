@@ -26,7 +26,7 @@ def download(
     Scenes that are there already are skipped, and a download that broke off is resumed.
 
     Args:
-        benchmark: mipnerf360, tanks_and_temples (with Deep Blending) or zipnerf.
+        benchmark: mipnerf360, tanks_and_temples (with Deep Blending), zipnerf or neural_3d_video.
         scene: Scenes to fetch, such as garden bonsai; all by default.
         root: Folder for all benchmarks.
         mirror: Address of a folder that holds the same archives, to fetch them from there.
@@ -72,15 +72,18 @@ def download_benchmark(
         if scene not in missing:
             logger.info("%s is there already.", folder / scene.name)
     with locked(folder):
-        for url in dict.fromkeys(scene.archive for scene in missing):
-            archive = folder / "archives" / url.rpartition("/")[2]
-            _fetch(url if mirror is None else f"{mirror.rstrip('/')}/{archive.name}", archive)
+        for url, before in dict.fromkeys((scene.archive, scene.parts) for scene in missing):
+            *parts, archive = (folder / "archives" / part.rpartition("/")[2] for part in (*before, url))
+            for address, path in zip((*before, url), (*parts, archive), strict=True):
+                _fetch(address if mirror is None else f"{mirror.rstrip('/')}/{path.name}", path)
             for scene in missing:
                 if scene.archive == url:
-                    _unpack(archive, scene, folder)
+                    _unpack(archive, scene, folder, parts)
             siblings = [scene for scene in published.scenes if scene.archive == url]
             if not keep_archives:
-                _tidy(archive, [scene.name for scene in siblings if not _is_there(folder, scene)])
+                still_inside = [scene.name for scene in siblings if not _is_there(folder, scene)]
+                for path in (*parts, archive):
+                    _tidy(path, still_inside)
     return [folder / scene.name for scene in wanted]
 
 
@@ -99,12 +102,13 @@ def _fetch(url: str, archive: Path) -> None:
     fetch(url, archive)
 
 
-def _unpack(archive: Path, scene: BenchmarkScene, folder: Path) -> None:
+def _unpack(archive: Path, scene: BenchmarkScene, folder: Path, parts: Sequence[Path]) -> None:
     target = folder / scene.name
     try:
-        extract_folder(archive, scene.member, target)
+        extract_folder(archive, scene.member, target, parts)
     except DamagedArchiveError as error:
-        archive.unlink(missing_ok=True)
+        for path in (*parts, archive):
+            path.unlink(missing_ok=True)
         raise InputError(f"{error}. The damaged archive was removed; run the command again.") from error
     logger.info("%s is complete.", target)
 
