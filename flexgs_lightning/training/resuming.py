@@ -7,7 +7,6 @@ and everything else is refused with both values.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -276,11 +275,11 @@ def _may_change(name: str, then: Mapping[str, Any], now: Mapping[str, Any], done
     if role == "views":
         return now["model.learning_rates.batch_rule"] == "constant"
     if role == "length":
-        ends = list(itertools.accumulate(now.get(stage, 0) for stage in _LENGTHS))
         begun = (True, second, third)  # a stage that has begun may end no earlier than it has come
         place = _LENGTHS.index(name)
         over = any(begun[place + 1 :])
-        return not begun[place] or (not over and ends[place] >= done)
+        end = sum(then.get(stage, 0) for stage in _LENGTHS[:place]) + now.get(name, 0)
+        return not begun[place] or (not over and end >= done)
     return role in ("free", "start")
 
 
