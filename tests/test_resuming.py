@@ -222,7 +222,7 @@ def test_equal_options_say_nothing_and_end_bit_for_bit_as_uninterrupted(
 
 def test_a_finished_training_says_so(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     resume(run, 14, tmp_path)
-    assert "Nothing is left to train: the checkpoint is at step 14, and both stages have 14" in caplog.text
+    assert "Nothing is left to train: the checkpoint is at step 14, and all stages have 14" in caplog.text
 
 
 # -- reports, and "last" -------------------------------------------------------------------------------
