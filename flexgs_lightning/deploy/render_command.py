@@ -73,6 +73,8 @@ def render(
         device: Where to draw; "auto" takes CUDA where there is a device.
         overwrite: Replace the output if it exists.
     """
+    if not (0 < fps <= 1000 and 1 <= quality <= 10):
+        raise InputError(f"--fps and --quality: expected above 0 and 1 to 10, found {fps:g} and {quality:g}.")
     require_kind(output)
     require_free(output, overwrite, RENDERS)
     wanted = parse_budget(ratio, max_gaussians, max_megabytes, max_milliseconds, profile)
