@@ -286,7 +286,7 @@ def test_a_broken_elastic_training_fails_all_its_ratios_but_is_tried_once(
     arguments = asked((str(config), "prune"), (0.1, 0.3))
     message = refusal(command(first_stage, tmp_path / "out", *arguments, steps=3))
     assert "2 of 4 cells failed" in message
-    assert "not the settings of a training" in (tmp_path / "out" / "mine" / "0.1" / ERROR).read_text()
+    assert "prefixs" in (tmp_path / "out" / "mine" / "0.1" / ERROR).read_text()
     assert "have in common failed" in (tmp_path / "out" / "mine" / "0.3" / ERROR).read_text()
 
 
@@ -362,8 +362,8 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
         (["--ratios", "0.1", "1.5"], ("--ratios", "expected a number in (0, 1], found 1.5")),
         (["--ratios", "0.00001"], ("--ratios", "less than one")),
         (["--ratios", "0.1", "0.1"], ("--ratios: expected different numbers",)),
-        (["--steps", "0"], ("--steps: expected at least 1, found 0",)),
-        (["--scratch_steps", "0"], ("--scratch_steps: expected at least 1, found 0",)),
+        (["--steps", "0"], ("--steps: expected 1 to 1,000,000,000, found 0",)),
+        (["--scratch_steps", "0"], ("--scratch_steps: expected 1 to 1,000,000,000, found 0",)),
         (["--iterative_scale", "-1"], ("--iterative_scale: expected a positive number",)),
         (["--config", "nowhere.yaml"], ("nowhere.yaml: no such config",)),
     ],
@@ -401,6 +401,28 @@ def test_a_checkpoint_of_another_scene_or_split(
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"data": data}))
     message = refusal(command(first_stage, tmp_path / "out", "--config", str(config)))
+    assert all(part in message for part in parts), message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ("model: {prefixs: 2}", ("mine.yaml", "'prefixs'")),
+        ("model: {elastic_training: {steps: soon}}", ("mine.yaml", "model.elastic_training.steps", "soon")),
+        ("data: 7", ("mine.yaml: data: expected settings by name, found 7",)),
+    ],
+)
+def test_a_config_is_checked_as_fit_does_before_anything_is_made(
+    settings: str,
+    parts: tuple[str, ...],
+    first_stage: Path,
+    tmp_path: Path,
+    refusal: Callable[[list[str]], str],
+) -> None:
+    (tmp_path / "mine.yaml").write_text(settings)
+    options = ["--config", str(tmp_path / "mine.yaml"), *asked(("prune",), (0.3,))]
+    message = refusal(command(first_stage, tmp_path / "out", *options))
     assert all(part in message for part in parts), message
     assert not (tmp_path / "out").exists()
 

@@ -276,8 +276,12 @@ def test_unpacked_sog_is_a_folder_that_its_meta_json_stands_for(tmp_path: Path) 
     packed, unpacked = read_splats(tmp_path / "packed.sog"), read_splats(tmp_path / "new" / "meta.json")
     assert unpacked.antialiased
     assert torch.equal(packed.splats.sh, unpacked.splats.sh)
+    write_splats(SplatFile(splats[:300]), tmp_path / "new" / "meta.json")
+    assert len(read_splats(tmp_path / "new" / "meta.json").splats) == 300
+    (tmp_path / "new" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match=r"new: is not empty"):
         write_splats(SplatFile(splats), tmp_path / "new" / "meta.json")
+    assert (tmp_path / "new" / "thesis.txt").exists()
 
 
 def test_sog_of_version_1_is_read(tmp_path: Path) -> None:
@@ -539,7 +543,8 @@ def test_streamed_sog_refuses(tmp_path: Path) -> None:
     (tmp_path / "old" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="old: is not empty"):
         write_streamed_sog([SplatFile(scene(5))], tmp_path / "old")
-    write_streamed_sog([SplatFile(scene(5))], tmp_path / "new")
+    write_streamed_sog([SplatFile(scene(9))], tmp_path / "new")
+    write_streamed_sog([SplatFile(scene(5))], tmp_path / "new")  # in its place
     meta = tmp_path / "new" / "lod-meta.json"
     sound = json.loads(meta.read_text())
     for change, message in (

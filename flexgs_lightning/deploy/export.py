@@ -78,16 +78,18 @@ def export(
         overwrite: Replace the files if they exist.
     """
     budgets = parse_budgets(ratio, max_gaussians, max_megabytes, max_milliseconds, profile)
+    streamed = format == STREAMED or output.name == LOD_META
+    if streamed:
+        output = output if output.name == LOD_META else output / LOD_META
     require_free(output, overwrite, _endings())
     find_dialect(for_viewer)
     if format == splatv.NAME or (format is None and output.suffix == splatv.SUFFIX):
         _export_film(load_any(ckpt), budgets, time, output)
         return
-    if format == STREAMED or output.name == LOD_META:
+    if streamed:
         model = _still(load_any(ckpt), time)
-        folder = output.parent if output.name == LOD_META else output
         levels = timed(budgets, model, model.data, device)
-        _export_levels(model, levels, folder, _form(model, for_viewer))
+        _export_levels(model, levels, output.parent, _form(model, for_viewer))
         return
     if len(budgets) == 1:
         chosen = find_format(output, format)

@@ -77,7 +77,8 @@ def compare(
         device: Where to train and measure; "auto" takes CUDA where there is a device.
         seed: Seed of every training.
     """
-    schedule = Schedule(steps, finetune_steps or steps, iterative_scale, scratch_steps)
+    finetune = steps if finetune_steps is None else finetune_steps
+    schedule = Schedule(steps, finetune, iterative_scale, scratch_steps)
     _run(ckpt, config or [], methods, ratios, schedule, output, report, "compare", configs, device, seed)
 
 

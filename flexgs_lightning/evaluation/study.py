@@ -19,12 +19,13 @@ from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.deploy.opening import choose_device
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.scores import Score, pruning_order
-from flexgs_lightning.evaluation.training import Settings, merged
+from flexgs_lightning.evaluation.training import Settings, check_settings, merged
 from flexgs_lightning.metrics.protocol import ImageMetrics
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import Model, load
 from flexgs_lightning.settings import read_config
 from flexgs_lightning.splats import Splats
+from flexgs_lightning.training.optimization import MOST_STEPS
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +54,9 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("steps", "finetune_steps", "scratch_steps"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name}: expected at least 1, found {value}.")
-        if self.iterative_scale is not None and not self.iterative_scale > 0:
+            if value is not None and not 1 <= value <= MOST_STEPS:
+                raise InputError(f"--{name}: expected 1 to {MOST_STEPS:,}, found {value}.")
+        if self.iterative_scale is not None and not 0 < self.iterative_scale < 1e6:
             raise InputError(f"--iterative_scale: expected a positive number, found {self.iterative_scale}.")
 
 
@@ -197,10 +198,13 @@ def open_study(
     Raises:
         InputError: an unreadable file, or a checkpoint of another capture or another split.
     """
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"--seed: expected 0 to {(1 << 32) - 1}, found {seed}.")
     model = load(checkpoint)
     own = checkpoint.resolve().parents[1] / "config.yaml"
     files: list[str | Path] = list(configs) or ([own] if own.is_file() else [])
     config = merged({}, *(read_config(path) for path in files))
+    check_settings(config, model.data, ", ".join(map(str, files)))
     options = {name: value for name, value in config.get("data", {}).items() if name != "seed"}
     data = _capture(checkpoint, model, options)
     chosen = choose_device(device)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.iterative_pruning import IterativePruning
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.model.checkpoint import read_checkpoint
+from flexgs_lightning.records import shown
 from flexgs_lightning.training.callbacks.checkpointing import FOLDER, LAST
 from flexgs_lightning.training.callbacks.clock import seconds_of
 from flexgs_lightning.training.run import TrainingRun
@@ -87,14 +91,47 @@ def train(folder: Path, start: Path | None, settings: Settings, steps: int) -> T
 
 def _run(config: Path, options: list[str], start: Path | None) -> None:
     """Train, from ``start`` if there is one."""
+    run = _prepared(["--config", str(config), *options], str(config))
+    run.model.start = None if start is None else open_splats(start)
+    run.train()
+
+
+def check_settings(config: Mapping[str, Any], capture: Mapping[str, Any], source: str) -> None:
+    """Refuse settings of data and model that ``flexgs fit`` would refuse, before anything is trained by them.
+
+    Args:
+        config: merged configs.
+        capture: what the checkpoint was trained on, where the config does not say it.
+        source: the configs, for messages.
+
+    Raises:
+        InputError: they are not the settings of a training.
+    """
+    for name in ("data", "model"):
+        if not isinstance(config.get(name, {}), Mapping):
+            raise InputError(f"{source}: {name}: expected settings by name, found {shown(config[name])}.")
+    data = {"root": capture.get("root") or ".", **config.get("data", {})}
+    settings = {"data": data, "model": config.get("model", {})}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "settings.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        _prepared(["--config", str(path), "--trainer.accelerator=cpu"], source)
+
+
+def _prepared(arguments: list[str], source: str) -> MethodRun:
+    """A training that is ready to begin; the parser's usage, a page long, helps nobody who edits a config.
+
+    Raises:
+        InputError: the settings do not make a training.
+    """
+    said = io.StringIO()
     try:
-        run = MethodRun(["--config", str(config), *options])
+        with contextlib.redirect_stderr(said):
+            return MethodRun(arguments)
     except SystemExit as exit_:
         if exit_.code != BAD_USAGE:
             raise
-        raise InputError(f"{config}: not the settings of a training; the message stands above.") from exit_
-    run.model.start = None if start is None else open_splats(start)
-    run.train()
+        raise InputError(f"{source}: {said.getvalue().rpartition('error: ')[2].strip()}") from exit_
 
 
 def merged(first: Mapping[str, Any], *others: Mapping[str, Any]) -> Settings:

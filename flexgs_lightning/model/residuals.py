@@ -59,7 +59,9 @@ class RatioResiduals(Part):
         """
         super().__init__()
         if not anchors or sorted(set(anchors)) != list(anchors) or not 0 < anchors[0] <= anchors[-1] < 1:
-            raise InputError(f"residual anchors: expected ascending ratios in (0, 1), found {list(anchors)}.")
+            raise InputError(
+                f"model.elastic.residual_anchors: expected ascending ratios in (0, 1), found {list(anchors)}."
+            )
         self.anchors = tuple(anchors)
         self.columns = dict(residual_columns() if columns is None else columns)
         width = sum(self.columns.values())

@@ -39,8 +39,22 @@ _LARGEST_PALETTE = 64
 """In thousands of 1,024."""
 
 
+def is_free(folder: Path) -> bool:
+    """Whether nothing is there, or an empty folder."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def is_sog_folder(folder: Path) -> bool:
+    """Whether a folder holds an unpacked scene and nothing else."""
+    if not (folder / META).is_file():
+        return False
+    return all(path.is_file() and (path.name == META or path.suffix == ".webp") for path in folder.iterdir())
+
+
 def write_sog(file: SplatFile, path: Path) -> None:
-    """Write a ``.sog`` file along a Z-order curve; or unpacked, if the path is a new folder's ``meta.json``.
+    """Write a ``.sog`` file along a Z-order curve; or unpacked, if the path is a folder's ``meta.json``.
+
+    The folder is new, or holds an unpacked scene and nothing else, which is replaced as a file would be.
 
     Errors: positions half of 1/65535 of the extent of sign(x) ln(1 + |x|); opacity 1/510; rotation's smallest
     components 1/360; the others as their codebook and palette leave them, which are fitted to the scene.
@@ -50,8 +64,11 @@ def write_sog(file: SplatFile, path: Path) -> None:
     """
     require_drawable(path, file.splats)
     if path.name.lower() == META:
-        if path.parent.exists() and any(path.parent.iterdir()):
-            raise InputError(f"{path.parent}: is not empty; expected a new folder for the files of {META}.")
+        if not is_free(path.parent) and not is_sog_folder(path.parent):
+            raise InputError(
+                f"{path.parent}: is not empty; expected a new folder for the files of {META}, or one that "
+                "holds just such files."
+            )
         with atomic_path(path.parent) as folder:
             write_sog_folder(file, folder)
         return

@@ -17,7 +17,7 @@ import torch
 from msgspec import Struct
 
 from flexgs_lightning.deploy.formats.bits import morton_order
-from flexgs_lightning.deploy.formats.sog import META, write_sog_folder
+from flexgs_lightning.deploy.formats.sog import META, is_free, is_sog_folder, write_sog_folder
 from flexgs_lightning.deploy.formats.sog_reader import read_sog
 from flexgs_lightning.deploy.formats.splat_file import (
     SplatFile,
@@ -38,7 +38,9 @@ FOLDER = 1 << 17
 
 
 def write_streamed_sog(levels: Sequence[SplatFile], output: Path) -> None:
-    """Write a new folder with ``lod-meta.json`` and SOG folders ``LEVEL_NUMBER/``.
+    """Write a folder with ``lod-meta.json`` and SOG folders ``LEVEL_NUMBER/``.
+
+    It is new, or holds such a scene and nothing else, which is replaced as a file would be.
 
     Args:
         levels: the scene at several sizes, the finest first; each as SOG keeps it.
@@ -53,8 +55,10 @@ def write_streamed_sog(levels: Sequence[SplatFile], output: Path) -> None:
         raise InputError(f"{output}: levels of {counts} Gaussians; expected some, the largest first.")
     for level in levels:
         require_drawable(output, level.splats)
-    if output.exists() and any(output.iterdir()):
-        raise InputError(f"{output}: is not empty; expected a new folder.")
+    if not is_free(output) and not _is_streamed(output):
+        raise InputError(
+            f"{output}: is not empty; expected a new folder, or one that holds just such a scene."
+        )
     scenes = [level.splats.detach().to("cpu") for level in levels]
     boxes = [_boxes(scene) for scene in scenes]
     centers = [scene.means.numpy() for scene in scenes]
@@ -102,6 +106,12 @@ def write_streamed_sog(levels: Sequence[SplatFile], output: Path) -> None:
             part = SplatFile(scenes[lod][rows], levels[lod].antialiased)
             write_sog_folder(part, temporary / name, keep_order=True)
         (temporary / LOD_META).write_text(json.dumps(meta))
+
+
+def _is_streamed(folder: Path) -> bool:
+    if not (folder / LOD_META).is_file():
+        return False
+    return all(path.name == LOD_META or (path.is_dir() and is_sog_folder(path)) for path in folder.iterdir())
 
 
 class Rows(Struct):
