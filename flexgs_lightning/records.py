@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
+import numpy as np
 import yaml
 
 from flexgs_lightning.errors import InputError
@@ -94,6 +95,25 @@ def read_bytes(path: str | Path, most: int | None = None) -> bytes:
     plain_size(path, most)
     with opened(path) as file:
         return file.read()
+
+
+def read_array(path: str | Path) -> np.ndarray:
+    """An array of numbers as ``numpy.save`` writes it (.npy); its size is compared with the file's first.
+
+    Raises:
+        InputError: see ``plain_size``; no such file, or fewer bytes than it states.
+    """
+    plain_size(path)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError, TypeError, SyntaxError, MemoryError) as error:
+        raise InputError(f"{path}: expected an array written by NumPy (.npy), found damaged data.") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputError(f"{path}: expected one array (.npy), found an archive of arrays (.npz).")
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"{path}: expected numbers, found {array.dtype} {array.shape}.")
+    return np.array(array)
 
 
 def read_text(path: str | Path, most: int = LARGEST_RECORD) -> str:

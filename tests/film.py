@@ -117,3 +117,15 @@ def write_film(root: Path, *, video: bool = False, count: int = FRAMES) -> Path:
     np.save(root / "points.npy", points)
     np.save(root / "points_rgb.npy", np.full((50, 3), 99, np.uint8))
     return root
+
+
+def llff_rows() -> np.ndarray:
+    """[4, 17] of ``poses_bounds.npy``, as its authors state them."""
+    rows = []
+    for i in range(len(NAMES)):
+        pose = pose_of(i)
+        right, down, forward = pose[:, :3]
+        centre = -pose[:, :3].T @ pose[:, 3]
+        columns = np.stack([down, right, -forward, centre, [SIZE[1], SIZE[0], FOCAL]], axis=1)
+        rows.append([*columns.ravel(), 1.0, 9.0])
+    return np.array(rows)

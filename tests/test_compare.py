@@ -385,7 +385,7 @@ def test_bad_options_are_refused_before_anything_is_made(
     [
         ({"root": "ELSEWHERE"}, ("trained on", "elsewhere", "expected a checkpoint of the same scene")),
         ({"test_every": 8}, ("trained with data.test_every 5", "8", "measured as unseen")),
-        ({"downscle": 2}, ("--config: data", "downscle")),
+        ({"downscle": 2}, ("config.yaml: ", "'data'", "'downscle'")),
     ],
 )
 def test_a_checkpoint_of_another_scene_or_split(

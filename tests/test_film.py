@@ -18,6 +18,7 @@ from film import (
     FRAMES,
     NAMES,
     SIZE,
+    llff_rows,
     number_in,
     numbered_frame,
     pose_of,
@@ -110,16 +111,11 @@ def projection(view: View, point: Sequence[float]) -> np.ndarray:
 
 def test_neural_3d_video(tmp_path: Path) -> None:
     """LLFF's rows, built from what its authors state: where a point lands tells all."""
-    rows = []
+    rows = llff_rows()
     for i, name in enumerate(NAMES):
-        pose = pose_of(i)
-        right, down, forward = pose[:, :3]
-        centre = -pose[:, :3].T @ pose[:, 3]
-        columns = np.stack([down, right, -forward, centre, [SIZE[1], SIZE[0], FOCAL]], axis=1)
-        rows.append([*columns.ravel(), 1.0, 9.0])
         frames = [numbered_frame(16 * i + k) for k in range(FRAMES)]
         write_video(tmp_path / f"{name}.mp4", frames)
-    np.save(tmp_path / "poses_bounds.npy", np.array(rows))
+    np.save(tmp_path / "poses_bounds.npy", rows)
     capture = read_capture(tmp_path)
     assert {view.filmed_by for view in capture.test_views} == {"cam00"}
     for i, name in enumerate(NAMES):
@@ -128,7 +124,7 @@ def test_neural_3d_video(tmp_path: Path) -> None:
         seen = pose @ [0.3, -0.2, 0.1, 1.0]
         expected = FOCAL * seen[:2] / seen[2] + np.array(SIZE) / 2
         np.testing.assert_allclose(projection(view, (0.3, -0.2, 0.1)), expected, atol=1e-4)
-    np.save(tmp_path / "poses_bounds.npy", np.array(rows[1:]))
+    np.save(tmp_path / "poses_bounds.npy", rows[1:])
     with pytest.raises(InputError, match=r"poses_bounds.npy: found 3 poses, expected one for each of the 4"):
         read_capture(tmp_path)
 
@@ -306,7 +302,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         edited(lambda cameras: cameras[1].update(width=64)),
         "cam01: found 96x64 pixels, expected the shape",
     ),
-    "nothing": (lambda root: (root / "cameras.json").write_text("{"), "expected a JSON file of cameras"),
+    "nothing": (lambda root: (root / "cameras.json").write_text("{"), "cameras.json: not sound JSON"),
     "empty": (lambda root: (root / "cameras.json").write_text("{}"), "expected a list 'cameras'"),
     "points": (lambda root: np.save(root / "points.npy", np.zeros(5)), "points.npy: expected numbers .P, 3."),
     "colours": (

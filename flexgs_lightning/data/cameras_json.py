@@ -12,7 +12,6 @@ default) or "test"; ``fps`` and ``frames`` are optional.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from flexgs_lightning.data.film_points import read_film_points
 from flexgs_lightning.data.photos import check_options
 from flexgs_lightning.data.sequences import find_frames
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.records import plain_size
+from flexgs_lightning.records import read_json, shown
 
 FILE = "cameras.json"
 _MODELS = {0: "PINHOLE", 4: "OPENCV", 8: "FULL_OPENCV"}
@@ -75,12 +74,8 @@ def read_cameras_json(
 
 
 def _table(path: Path) -> dict[str, Any]:
-    plain_size(path)
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected a JSON file of cameras, found: {error}.") from error
-    cameras = table.get("cameras") if isinstance(table, dict) else None
+    table = read_json(path, dict[str, Any])
+    cameras = table.get("cameras")
     if not isinstance(cameras, list) or not cameras or not all(isinstance(entry, dict) for entry in cameras):
         raise InputError(f"{path}: expected a list 'cameras' with at least one entry.")
     return table
@@ -89,11 +84,11 @@ def _table(path: Path) -> dict[str, Any]:
 def _camera(root: Path, path: Path, entry: dict[str, Any], downscale: int, test_every: int) -> FilmCamera:
     name = entry.get("name")
     if not isinstance(name, str) or not name or Path(name).name != name:
-        raise InputError(f"{path}: expected a 'name' for each camera, found {name!r}.")
+        raise InputError(f"{path}: expected a 'name' for each camera, found {shown(name)}.")
     where = f"{path}: camera {name}"
     split = entry.get("split", "train")
     if split not in ("train", "test"):
-        raise InputError(f"{where}: 'split' must be train or test, found {split!r}.")
+        raise InputError(f"{where}: 'split' must be train or test, found {shown(split)}.")
     return FilmCamera.fit(
         name,
         find_frames(root, name),
@@ -131,10 +126,10 @@ def _intrinsics(where: str, entry: dict[str, Any]) -> pycolmap.Camera:
 def _numbers(where: str, key: str, value: Any, dimensions: int = 2) -> np.ndarray:
     try:
         numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = np.empty(0)
     if value is None or numbers.ndim != dimensions or not np.isfinite(numbers).all():
-        raise InputError(f"{where}: '{key}' is missing or not made of finite numbers, found {value!r}.")
+        raise InputError(f"{where}: '{key}' is missing or not made of finite numbers, found {shown(value)}.")
     return numbers
 
 
@@ -143,5 +138,5 @@ def _optional(path: Path, table: dict[str, Any], key: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise InputError(f"{path}: '{key}' must be a positive number, found {value!r}.")
+        raise InputError(f"{path}: '{key}' must be a positive number, found {shown(value)}.")
     return float(value)

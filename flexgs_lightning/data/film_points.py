@@ -21,6 +21,7 @@ from flexgs_lightning.data.colmap import read_points
 from flexgs_lightning.data.colmap_files import find_model, read_model
 from flexgs_lightning.data.film import no_points
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.records import read_array
 
 _GREY = 128
 """Colour of points that have none."""
@@ -84,11 +85,8 @@ def _array_points(path: Path, colors: Path | None) -> Points:
 
 
 def _array(path: Path, columns: Sequence[int]) -> np.ndarray:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: expected an array written by NumPy, found: {error}.") from error
-    if values.ndim != 2 or values.shape[1] not in columns or not np.issubdtype(values.dtype, np.number):
+    values = read_array(path)
+    if values.ndim != 2 or values.shape[1] not in columns:
         widths = " or ".join(map(str, columns))
         raise InputError(f"{path}: expected numbers [P, {widths}], found {values.dtype} {values.shape}.")
     return values

@@ -20,6 +20,7 @@ from flexgs_lightning.data.film_points import read_film_points
 from flexgs_lightning.data.photos import check_options
 from flexgs_lightning.data.sequences import camera_names, find_frames
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.records import read_array
 
 FILE = "poses_bounds.npy"
 
@@ -86,11 +87,8 @@ def read_llff(
 
 
 def _rows(path: Path) -> Float[np.ndarray, "C 17"]:
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: expected an array written by NumPy, found: {error}.") from error
-    if rows.ndim != 2 or rows.shape[1] != 17 or not np.issubdtype(rows.dtype, np.number):
+    rows = read_array(path)
+    if rows.ndim != 2 or rows.shape[1] != 17:
         raise InputError(f"{path}: expected numbers [cameras, 17], found {rows.dtype} {rows.shape}.")
     if not np.isfinite(rows[:, :15]).all():
         raise InputError(f"{path}: some poses are not finite, expected none.")

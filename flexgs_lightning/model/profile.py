@@ -14,7 +14,7 @@ from scipy.optimize import nnls
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
-from flexgs_lightning.records import plain_size
+from flexgs_lightning.records import read_json
 
 VERSION = 1
 _MOST_BYTES = 1 << 20
@@ -90,18 +90,8 @@ def read_profile(path: str | Path) -> Profile:
         InputError: no such file, or it is no profile; with what is wrong.
     """
     path = Path(path)
-    try:
-        size = plain_size(path)
-        if size > _MOST_BYTES:
-            raise InputError(f"{path}: expected a profile of at most {_MOST_BYTES:,} bytes, found {size:,}.")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected a profile (JSON), found something else ({error}).") from error
-    if not isinstance(content, dict) or content.get("version") != VERSION:
+    content = read_json(path, dict[str, Any], _MOST_BYTES)
+    if content.get("version") != VERSION:
         raise InputError(f"{path}: expected a profile of version {VERSION}, as flexgs profile writes it.")
     points = _points(path, content, "points")
     if len({count for count, _ in points}) < 2:
@@ -121,5 +111,5 @@ def _points(path: Path, content: dict[str, Any], name: str) -> tuple[tuple[int, 
 
 def _is_point(found: Any) -> bool:
     pair = isinstance(found, list) and len(found) == 2
-    numbers = pair and all(type(number) in (int, float) and math.isfinite(number) for number in found)
+    numbers = pair and all(type(number) in (int, float) for number in found)
     return bool(numbers and 1 <= found[0] < 1e12 and 0 < found[1] < 1e12)

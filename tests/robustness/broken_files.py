@@ -1,7 +1,6 @@
 """Broken files of every kind, and what the commands that read them make of them.
 
-``KINDS`` holds one function for each kind of file: it copies sound input, breaks it by a seed, and runs a
-command on it. Checkpoints and elastic files carry digests, so that a changed one is refused or gives the very
+Checkpoints and elastic files carry digests, so that a changed one is refused or gives the very
 same scene. Formats of others do not: what is asked for there is a scene that can be drawn.
 """
 
@@ -12,18 +11,16 @@ import json
 import shutil
 import struct
 import zipfile
-import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pycolmap
 import torch
 import yaml
+from kinds import DEEP, accepted, break_file, choose, dumped, judged_call, kind
 from mutations import LINES, Rng, broken_bytes, broken_record, broken_tensor, no_plain_file
-from outcomes import Outcome, judged, run
+from outcomes import Outcome, run
 from PIL import Image
 from samples import TRAINING, Samples
 
@@ -33,54 +30,6 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import load
 from flexgs_lightning.model.checkpoint_record import CHECKPOINT_KEY, DIGESTS, sealed
 
-Kind = Callable[[Samples, Path, Rng], Outcome]
-KINDS: dict[str, tuple[Kind, int]] = {}
-"""Every kind by name, and its share of all cases."""
-
-
-def kind(weight: int) -> Callable[[Kind], Kind]:
-    """Enter a kind."""
-
-    def enter(function: Kind) -> Kind:
-        KINDS[function.__name__] = function, weight
-        return function
-
-    return enter
-
-
-def run_case(name: str, samples: Samples, folder: Path, seed: int, number: int) -> Outcome:
-    """One case of a kind; the same seed and number make the same case."""
-    rng = np.random.default_rng([seed, number, zlib.crc32(name.encode())])
-    folder.mkdir()
-    try:
-        return KINDS[name][0](samples, folder, rng)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _choose(rng: Rng, choices: Any) -> Any:
-    choices = list(choices)
-    return choices[int(rng.integers(len(choices)))]
-
-
-def _break(path: Path, rng: Rng) -> None:
-    """Bytes of a file, or now and then the file as such."""
-    if rng.random() < 0.08:
-        no_plain_file(path, rng)
-    else:
-        path.write_bytes(broken_bytes(path.read_bytes(), rng))
-
-
-def _accepted(outcome: Outcome, good: Callable[[], bool]) -> Outcome:
-    """What is accepted must have given something good."""
-    if outcome.status != 0 or outcome.fault is not None:
-        return outcome
-    try:
-        return outcome if good() else replace(outcome, fault="accepted, with another result")
-    except Exception as error:
-        return replace(outcome, fault=f"accepted, with a result that cannot be read: {error}")
-
-
 # -- checkpoints ---------------------------------------------------------------------------------------
 
 
@@ -88,14 +37,14 @@ def _export(samples: Samples, path: Path, exact: bool) -> Outcome:
     output = path.with_name("out.ply")
     outcome = run(["export", "--ckpt", str(path), "--output", str(output)], (path.name,))
     if exact:
-        return _accepted(outcome, lambda: output.read_bytes() == samples.exported.read_bytes())
-    return _accepted(outcome, lambda: len(read_splats(output).splats) > 0)
+        return accepted(outcome, lambda: output.read_bytes() == samples.exported.read_bytes())
+    return accepted(outcome, lambda: len(read_splats(output).splats) > 0)
 
 
 @kind(8)
 def checkpoint_bytes(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     path = Path(shutil.copy(samples.checkpoints["last"], folder / "model.ckpt"))
-    _break(path, rng)
+    break_file(path, rng)
     return _export(samples, path, exact=True)
 
 
@@ -126,7 +75,7 @@ def _broken_checkpoint(source: Path, path: Path, rng: Rng, seal: str, only: str 
 @kind(6)
 def checkpoint_content(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     path = folder / "model.ckpt"
-    _broken_checkpoint(samples.checkpoints["last"], path, rng, "kept", _choose(rng, (None, "state_dict")))
+    _broken_checkpoint(samples.checkpoints["last"], path, rng, "kept", choose(rng, (None, "state_dict")))
     return _export(samples, path, exact=True)
 
 
@@ -134,9 +83,9 @@ def checkpoint_content(samples: Samples, folder: Path, rng: Rng) -> Outcome:
 def checkpoint_forged(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     """With digests that fit, or none: what is accepted is another scene, but one that can be drawn."""
     path = folder / "model.ckpt"
-    only = _choose(rng, (None, CHECKPOINT_KEY, "state_dict", CHECKPOINT_KEY))
-    source = samples.checkpoints[_choose(rng, ("first", "last"))]
-    _broken_checkpoint(source, path, rng, _choose(rng, ("none", "anew")), only)
+    only = choose(rng, (None, CHECKPOINT_KEY, "state_dict", CHECKPOINT_KEY))
+    source = samples.checkpoints[choose(rng, ("first", "last"))]
+    _broken_checkpoint(source, path, rng, choose(rng, ("none", "anew")), only)
     return _export(samples, path, exact=False)
 
 
@@ -144,15 +93,15 @@ def checkpoint_forged(samples: Samples, folder: Path, rng: Rng) -> Outcome:
 def checkpoint_resumed(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     """Moments, loops, callbacks and facts that only a resume reads."""
     path = folder / "model.ckpt"
-    only = _choose(rng, ("optimizer_states", "optimizer_states", "loops", CHECKPOINT_KEY, "callbacks", None))
-    _broken_checkpoint(samples.checkpoints["first"], path, rng, _choose(rng, ("none", "anew", "kept")), only)
+    only = choose(rng, ("optimizer_states", "optimizer_states", "loops", CHECKPOINT_KEY, "callbacks", None))
+    _broken_checkpoint(samples.checkpoints["first"], path, rng, choose(rng, ("none", "anew", "kept")), only)
     options = [f"--data.root={samples.binary}", "--name=x", f"--runs={folder / 'runs'}", *TRAINING]
     keep = ["--checkpoint.keep=true", "--checkpoint.every_n_steps=4"]
     outcome = run(["fit", *options, *keep, f"--ckpt_path={path}"], (path.name,))
     if outcome.status != 0 and (folder / "runs").exists():
         return replace(outcome, fault=outcome.fault or "a run folder after a refusal")
     last = folder / "runs" / "x" / "version_0" / "checkpoints" / "last.ckpt"
-    return _accepted(outcome, lambda: len(load(last)) > 0)
+    return accepted(outcome, lambda: len(load(last)) > 0)
 
 
 # -- splat files ---------------------------------------------------------------------------------------
@@ -161,27 +110,27 @@ def checkpoint_resumed(samples: Samples, folder: Path, rng: Rng) -> Outcome:
 def _convert(source: Path, named: tuple[str, ...]) -> Outcome:
     output = source.with_name("out.ply")
     outcome = run(["convert", str(source), str(output)], named)
-    return _accepted(outcome, lambda: len(read_splats(output).splats) > 0)
+    return accepted(outcome, lambda: len(read_splats(output).splats) > 0)
 
 
 @kind(16)
 def splat_file_bytes(samples: Samples, folder: Path, rng: Rng) -> Outcome:
-    source = samples.splats[_choose(rng, samples.splats)]
+    source = samples.splats[choose(rng, samples.splats)]
     shutil.copytree(source.parent, folder / "splats")
-    broken = _choose(rng, sorted(path for path in (folder / "splats").rglob("*") if path.is_file()))
-    _break(broken, rng)
+    broken = choose(rng, sorted(path for path in (folder / "splats").rglob("*") if path.is_file()))
+    break_file(broken, rng)
     return _convert(folder / "splats" / source.name, (source.name, broken.name))
 
 
 @kind(6)
 def splat_file_json(samples: Samples, folder: Path, rng: Rng) -> Outcome:
-    name = _choose(rng, ("glb", "sog", "sog-folder", "streamed-sog"))
+    name = choose(rng, ("glb", "sog", "sog-folder", "streamed-sog"))
     path = folder / "splats" / samples.splats[name].name
     shutil.copytree(samples.splats[name].parent, path.parent)
     if name == "glb":
         data = path.read_bytes()
         length = struct.unpack_from("<I", data, 12)[0]
-        text = _dumped(broken_record(json.loads(data[20 : 20 + length]), rng, depths=DEEP))
+        text = dumped(broken_record(json.loads(data[20 : 20 + length]), rng, depths=DEEP))
         text += b" " * (-len(text) % 4)
         rest = data[20 + length :]
         head = struct.pack("<4sIIII", b"glTF", 2, 20 + len(text) + len(rest), len(text), 0x4E4F534A)
@@ -189,35 +138,24 @@ def splat_file_json(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     elif name == "sog":
         with zipfile.ZipFile(path) as archive:
             members = {member: archive.read(member) for member in archive.namelist()}
-        members["meta.json"] = _dumped(broken_record(json.loads(members["meta.json"]), rng, depths=DEEP))
+        members["meta.json"] = dumped(broken_record(json.loads(members["meta.json"]), rng, depths=DEEP))
         with zipfile.ZipFile(path, "w") as archive:
             for member, content in members.items():
                 archive.writestr(member, content)
     else:
-        path.write_bytes(_dumped(broken_record(json.loads(path.read_bytes()), rng, depths=DEEP)))
+        path.write_bytes(dumped(broken_record(json.loads(path.read_bytes()), rng, depths=DEEP)))
     return _convert(path, (path.name, "meta.json"))
-
-
-DEEP = (20, 200, 3000)
-
-
-def _dumped(value: Any) -> bytes:
-    """JSON however deep; Python's own gives up at a thousand levels."""
-    try:
-        return json.dumps(value).encode()
-    except RecursionError:
-        return b'{"asset":' + b"[" * 3000 + b"]" * 3000 + b"}"
 
 
 @kind(3)
 def ply_header(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     """A word of the header replaced."""
-    source = samples.splats[_choose(rng, ("ply", "ascii", "compressed-ply"))]
+    source = samples.splats[choose(rng, ("ply", "ascii", "compressed-ply"))]
     head, end, body = source.read_bytes().partition(b"end_header\n")
     lines = head.split(b"\n")
     line = int(rng.integers(1, len(lines)))
     words = lines[line].split(b" ")
-    words[int(rng.integers(len(words)))] = _choose(
+    words[int(rng.integers(len(words)))] = choose(
         rng, (*LINES, b"list", b"double", b"uchar", b"vertex", b"x")
     )
     lines[line] = b" ".join(words)
@@ -229,12 +167,12 @@ def ply_header(samples: Samples, folder: Path, rng: Rng) -> Outcome:
 @kind(5)
 def elastic_file(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     path = Path(shutil.copy(samples.elastic, folder / "scene.egs"))
-    _break(path, rng)
+    break_file(path, rng)
     if rng.random() < 0.3:
         return run(["info", str(path)], (path.name,))
     output = folder / "out.ply"
     outcome = run(["decompress", str(path), "--output", str(output)], (path.name,))
-    return _accepted(outcome, lambda: output.read_bytes() == samples.decompressed.read_bytes())
+    return accepted(outcome, lambda: output.read_bytes() == samples.decompressed.read_bytes())
 
 
 # -- captures ------------------------------------------------------------------------------------------
@@ -252,17 +190,17 @@ def _read_capture(samples: Samples, root: Path, named: tuple[str, ...], rng: Rng
     ply = samples.splats["ply"]
     options = ["--ply", str(ply), "--path", "train", "--photos", "true", "--data_root", str(root)]
     outcome = run(["render", *options, "--test_every", "0", "--output", str(output)], named)
-    return _accepted(outcome, lambda: len(list(output.rglob("*.png"))) >= 3)
+    return accepted(outcome, lambda: len(list(output.rglob("*.png"))) >= 3)
 
 
 def _copied(samples: Samples, folder: Path, rng: Rng) -> Path:
-    return Path(shutil.copytree(_choose(rng, (samples.capture, samples.binary)), folder / "capture"))
+    return Path(shutil.copytree(choose(rng, (samples.capture, samples.binary)), folder / "capture"))
 
 
 @kind(8)
 def colmap_bytes(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     root = _copied(samples, folder, rng)
-    _break(_choose(rng, sorted((root / "sparse" / "0").iterdir())), rng)
+    break_file(choose(rng, sorted((root / "sparse" / "0").iterdir())), rng)
     return _read_capture(samples, root, (str(root),), rng)
 
 
@@ -270,12 +208,12 @@ def colmap_bytes(samples: Samples, folder: Path, rng: Rng) -> Outcome:
 def colmap_words(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     """A word of a text file replaced."""
     root = Path(shutil.copytree(samples.capture, folder / "capture"))
-    path = root / "sparse" / "0" / _choose(rng, ("cameras.txt", "images.txt", "points3D.txt"))
+    path = root / "sparse" / "0" / choose(rng, ("cameras.txt", "images.txt", "points3D.txt"))
     lines = path.read_text().split("\n")
     numbers = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
-    line = _choose(rng, numbers)
+    line = choose(rng, numbers)
     words = lines[line].split(" ")
-    words[int(rng.integers(len(words)))] = _choose(rng, WORDS)
+    words[int(rng.integers(len(words)))] = choose(rng, WORDS)
     lines[line] = " ".join(words)
     path.write_text("\n".join(lines))
     return _read_capture(samples, root, (str(root),), rng)
@@ -305,22 +243,22 @@ def colmap_model(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     root = _copied(samples, folder, rng)
     sparse = root / "sparse" / "0"
     model = pycolmap.Reconstruction(str(sparse))
-    camera, image = next(iter(model.cameras.values())), model.images[_choose(rng, model.images)]
+    camera, image = next(iter(model.cameras.values())), model.images[choose(rng, model.images)]
     match int(rng.integers(7)):
         case 0:
-            image.name = _choose(rng, NAMES)
+            image.name = choose(rng, NAMES)
         case 1:
-            camera.width = _choose(rng, SIZES)
+            camera.width = choose(rng, SIZES)
         case 2:
-            camera.height = _choose(rng, SIZES)
+            camera.height = choose(rng, SIZES)
         case 3 | 4:
             parameters = np.array(camera.params)
-            parameters[int(rng.integers(len(parameters)))] = _choose(rng, VALUES)
+            parameters[int(rng.integers(len(parameters)))] = choose(rng, VALUES)
             camera.params = parameters
         case 5:
             xyz = np.array([0.1, 0.2, 0.3])
-            xyz[int(rng.integers(3))] = _choose(rng, VALUES)
-            model.points3D[_choose(rng, model.points3D)].xyz = xyz
+            xyz[int(rng.integers(3))] = choose(rng, VALUES)
+            model.points3D[choose(rng, model.points3D)].xyz = xyz
         case _:
             keep = int(rng.integers(0, 3))
             for number in sorted(model.points3D)[keep:]:
@@ -336,11 +274,11 @@ def colmap_model(samples: Samples, folder: Path, rng: Rng) -> Outcome:
 def colmap_pose(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     """Doubles of images.bin or frames.bin: rotations of length 0, places that are no numbers."""
     root = Path(shutil.copytree(samples.binary, folder / "capture"))
-    path = root / "sparse" / "0" / _choose(rng, ("images.bin", "frames.bin"))
+    path = root / "sparse" / "0" / choose(rng, ("images.bin", "frames.bin"))
     content = bytearray(path.read_bytes())
     start = 12 if path.name == "images.bin" else 16
     count = int(rng.integers(1, 8))
-    content[start : start + 8 * count] = struct.pack(f"<{count}d", *([_choose(rng, VALUES)] * count))
+    content[start : start + 8 * count] = struct.pack(f"<{count}d", *([choose(rng, VALUES)] * count))
     path.write_bytes(content)
     return _read_capture(samples, root, (str(root),), rng)
 
@@ -348,13 +286,13 @@ def colmap_pose(samples: Samples, folder: Path, rng: Rng) -> Outcome:
 @kind(6)
 def photos(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     root = _copied(samples, folder, rng)
-    path = _choose(rng, sorted(path for path in root.rglob("*.png") if path.is_file()))
+    path = choose(rng, sorted(path for path in root.rglob("*.png") if path.is_file()))
     match int(rng.integers(4)):
         case 0:
             no_plain_file(path, rng)
         case 1:
-            size = _choose(rng, ((1, 1), (1, 36), (47, 36), (48, 37), (96, 72), (480, 360)))
-            mode = _choose(rng, ("RGB", "L", "RGBA", "I;16", "1", "P"))
+            size = choose(rng, ((1, 1), (1, 36), (47, 36), (48, 37), (96, 72), (480, 360)))
+            mode = choose(rng, ("RGB", "L", "RGBA", "I;16", "1", "P"))
             Image.new(mode, size).save(path)
         case _:
             path.write_bytes(broken_bytes(path.read_bytes(), rng))
@@ -369,27 +307,12 @@ def camera_path(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     path = folder / "path.json"
     path.write_bytes(samples.path.read_bytes())
     if rng.random() < 0.3:
-        _break(path, rng)
+        break_file(path, rng)
     else:
-        path.write_bytes(_dumped(broken_record(json.loads(path.read_bytes()), rng, depths=DEEP)))
+        path.write_bytes(dumped(broken_record(json.loads(path.read_bytes()), rng, depths=DEEP)))
     output = folder / "frames"
     options = ["--ply", str(samples.splats["ply"]), "--path", str(path), "--output", str(output)]
-    return _accepted(run(["render", *options], (path.name,)), lambda: bool(list(output.glob("*.png"))))
-
-
-def _as_command(function: Callable[[], object]) -> Callable[[], int]:
-    """As ``main`` does with a command."""
-    import sys
-
-    def command() -> int:
-        try:
-            function()
-        except InputError as error:
-            sys.stderr.write(f"flexgs: error: {error}\n")
-            return 1
-        return 0
-
-    return command
+    return accepted(run(["render", *options], (path.name,)), lambda: bool(list(output.glob("*.png"))))
 
 
 @kind(3)
@@ -399,7 +322,7 @@ def config(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     source = samples.run / "config.yaml"
     if rng.random() < 0.3:
         path.write_bytes(source.read_bytes())
-        _break(path, rng)
+        break_file(path, rng)
     else:
         settings = yaml.safe_load(source.read_text())
         for name in ("trainer", "ckpt_path"):
@@ -419,7 +342,7 @@ def comparison_config(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     settings = yaml.safe_load((samples.run / "config.yaml").read_text())
     if rng.random() < 0.3:
         path.write_bytes((samples.run / "config.yaml").read_bytes())
-        _break(path, rng)
+        break_file(path, rng)
     else:
         part = {
             "data": {**settings["data"], "test_every": 2},
@@ -450,7 +373,7 @@ def archive(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
         for number in range(3):
             opened.writestr(f"garden/images/{number}.jpg", bytes(range(200)) * (number + 1))
-    _break(path, rng)
+    break_file(path, rng)
 
     def extract() -> None:
         try:
@@ -458,5 +381,5 @@ def archive(samples: Samples, folder: Path, rng: Rng) -> Outcome:
         except DamagedArchiveError as error:
             raise InputError(str(error)) from error
 
-    outcome = judged(_as_command(extract), (path.name,))
-    return _accepted(outcome, lambda: len(list((folder / "garden").rglob("*.jpg"))) == 3)
+    outcome = judged_call(extract, (path.name,))
+    return accepted(outcome, lambda: len(list((folder / "garden").rglob("*.jpg"))) == 3)

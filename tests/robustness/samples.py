@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,19 @@ import pycolmap
 import torch
 from colmap_folder import Folder, write_capture
 from elastic_arrays import encoded, random_arrays
+from film import llff_rows, write_film
 from splat_files import SINGLE_FILES, scene
+from transforms_folder import as_nerfstudio
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.cli import main
+from flexgs_lightning.codec.recipes.halves import write_halves
+from flexgs_lightning.codec.recipes.images import Recipe, write_images
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.deploy.formats.registry import FORMATS, write_splats
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.deploy.path_file import write_path
+from flexgs_lightning.model.profile import Profile
 
 FIRST, SECOND = 4, 3
 """Iterations of the training that the checkpoints are of."""
@@ -44,7 +49,12 @@ class Samples:
         run: run folder of a training of both stages, with a checkpoint of each.
         splats: a file of each format by name, streamed SOG and an unpacked SOG folder too.
         elastic: an elastic file.
-        path: a camera path.
+        path: a camera path, whose frames have times.
+        transforms: a capture with transforms.json.
+        films: filmed captures by layout: "frames" and "videos" with cameras.json, "llff" with poses.
+        recipes: a file of each codec recipe.
+        profile: what a frame costs.
+        video: of a few frames.
         exported: what ``flexgs export`` makes of the last checkpoint.
     """
 
@@ -85,6 +95,26 @@ class Samples:
         return self.root / "path.json"
 
     @property
+    def transforms(self) -> Path:
+        return self.root / "transforms"
+
+    @property
+    def films(self) -> dict[str, Path]:
+        return {name: self.root / "films" / name for name in ("frames", "videos", "llff")}
+
+    @property
+    def recipes(self) -> dict[str, Path]:
+        return {name: self.root / f"{name}.zip" for name in ("halves", "images", "ans")}
+
+    @property
+    def profile(self) -> Path:
+        return self.root / "profile.json"
+
+    @property
+    def video(self) -> Path:
+        return self.films["videos"] / "videos" / "cam00.mp4"
+
+    @property
     def exported(self) -> Path:
         return self.root / "exported.ply"
 
@@ -100,6 +130,9 @@ def make(root: Path) -> Samples:
     for each, camera in ((samples.capture, "SIMPLE_RADIAL"), (samples.binary, "PINHOLE")):
         folder = write_capture(each, camera, size=(48, 36), names=names, binary=each == samples.binary)
         _write_points(folder)
+        if each == samples.binary:
+            shutil.copytree(each, samples.transforms)
+            as_nerfstudio(replace(folder, root=samples.transforms))
         (each / "masks").mkdir()
         shutil.copy(each / "images" / "b.png", each / "masks" / "b.png")
     fit = [f"--data.root={samples.binary}", "--name=capture", f"--runs={root / 'runs'}", *TRAINING]
@@ -117,7 +150,10 @@ def make(root: Path) -> Samples:
         write_splats(SplatFile(scene(60, 1)), path)
     encoded(random_arrays(400)).write(samples.elastic)
     camera = read_colmap(samples.binary).views[0].camera
-    write_path(Cameras.stack([camera, camera]), samples.path)
+    write_path(Cameras.stack([camera, camera]), samples.path, times=[0.0, 0.5])
+    Profile("a clock", ((10, 1.0), (40, 2.0)), ((10, 1.5), (40, 2.5))).write(samples.profile)
+    _write_captures(samples)
+    _write_recipes(samples)
     assert (
         main(["export", "--ckpt", str(samples.checkpoints["last"]), "--output", str(samples.exported)]) == 0
     )
@@ -132,6 +168,22 @@ def _write_points(folder: Folder) -> None:
         folder.model.add_point3D(xyz, pycolmap.Track(), np.array([100, 120, 140], np.uint8))
     binary = (folder.sparse / "cameras.bin").exists()
     (folder.model.write_binary if binary else folder.model.write_text)(str(folder.sparse))
+
+
+def _write_captures(samples: Samples) -> None:
+    write_film(samples.films["frames"], count=3)
+    write_film(samples.films["videos"], video=True, count=3)
+    folder = samples.films["llff"]
+    shutil.copytree(samples.films["frames"], folder)
+    (folder / "cameras.json").unlink()
+    np.save(folder / "poses_bounds.npy", llff_rows())
+
+
+def _write_recipes(samples: Samples) -> None:
+    splats = scene(60, 1)
+    write_halves(splats, samples.recipes["halves"])
+    write_images(splats, samples.recipes["images"])
+    write_images(splats, samples.recipes["ans"], Recipe(coder="ans"))
 
 
 def _write_ascii(path: Path) -> None:

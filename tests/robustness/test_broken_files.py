@@ -5,8 +5,10 @@ A message of a failure names seed, kind and number; the same three make the same
 
 from pathlib import Path
 
+import broken_captures  # noqa: F401 (enters its kinds)
+import broken_files  # noqa: F401
 import pytest
-from broken_files import KINDS, run_case
+from kinds import KINDS, run_case
 from length import SEED, cases
 from samples import Samples
 

@@ -20,10 +20,11 @@ from flexgs_lightning.codec.palette import palette
 from flexgs_lightning.codec.recipes.ans import ans_bytes, ans_symbols
 from flexgs_lightning.codec.recipes.columns import checked, columns_of
 from flexgs_lightning.codec.recipes.grid import Sorting, grid_order, grid_shape
-from flexgs_lightning.codec.recipes.package import Package, packed, read_package
+from flexgs_lightning.codec.recipes.package import LARGEST_NUMBER, Package, packed, read_package
 from flexgs_lightning.codec.recipes.rounding import Scale, eight_bits, numbered
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.compression.quantization import RANGES
+from flexgs_lightning.records import shown
 from flexgs_lightning.splats import Splats
 
 RECIPE = "images"
@@ -217,20 +218,27 @@ def _pixels(path: Path, package: Package, name: str, channels: int) -> UInt8[np.
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: {name}: not a sound PNG image ({error}).") from error
+        raise InputError(f"{path}: {name}: not a sound PNG image.") from error
     return pixels[: package.count]
 
 
 def _three(path: Path, package: Package, end: str) -> np.ndarray:
-    values = package.facts.get("means", {}).get(end) if isinstance(package.facts.get("means"), dict) else None
-    if not isinstance(values, list) or len(values) != 3 or not np.isfinite(np.array(values, float)).all():
-        raise InputError(f"{path}: meta.json: means.{end}: expected three numbers, found {values!r}.")
+    means = package.facts.get("means")
+    values = means.get(end) if isinstance(means, dict) else None
+    if not isinstance(values, list) or len(values) != 3 or not all(map(_is_number, values)):
+        raise InputError(f"{path}: meta.json: means.{end}: expected three numbers, found {shown(values)}.")
     return np.array(values, np.float64)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < LARGEST_NUMBER  # type: ignore[arg-type]
 
 
 def _scale(path: Path, package: Package, name: str, channel: int) -> tuple[float, float]:
     try:
         low, step = package.facts["scales"][name][channel]
-        return float(low), float(step)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"{path}: meta.json: scales.{name}: expected a low and a step each.") from error
+    if not (_is_number(low) and _is_number(step)):
+        raise InputError(f"{path}: meta.json: scales.{name}: expected numbers, found {shown([low, step])}.")
+    return float(low), float(step)

@@ -13,10 +13,13 @@ import numpy as np
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.records import plain_size, shown
 
 META = "meta.json"
 MOST_META = 1 << 20
 """Bytes of ``meta.json`` beyond which it is refused."""
+LARGEST_NUMBER = 1e30
+"""Of the facts: sums and products of such are finite."""
 PRESET = 9 | lzma.PRESET_EXTREME
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": PRESET}]
 
@@ -78,8 +81,8 @@ class Package:
         value: Any = self.facts
         for name in names:
             value = value.get(name) if isinstance(value, dict) else None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
-            raise InputError(f"{path}: {META}: {'.'.join(names)}: expected a number, found {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST_NUMBER:
+            raise InputError(f"{path}: {META}: {'.'.join(names)}: expected a number, found {shown(value)}.")
         return float(value)
 
 
@@ -115,6 +118,7 @@ def read_package(path: str | Path, recipe: str) -> Package:
         InputError: no such file, another recipe's, or a damaged one.
     """
     path = Path(path)
+    plain_size(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -130,12 +134,12 @@ def read_package(path: str | Path, recipe: str) -> Package:
     facts = _facts(path, streams.pop(META, b""))
     found, count, degree = (facts.pop(name, None) for name in ("recipe", "count", "sh_degree"))
     if found != recipe:
-        raise InputError(f"{path}: {META}: expected a file of '{recipe}', found one of {found!r}.")
+        raise InputError(f"{path}: {META}: expected a file of '{recipe}', found one of {shown(found)}.")
     length = path.stat().st_size
     if type(count) is not int or not 1 <= count <= length:  # so that memory is bounded by the file's size
-        raise InputError(f"{path}: {META}: count: expected 1 to {length:,}, found {count!r}.")
+        raise InputError(f"{path}: {META}: count: expected 1 to {length:,}, found {shown(count)}.")
     if type(degree) is not int or not 0 <= degree <= 3:
-        raise InputError(f"{path}: {META}: sh_degree: expected 0 to 3, found {degree!r}.")
+        raise InputError(f"{path}: {META}: sh_degree: expected 0 to 3, found {shown(degree)}.")
     return Package(recipe, count, degree, facts, streams)
 
 

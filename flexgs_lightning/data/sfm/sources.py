@@ -140,9 +140,10 @@ def _sample(video: Path, folder: Path, count: int) -> None:
             sharpness = _sharpness(frame)
             if best is None or sharpness > best[0]:
                 best = sharpness, frame
-        if best is not None:
-            _write_frame(best[1], folder, current)
-            progress.update()
+        if best is None:
+            raise InputError(f"{video}: expected a readable video, found no frame that can be decoded.")
+        _write_frame(best[1], folder, current)
+        progress.update()
 
 
 def _frames(video: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]]:
