@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import stat
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
@@ -37,6 +38,9 @@ Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 """In (0, 1]."""
 
 T = TypeVar("T")
+
+_NO_ARRAY = (OSError, ValueError, EOFError, OverflowError, TypeError, SyntaxError, tokenize.TokenError)
+"""What NumPy may raise at a damaged file: its header is Python's text, parsed as such and never run."""
 
 
 def shown(value: Any, most: int = 60) -> str:
@@ -106,7 +110,7 @@ def read_array(path: str | Path) -> np.ndarray:
     plain_size(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError, TypeError, SyntaxError, MemoryError) as error:
+    except _NO_ARRAY as error:
         raise InputError(f"{path}: expected an array written by NumPy (.npy), found damaged data.") from error
     if not isinstance(array, np.ndarray):
         array.close()

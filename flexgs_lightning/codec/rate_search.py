@@ -112,7 +112,7 @@ def search_loss(
         InputError: a loss that is not positive.
     """
     prefix_loss = min(psnr_loss, PREFIX_LOSS) if prefix_loss is None else prefix_loss
-    for name, loss in (("psnr_loss", psnr_loss), ("prefix_loss", prefix_loss)):
+    for name, loss in (("psnr_loss", psnr_loss), ("prefix_psnr_loss", prefix_loss)):
         if not (math.isfinite(loss) and loss > 0):
             raise InputError(f"{name}: expected a positive number of dB, found {loss}.")
     ratios = [level.ratio for level in plan.arrays.levels]

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flexgs_lightning.data.capture import TEST_EVERY, Capture
+from flexgs_lightning.data.colmap_files import LARGEST_SIDE
 from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.film import FilmCamera, film_capture
 from flexgs_lightning.data.film_points import read_film_points
@@ -120,6 +121,9 @@ def _intrinsics(where: str, entry: dict[str, Any]) -> pycolmap.Camera:
     if min(numbers["fx"], numbers["fy"], *sides.values()) <= 0:
         raise InputError(f"{where}: focal lengths and size must be positive.")
     params = [*numbers.values(), *distortion.tolist()]
+    if max(sides.values()) > LARGEST_SIDE:
+        found = f"{sides['width']:g}x{sides['height']:g}"
+        raise InputError(f"{where}: found {found} pixels, expected at most {LARGEST_SIDE:,} a side.")
     return pycolmap.Camera(model=_MODELS[len(distortion)], params=params, **sides)
 
 

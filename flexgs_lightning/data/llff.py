@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flexgs_lightning.data.capture import TEST_EVERY, Capture
+from flexgs_lightning.data.colmap_files import LARGEST_SIDE
 from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.film import FilmCamera, film_capture
 from flexgs_lightning.data.film_points import read_film_points
@@ -62,9 +63,10 @@ def read_llff(
     for i, (camera, row) in enumerate(zip(names, rows, strict=True)):
         matrix = row[:15].reshape(3, 5)
         height, width, focal = matrix[:, 4]
-        if not (height >= 1 and width >= 1 and focal > 0):
+        if not (min(height, width) >= 1 and max(height, width) <= LARGEST_SIDE and focal > 0):
             raise InputError(
-                f"{path}: camera {camera} has size {width:g}x{height:g}, focal length {focal:g}."
+                f"{path}: camera {camera} has size {width:g}x{height:g}, focal length {focal:g}; "
+                f"expected 1 to {LARGEST_SIDE:,} pixels a side, and a positive focal length."
             )
         calibrated = pycolmap.Camera(
             model="PINHOLE",

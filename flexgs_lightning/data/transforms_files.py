@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,10 +14,12 @@ from flexgs_lightning.data.capture import Points
 from flexgs_lightning.data.colmap_files import read_model
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.ply_container import read_element, read_header
-from flexgs_lightning.records import plain_size, read_json
+from flexgs_lightning.records import plain_size, read_json, shown
 
 _PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "RADIAL", "SIMPLE_RADIAL", "FULL_OPENCV")
 _FISHEYE = ("OPENCV_FISHEYE", "FISHEYE")
+Name = Annotated[str, msgspec.Meta(max_length=1024)]
+"""Of a file; longer ones are no names, and would make messages that nobody reads."""
 Fields = TypeVar("Fields", bound="CameraFields")
 
 
@@ -65,7 +67,7 @@ class CameraFields(msgspec.Struct, kw_only=True):
             return "OPENCV_FISHEYE", [k1, k2, k3, k4]
         if model not in _PERSPECTIVE:
             known = ", ".join((*_PERSPECTIVE, *_FISHEYE))
-            raise InputError(f"{where}: camera_model: found {model}, expected one of {known}.")
+            raise InputError(f"{where}: camera_model: found {shown(model)}, expected one of {known}.")
         if k4:
             raise InputError(f"{where}: found k4 {k4:g}, which {model} does not have; expected 0.")
         return ("FULL_OPENCV", [k1, k2, p1, p2, k3, 0.0, 0.0, 0.0]) if k3 else ("OPENCV", [k1, k2, p1, p2])
@@ -74,9 +76,9 @@ class CameraFields(msgspec.Struct, kw_only=True):
 class Frame(CameraFields, kw_only=True):
     """One photo: where it lies, how its camera stood (camera to world, OpenGL), and perhaps when."""
 
-    file_path: str
+    file_path: Name
     transform_matrix: list[list[float]]
-    mask_path: str | None = None
+    mask_path: Name | None = None
     time: float | None = None
 
 
@@ -93,7 +95,7 @@ class TransformsFile(CameraFields, kw_only=True):
     train_filenames: list[str] | None = None
     val_filenames: list[str] | None = None
     test_filenames: list[str] | None = None
-    ply_file_path: str | None = None
+    ply_file_path: Name | None = None
     applied_transform: list[list[float]] | None = None
     applied_scale: float = 1.0
     path: Path = Path()

@@ -68,6 +68,8 @@ def open_video(path: Path) -> Video:
         if not container.streams.video:
             raise InputError(f"{path}: expected a video, found no picture in it.")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise InputError(f"{path}: expected a video, found one of a kind that cannot be decoded here.")
         size = (stream.codec_context.width, stream.codec_context.height)
         shown = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
         unit = stream.time_base

@@ -63,6 +63,8 @@ def compress(
         raise InputError("expected either --max-megabytes or --psnr-loss, found both.")
     if max_megabytes is not None and not max_megabytes > 0:
         raise InputError(f"--max-megabytes: expected a positive number, found {max_megabytes}.")
+    if refine_steps < 0:
+        raise InputError(f"--refine-steps: expected 0 or more, found {refine_steps}.")
     require_free(output, overwrite, (SUFFIX,))
     model = open_model(ckpt, ply)
     arrays = arrays_of(model)

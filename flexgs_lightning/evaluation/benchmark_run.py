@@ -72,8 +72,8 @@ def benchmark(
     _require_scenes(mine, root)
     folder = runs / protocol
     configs = [find_config(name) for name in (protocol, *config)]
-    _settle(configs, folder / SETTINGS)
     places = _places(gpus)
+    _settle(configs, folder / SETTINGS)
     accelerator = "cuda" if places[0] else "cpu"
     fit = [sys.executable, "-m", "flexgs_lightning.cli", "fit"]
     for path in configs:

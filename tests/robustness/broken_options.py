@@ -44,7 +44,8 @@ def run_case(case: Case, samples: Samples, folder: Path) -> Outcome:
     """Run a command with a broken option; what it makes is made in ``folder``."""
     name = case.option.rpartition(".")[2]
     before = set(folder.rglob("*"))
-    outcome = run([*arguments_of(case.command, samples, folder), f"--{case.option}={case.value}"], (name,))
+    arguments = [*arguments_of(case.command, samples, folder), f"--{case.option}={case.value}"]
+    outcome = run(arguments, (name, name.replace("_", "-")))
     if outcome.fault is not None:
         return outcome
     if outcome.status == 0:
@@ -56,25 +57,31 @@ def run_case(case: Case, samples: Samples, folder: Path) -> Outcome:
 
 
 def arguments_of(command: str, samples: Samples, folder: Path) -> list[str]:
-    """A command line that ends well, to which a broken option is added."""
-    last, ply = str(samples.checkpoints["last"]), str(samples.splats["ply"])
+    """A command line that ends well (or for a server, begins well), to which a broken option is added."""
+    first, last = (str(samples.checkpoints[name]) for name in ("first", "last"))
+    ply, capture, own = str(samples.splats["ply"]), str(samples.binary), str(samples.run / "config.yaml")
+    out = str(folder / "out")
+    study = ["--config", own, "--output", out, "--device", "cpu"]
     given = {
-        "fit": [f"--data.root={samples.binary}", f"--runs={folder / 'runs'}", *TRAINING],
-        "export": ["--ckpt", last, "--output", str(folder / "out.ply")],
-        "convert": [ply, str(folder / "out.spz")],
-        "render": ["--ply", ply, "--data_root", str(samples.binary), "--output", str(folder / "frames")],
-        "decompress": [str(samples.elastic), "--output", str(folder / "out.ply")],
+        "fit": [f"--data.root={capture}", f"--runs={folder / 'runs'}", *TRAINING],
+        "export": ["--ckpt", last, "--output", f"{out}.ply"],
+        "convert": [ply, f"{out}.spz"],
+        "render": ["--ply", ply, "--data_root", capture, "--output", out],
+        "compress": ["--ckpt", last, "--output", f"{out}.egs"],
+        "decompress": [str(samples.elastic), "--output", f"{out}.ply"],
         "info": [str(samples.elastic)],
-        "compare": ["--ckpt", str(samples.checkpoints["first"]), "--methods", "prune", "--ratios", "1.0"],
+        "view": ["--ply", ply, "--data_root", capture, "--port", "0"],
+        "publish": ["--ckpt", last, "--output", out],
+        "serve": [str(samples.site), "--port", "0"],
+        "profile": ["--ckpt", last, "--output", f"{out}.json"],
+        "data process": [str(samples.video), "--output", out],
+        "benchmark": ["mipnerf360", "--root", str(samples.scenes), "--scenes", "garden", "--runs", out],
+        "compare": ["--ckpt", first, "--methods", "prune", "--ratios", "1.0", *study],
+        "ablate": ["--ckpt", first, "--ratios", "1.0", *study],
+        "unseen": ["--ckpts", last, *study],
+        "rd": ["--ckpt", last, "--systems", "ply", *study],
     }
-    if command == "compare":
-        given["compare"] += [
-            "--config",
-            str(samples.run / "config.yaml"),
-            "--output",
-            str(folder / "compare"),
-        ]
-    return [command, *given[command]]
+    return [*command.split(), *given[command]]
 
 
 def _training_cases() -> Iterator[Case]:
@@ -91,8 +98,10 @@ def _training_cases() -> Iterator[Case]:
 
 
 def _command_cases() -> Iterator[Case]:
-    for command in ("export", "convert", "render", "decompress", "info", "compare"):
-        function = getattr(import_module(f"flexgs_lightning.{COMMANDS[command]}"), command)
+    for command in COMMANDS:
+        if command in ("demo", "data download"):
+            continue  # the one has no numbers, the other asks a server
+        function = getattr(import_module(f"flexgs_lightning.{COMMANDS[command]}"), command.split()[-1])
         for option, parameter in inspect.signature(function).parameters.items():
             for value in _values(parameter.annotation):
                 yield Case(command, option, value)

@@ -55,6 +55,8 @@ class Samples:
         recipes: a file of each codec recipe.
         profile: what a frame costs.
         video: of a few frames.
+        site: a folder to serve.
+        scenes: folder of a benchmark's scenes.
         exported: what ``flexgs export`` makes of the last checkpoint.
     """
 
@@ -115,6 +117,14 @@ class Samples:
         return self.films["videos"] / "videos" / "cam00.mp4"
 
     @property
+    def site(self) -> Path:
+        return self.root / "site"
+
+    @property
+    def scenes(self) -> Path:
+        return self.root / "scenes"
+
+    @property
     def exported(self) -> Path:
         return self.root / "exported.ply"
 
@@ -152,6 +162,9 @@ def make(root: Path) -> Samples:
     camera = read_colmap(samples.binary).views[0].camera
     write_path(Cameras.stack([camera, camera]), samples.path, times=[0.0, 0.5])
     Profile("a clock", ((10, 1.0), (40, 2.0)), ((10, 1.5), (40, 2.5))).write(samples.profile)
+    samples.site.mkdir()
+    shutil.copytree(samples.binary, samples.scenes / "garden")
+    (samples.site / "index.html").write_text("<p>A page")
     _write_captures(samples)
     _write_recipes(samples)
     assert (

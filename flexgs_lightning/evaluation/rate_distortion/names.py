@@ -70,6 +70,8 @@ class Settings:
             raise InputError(f"--stops: expected positive numbers of dB, found {list(self.stops)}.")
         if not self.lambdas or not all(weight >= 0 for weight in self.lambdas):
             raise InputError(f"--lambdas: expected numbers of at least 0, found {list(self.lambdas)}.")
+        if self.refine_steps < 0:
+            raise InputError(f"--refine_steps: expected 0 or more, found {self.refine_steps}.")
         if self.rates < 2:
             raise InputError(f"--rates: expected at least 2, found {self.rates}.")
         if not self.scale > 0:
