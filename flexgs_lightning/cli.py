@@ -16,7 +16,7 @@ from typing import Any
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import place_of
 from flexgs_lightning.settings import OneLineErrors, element_of, with_lists
-from flexgs_lightning.signals import Stopped, heeded
+from flexgs_lightning.signals import Stopped, close_progress_bars, heeded
 
 HELP = """\
 usage: flexgs COMMAND [options]        (flexgs COMMAND --help lists them)
@@ -111,11 +111,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _say(message: str) -> None:
     """One line on standard error, below the progress bars that have come to nothing."""
-    if "tqdm" in sys.modules:
-        from tqdm import tqdm
-
-        for bar in list(getattr(tqdm, "_instances", ())):
-            bar.close()
+    close_progress_bars()
     sys.stderr.write(f"flexgs: {message}\n")
 
 

@@ -165,3 +165,12 @@ def _deliver_again(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
     main = threading.main_thread().ident
     assert main is not None
     threading.Timer(0.01, signal.pthread_kill, (main, number)).start()
+
+
+def close_progress_bars() -> None:
+    """So that what is said next has a line of its own."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()

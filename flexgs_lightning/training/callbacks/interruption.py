@@ -13,7 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from flexgs_lightning.signals import Stopped, what_is_kept
+from flexgs_lightning.signals import Stopped, close_progress_bars, what_is_kept
 from flexgs_lightning.training import slurm
 from flexgs_lightning.training.callbacks.checkpointing import LAST, checkpoint_folder
 
@@ -98,6 +98,7 @@ class GracefulInterruption(Callback):
             return
         trainer.strategy.checkpoint_io.teardown()  # what is said to be saved is
         if trainer.global_step < trainer.max_steps:
+            close_progress_bars()
             log.warning(
                 "Interrupted after step %d of %d. %s",
                 trainer.global_step,
