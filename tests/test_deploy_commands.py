@@ -64,6 +64,9 @@ def ckpt(tmp_path: Path, splats: Splats, capture: Path) -> Path:
     facts = {
         "version": CHECKPOINT_VERSION,
         "sh_degree": 1,
+        "started_trained": False,
+        "seed": 42,
+        "densification": None,
         "antialiased": True,
         "background": [1.0, 1.0, 1.0],
         "data": {"root": str(capture), "downscale": 2, "test_every": 4},

@@ -73,7 +73,16 @@ class Tab:
         return np.asarray(shown.crop((0, 0, *self.canvas()))).astype(int)
 
     def button(self, label: str) -> None:
-        self.page.click(*self.page.centre(BUTTON.format(label)))
+        self.page.run(f"({BUTTON.format(label)}).scrollIntoView({{ block: 'center' }})")
+        self.page.click(*self.still(BUTTON.format(label)))
+
+    def still(self, script: str) -> tuple[float, float]:
+        """Middle of an element that has come to rest: a panel grows while its parts arrive."""
+        before, place = (-1.0, -1.0), self.page.centre(script)
+        while place != before:
+            time.sleep(0.2)
+            before, place = place, self.page.centre(script)
+        return place
 
     def slide(self, fraction: float) -> None:
         """Drag the slider's thumb to a fraction of its track."""
@@ -260,6 +269,7 @@ def test_a_scene_that_moves_is_played(film_tab: Tab) -> None:
     def seconds() -> float:
         return float(film_tab.figure("moment").removesuffix(" s"))
 
+    film_tab.rest()
     before = film_tab.figure("gaussians")
     film_tab.button("Play")
     eventually(lambda: seconds() > 0.2)

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 _FRAME = 1 / 30
 """Shortest time between two frames of a film, in seconds."""
+_TELLING = 0.25
+"""Seconds between two statements of the panel while a film plays: they cost a browser more than a frame."""
 _REST = 0.2
 """Seconds without a change after which the picture is refined."""
 _ARRIVAL = 1.0
@@ -150,6 +152,7 @@ class Session(threading.Thread):
         self._head = stage.playhead()
         self._lit = False
         self._clock = time.monotonic()
+        self._told = 0.0  # when the panel was told last
         self._panel = Panel(
             client.gui,
             self._scale,
@@ -186,7 +189,8 @@ class Session(threading.Thread):
         while None not in (actions := self._next_actions(self._patience(divisor, wait))):
             for action in actions:
                 self._guarded(action)
-            if actions or not divisor or self._play():
+            went_on = self._play()
+            if actions or not divisor or went_on:
                 divisor = self._detail.moving
             self._guarded(functools.partial(self._draw, divisor))
             divisor //= 2
@@ -205,7 +209,8 @@ class Session(threading.Thread):
         if not self._head.playing:
             return False
         self._head.advance(elapsed)
-        self._timeline.show(self._head)
+        if not self._head.playing:  # it is over
+            self._timeline.show(self._head)
         return True
 
     @property
@@ -306,6 +311,11 @@ class Session(threading.Thread):
             self._picture(to_uint8(render)), format="jpeg", jpeg_quality=quality
         )
         self._detail.drawn(divisor, time.perf_counter() - start)
+        if self._head.playing and time.monotonic() < self._told + _TELLING:
+            return
+        self._told = time.monotonic()
+        if self._head.playing:
+            self._timeline.show(self._head)
         self._panel.show(
             Figures(
                 count=len(splats),
