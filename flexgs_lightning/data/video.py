@@ -64,7 +64,7 @@ def open_video(path: Path) -> Video:
     Raises:
         InputError: no such file, not a video, without timestamps, or its frames are not evenly spaced.
     """
-    with _reporting(path), av.open(str(path)) as container:
+    with _reporting(path), av.open(str(path), metadata_errors="replace") as container:
         if not container.streams.video:
             raise InputError(f"{path}: expected a video, found no picture in it.")
         stream = container.streams.video[0]
@@ -155,7 +155,7 @@ class _Decoder:
         self._video = video
         self._numbers = {timestamp: index for index, timestamp in enumerate(video.timestamps)}
         with _reporting(video.path):
-            self._container = av.open(str(video.path))
+            self._container = av.open(str(video.path), metadata_errors="replace")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self._frames: Iterator[av.VideoFrame] = iter(())

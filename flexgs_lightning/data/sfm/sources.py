@@ -149,7 +149,7 @@ def _sample(video: Path, folder: Path, count: int) -> None:
 def _frames(video: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "H W 3"]]]:
     """Every frame, upright, with its place in the video from 0 to 1."""
     try:
-        with av.open(str(video)) as container:
+        with av.open(str(video), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise InputError(f"{video}: expected a video, found no picture in it.")
             stream = container.streams.video[0]
