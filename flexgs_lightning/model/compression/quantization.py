@@ -173,7 +173,8 @@ class UniformQuantization(Quantization):
         for name, count in bits.items():
             if name not in RANGES or not 1 <= count <= 24:
                 raise InputError(
-                    f"model.compression.bits: expected 1 to 24 for any of {', '.join(RANGES)}, found {count} for {name}."
+                    f"model.compression.bits: expected 1 to 24 for any of {', '.join(RANGES)}, "
+                    f"found {count} for {name}."
                 )
         self.bits_each = dict(bits)
         self.ranges = {
