@@ -13,13 +13,15 @@ import stat
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
-import numpy as np
 import yaml
 
 from flexgs_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LARGEST_RECORD = 1 << 26
 """Bytes of a record beyond which it is not read."""
@@ -107,6 +109,8 @@ def read_array(path: str | Path) -> np.ndarray:
     Raises:
         InputError: see ``plain_size``; no such file, or fewer bytes than it states.
     """
+    import numpy as np  # here, because every start of the program would wait for it
+
     plain_size(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
