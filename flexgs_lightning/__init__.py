@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flexgs_lightning.rendering.rasterizer import rasterize
     from flexgs_lightning.rendering.types import Outputs, Rendering
     from flexgs_lightning.splats import Splats
-    from flexgs_lightning.training.compression_stage import Compression, CompressionTraining
+    from flexgs_lightning.training.compression import Compression, CompressionTraining
     from flexgs_lightning.training.densification import MCMC, AdaptiveDensityControl
     from flexgs_lightning.training.elastic_stage import ElasticTraining
     from flexgs_lightning.training.module import FlexGSModule
@@ -55,8 +55,8 @@ _HOMES = {
     "AdaptiveDensityControl": "training.densification",
     "Cameras": "cameras",
     "CaptureDataModule": "data.datamodule",
-    "Compression": "training.compression_stage",
-    "CompressionTraining": "training.compression_stage",
+    "Compression": "training.compression",
+    "CompressionTraining": "training.compression",
     "ElasticOptions": "model.elastic",
     "ElasticTraining": "training.elastic_stage",
     "FlexGSModule": "training.module",

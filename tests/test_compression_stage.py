@@ -38,12 +38,9 @@ from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.settings import CONFIGS
 from flexgs_lightning.splats import Splats
-from flexgs_lightning.training.compression_stage import (
-    bits_at,
-    compress_step,
-    compression_optimizers,
-    make_small,
-)
+from flexgs_lightning.training.compression.bits import bits_at
+from flexgs_lightning.training.compression.parts import make_small
+from flexgs_lightning.training.compression.stage import compress_step, compression_optimizers
 from flexgs_lightning.training.optimization import LearningRates, residual_units
 
 CPU = torch.device("cpu")

@@ -36,13 +36,12 @@ from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.camera_colors import STATE, CameraColors
 from flexgs_lightning.training.checks import FiniteWatch, check_appearance, check_options, check_savable
 from flexgs_lightning.training.clearance import CameraClearance, ClearSpace, clear_space
-from flexgs_lightning.training.compression_stage import (
-    Compression,
-    CompressionTraining,
+from flexgs_lightning.training.compression import Compression, CompressionTraining
+from flexgs_lightning.training.compression.parts import is_compressing
+from flexgs_lightning.training.compression.stage import (
     begin_compression,
     compress_step,
     compression_optimizers,
-    is_compressing,
 )
 from flexgs_lightning.training.densification import AdaptiveDensityControl, Densification
 from flexgs_lightning.training.elastic_stage import ElasticTraining, Parts, descend, elastic_optimizer

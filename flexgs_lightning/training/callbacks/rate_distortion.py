@@ -5,7 +5,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
 from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
-from flexgs_lightning.training.compression_stage import bits_at
+from flexgs_lightning.training.compression.bits import bits_at
 from flexgs_lightning.training.module import FlexGSModule
 
 

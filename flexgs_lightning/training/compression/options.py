@@ -1,0 +1,111 @@
+"""Options of the third stage: what makes a scene small, and how it is trained."""
+
+# No `from __future__ import annotations` here: jsonargparse reads the options' types.
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.compression.quantization import UniformQuantization
+from flexgs_lightning.model.compression.rounding import Rounding
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What makes a scene small in the third stage; modules combine freely.
+
+    Args:
+        quantization: "elastic_file" rounds as the elastic file does, to steps that follow what an error in
+            each number costs, and ``flexgs compress`` takes over these steps; "uniform" rounds each
+            attribute to equal steps over a range, as GSCodec Studio does.
+        rounding: what stands in for rounding in training: "noise" or "straight_through".
+        sh_rounding: the same for the spherical harmonics above the constant one ("elastic_file").
+        psnr_loss: decibels that the steps of "elastic_file" are predicted to lose before training; larger
+            steps make smaller files.
+        attributes: what "uniform" quantises, of quats, scales, opacities, sh0 and shN.
+        bits: of each of these: 2^bits values over its range.
+        learned_steps: whether training moves the steps of "uniform".
+        entropy: model of what numbers cost: "factorized" (a density a channel), "hash_grid" (a normal
+            density whose mean and deviation follow the place), or "none".
+        sh_mask: "learned" masks of the spherical harmonics above ``mask_degree``, by a logit a Gaussian; by
+            "gradient", decided once by what the images ask of them; or "none".
+        mask_degree: harmonics of this degree and below are never masked.
+        mask_target: share of the Gaussians that should keep their harmonics ("learned").
+        mask_threshold: gradient norm, as a share of the mean, from which harmonics are kept ("gradient").
+    """
+
+    quantization: Literal["elastic_file", "uniform", "none"] = "elastic_file"
+    rounding: Rounding = "noise"
+    sh_rounding: Rounding = "straight_through"
+    psnr_loss: float = 0.3
+    attributes: tuple[str, ...] = ("quats", "scales", "opacities", "sh0")
+    bits: int = 8
+    learned_steps: bool = False
+    entropy: Literal["factorized", "hash_grid", "none"] = "factorized"
+    sh_mask: Literal["learned", "gradient", "none"] = "none"
+    mask_degree: int = 0
+    mask_target: float = 0.2
+    mask_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        checks = {
+            "psnr_loss": (self.psnr_loss > 0, "a positive number of dB", self.psnr_loss),
+            "mask_degree": (0 <= self.mask_degree <= 2, "0 to 2", self.mask_degree),
+            "mask_target": (0 < self.mask_target < 1, "above 0, below 1", self.mask_target),
+            "mask_threshold": (self.mask_threshold >= 0, "0 or more", self.mask_threshold),
+        }
+        _check("compression", checks)
+        UniformQuantization(dict.fromkeys(self.attributes, self.bits))  # refuses what it cannot do
+
+
+@dataclass(frozen=True)
+class CompressionTraining:
+    """How the third stage trains. Ratios are drawn as in the elastic stage, and the full model each time.
+
+    Args:
+        steps: iterations of the stage; 0 leaves it out.
+        rate_weight: lambda of the loss L + lambda R, R the bits a Gaussian of everything that has an entropy
+            model.
+        rate_rows: Gaussians, drawn at random, whose bits an iteration counts.
+        rate_share: rates of the Gaussians' attributes and the residuals, as a share of those that the stages
+            before began with.
+        rate_decay: share of these that the stage ends with, falling exponentially.
+        sh_rest_boost: factor on the rate of the spherical harmonics above the constant one, which is too
+            slow for a stage of hundreds of iterations.
+        entropy_rate: learning rate of the entropy models; that of a hash grid falls to a hundredth.
+        step_rate: learning rate of learned steps, in logarithms.
+        mask_rate: learning rate of learned masks.
+        mask_sparsity: weight of the share of Gaussians that keep their harmonics.
+        mask_divergence: weight of the divergence of that share from its target.
+    """
+
+    steps: int = 0
+    rate_weight: float = 1.5e-5
+    rate_rows: int = 8192
+    rate_share: float = 0.2
+    rate_decay: float = 0.1
+    sh_rest_boost: float = 8.0
+    entropy_rate: float = 5e-3
+    step_rate: float = 1e-3
+    mask_rate: float = 0.01
+    mask_sparsity: float = 0.01
+    mask_divergence: float = 0.1
+
+    def __post_init__(self) -> None:
+        names = ("rate_weight", "entropy_rate", "step_rate", "mask_rate", "mask_sparsity", "mask_divergence")
+        checks: dict[str, tuple[bool, str, Any]] = {
+            name: (getattr(self, name) >= 0, "0 or more", getattr(self, name)) for name in names
+        }
+        checks |= {
+            "steps": (self.steps >= 0, "0 or more", self.steps),
+            "rate_rows": (self.rate_rows >= 1, "1 or more", self.rate_rows),
+            "rate_share": (self.rate_share > 0, "a positive number", self.rate_share),
+            "rate_decay": (0 < self.rate_decay <= 1, "above 0, at most 1", self.rate_decay),
+            "sh_rest_boost": (self.sh_rest_boost > 0, "a positive number", self.sh_rest_boost),
+        }
+        _check("compression_training", checks)
+
+
+def _check(group: str, checks: dict[str, tuple[bool, str, Any]]) -> None:
+    for name, (good, expected, found) in checks.items():
+        if not good:
+            raise InputError(f"model.{group}.{name}: expected {expected}, found {found}.")
