@@ -2,18 +2,16 @@
 
     python benchmarks/moving.py speed last.ckpt
     python benchmarks/moving.py track last.ckpt still.ckpt --track data/basketball/ball_track.npz
-    python benchmarks/moving.py views last.ckpt still.ckpt --near 1.0
+    python benchmarks/moving.py views last.ckpt still.ckpt
     python benchmarks/moving.py frames data/basketball --downscale 2 --frames 0 60 --steps 5000
 
 ``speed``: median CPU times, of all threads together, of drawing a model at times spread over its scene, from
 raw parameters to the image, against a static scene of as many Gaussians as then live; a model that stands
 still is given random motion and lives of which about half cover any moment. ``track``: PSNR of a square
 around a tracked point (``frame``, ``xyz`` in the world) in the held-out views that show it. ``views``: mean
-PSNR of each held-out camera. Both can leave out what lies nearer to a camera than ``--near``: where cameras
-stand in the wall of what they film, parts of it that no training camera sees hide all else from those held
-out. ``frames``: each
-frame trains a static model of its own, of all of them together as many steps as one model gets; mean PSNR of
-the held-out views (``--every n`` trains every n-th of these models, for an estimate).
+PSNR of each held-out camera. Both draw with the near plane of training, or with ``--near_plane``. ``frames``:
+each frame trains a static model of its own, of all of them together as many steps as one model gets; mean
+PSNR of the held-out views (``--every n`` trains every n-th of these models, for an estimate).
 """
 
 from __future__ import annotations
@@ -50,8 +48,8 @@ def milliseconds(draw: Callable[[], object]) -> float:
     return 1e3 * (time.process_time() - start)
 
 
-def capture_of(model: Model) -> Capture:
-    return read_capture(**model.data)
+def capture_of(model: Model, near_plane: float | None = None) -> Capture:
+    return read_capture(**(model.data | ({} if near_plane is None else {"near_plane": near_plane})))
 
 
 @torch.no_grad()
@@ -110,12 +108,10 @@ def crops(capture: Capture, track: Path, frames: range, size: int) -> Iterator[t
 
 
 @torch.no_grad()
-def drawn(model: Model, view: View, near: float, ratio: float = 1.0) -> torch.Tensor:
+def drawn(model: Model, view: View, ratio: float = 1.0) -> torch.Tensor:
     """[H, W, 3] the view as the model has it."""
     splats = model.at(ratio, view.time) if model.moves else model.at(ratio)
-    viewmat = view.camera.viewmats[0]
-    depths = splats.means @ viewmat[2, :3] + viewmat[2, 3]
-    return rasterize(splats[depths >= near], view.camera, background=model.background).image[0].clamp(0, 1)
+    return rasterize(splats, view.camera, background=model.background).image[0].clamp(0, 1)
 
 
 def photo(view: View) -> torch.Tensor:
@@ -123,13 +119,13 @@ def photo(view: View) -> torch.Tensor:
 
 
 @torch.no_grad()
-def views(paths: list[Path], near: float, every: int, ratios: list[float]) -> None:
+def views(paths: list[Path], near_plane: float | None, every: int, ratios: list[float]) -> None:
     for path in paths:
         model = load(path)
         for ratio in ratios:
             found: dict[str, list[float]] = {}
-            for view in capture_of(model).test_views[::every]:
-                error = psnr(drawn(model, view, near, ratio)[None], photo(view)[None])
+            for view in capture_of(model, near_plane).test_views[::every]:
+                error = psnr(drawn(model, view, ratio)[None], photo(view)[None])
                 found.setdefault(view.taken_by, []).append(float(error.mean()))
             each = ", ".join(f"{name} {statistics.fmean(values):.2f}" for name, values in found.items())
             mean = statistics.fmean(value for values in found.values() for value in values)
@@ -140,20 +136,18 @@ def views(paths: list[Path], near: float, every: int, ratios: list[float]) -> No
 
 
 @torch.no_grad()
-def track(paths: list[Path], file: Path, frames: range, size: int, near: float) -> None:
+def track(paths: list[Path], file: Path, frames: range, size: int, near_plane: float | None) -> None:
     print("| model | views | PSNR of the square |\n|---|---|---|")
     for path in paths:
         model, found = load(path), []
-        for view, left, top in crops(capture_of(model), file, frames, size):
+        for view, left, top in crops(capture_of(model, near_plane), file, frames, size):
             window = (slice(top, top + size), slice(left, left + size))
-            image, wanted = drawn(model, view, near)[window], photo(view)[window]
+            image, wanted = drawn(model, view)[window], photo(view)[window]
             found.append(float(psnr(image[None], wanted[None]).mean()))
         print(f"| {path} | {len(found)} | {statistics.fmean(found):.2f} |", flush=True)
 
 
-def frames(
-    root: Path, downscale: int, group: range, steps: int, every: int, near: float, options: list[str]
-) -> None:
+def frames(root: Path, downscale: int, group: range, steps: int, every: int, options: list[str]) -> None:
     """One static model for each frame."""
     found, each = [], steps // len(group)
     for frame in group[::every]:
@@ -177,7 +171,7 @@ def frames(
             )
             model = load(run.run_folder / "checkpoints" / "last.ckpt")
             errors = [
-                float(psnr(drawn(model, view, near)[None], photo(view)[None]).mean())
+                float(psnr(drawn(model, view)[None], photo(view)[None]).mean())
                 for view in capture_of(model).test_views
             ]
             found.append(statistics.fmean(errors))
@@ -196,10 +190,10 @@ def main() -> None:
     of_track.add_argument("--track", type=Path, required=True)
     of_track.add_argument("--frames", type=int, nargs=2, default=(14, 35))
     of_track.add_argument("--size", type=int, default=64)
-    of_track.add_argument("--near", type=float, default=0.0)
+    of_track.add_argument("--near_plane", type=float)
     of_views = kinds.add_parser("views")
     of_views.add_argument("models", type=Path, nargs="+")
-    of_views.add_argument("--near", type=float, default=0.0)
+    of_views.add_argument("--near_plane", type=float)
     of_views.add_argument("--every", type=int, default=1)
     of_views.add_argument("--ratios", type=float, nargs="+", default=[1.0])
     of_frames = kinds.add_parser("frames")
@@ -208,16 +202,15 @@ def main() -> None:
     of_frames.add_argument("--frames", type=int, nargs=2, required=True)
     of_frames.add_argument("--steps", type=int, required=True)
     of_frames.add_argument("--every", type=int, default=1)
-    of_frames.add_argument("--near", type=float, default=0.0)
     given, rest = parser.parse_known_args()
     if given.what == "speed":
         speed(given.model, given.repeats)
     elif given.what == "track":
-        track(given.models, given.track, range(*given.frames), given.size, given.near)
+        track(given.models, given.track, range(*given.frames), given.size, given.near_plane)
     elif given.what == "views":
-        views(given.models, given.near, given.every, given.ratios)
+        views(given.models, given.near_plane, given.every, given.ratios)
     else:
-        frames(given.root, given.downscale, range(*given.frames), given.steps, given.every, given.near, rest)
+        frames(given.root, given.downscale, range(*given.frames), given.steps, given.every, rest)
 
 
 if __name__ == "__main__":

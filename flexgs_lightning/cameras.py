@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+NEAR_PLANE = 0.01
+"""World units in front of a camera in which it sees nothing, unless its capture says otherwise."""
 LEAST_SPREAD = 1e-4
 """Variance of the axes' directions below which no point is seen from two sides: about 0.6 degrees."""
 
@@ -27,12 +29,14 @@ class Cameras:
         Ks: [C, 3, 3] intrinsics in pixels, float32.
         width: image width in pixels.
         height: image height in pixels.
+        near_plane: in world units; Gaussians whose centres lie at less depth than this are not drawn.
     """
 
     viewmats: Float[Tensor, "C 4 4"]
     Ks: Float[Tensor, "C 3 3"]
     width: int
     height: int
+    near_plane: float = NEAR_PLANE
 
     def __post_init__(self) -> None:
         count = self.viewmats.shape[0]
@@ -87,17 +91,19 @@ class Cameras:
 
     @staticmethod
     def stack(cameras: Sequence[Cameras]) -> Cameras:
-        """Concatenate batches of one image size.
+        """Concatenate batches of one image size and near plane.
 
         Raises:
-            ValueError: no cameras, or image sizes differ.
+            ValueError: no cameras, or image sizes or near planes differ.
         """
         sizes = {(camera.width, camera.height) for camera in cameras}
         if len(sizes) != 1:
             raise ValueError(f"Cameras.stack: expected one image size, found {sorted(sizes)}.")
-        ((width, height),) = sizes
+        near_planes = {camera.near_plane for camera in cameras}
+        if len(near_planes) != 1:
+            raise ValueError(f"Cameras.stack: expected one near plane, found {sorted(near_planes)}.")
         viewmats = torch.cat([camera.viewmats for camera in cameras])
-        return Cameras(viewmats, torch.cat([camera.Ks for camera in cameras]), width, height)
+        return replace(cameras[0], viewmats=viewmats, Ks=torch.cat([camera.Ks for camera in cameras]))
 
 
 def scene_extent(positions: Float[Tensor, "C 3"]) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
+from flexgs_lightning.cameras import NEAR_PLANE
 from flexgs_lightning.deploy.opening import open_capture, open_model_file, open_splats
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, read_checkpoint
@@ -102,6 +103,7 @@ class FlexGSCLI(TrainingRun):
         settings: dict[str, tuple[Any, Any]] = {
             "data.downscale": (self._trained["data"]["downscale"], now["downscale"]),
             "data.test_every": (self._trained["data"]["test_every"], now["test_every"]),
+            "data.near_plane": (self._trained["data"].get("near_plane") or NEAR_PLANE, now["near_plane"]),
             "model.background": (self._trained["background"], background),
             "model.antialiased": (self._trained["antialiased"], self.model.antialiased),
         }

@@ -16,7 +16,7 @@ from torch import Tensor
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.splats import Splats
 
-EPS2D, NEAR, FAR = 0.3, 0.01, 1e10
+EPS2D, FAR = 0.3, 1e10
 ALPHA_MIN, ALPHA_MAX, T_MIN, MAX_SIGMAS = 1 / 255, 0.999, 1e-4, 3.33
 
 
@@ -85,7 +85,7 @@ def _one_camera(
     opacities = splats.opacities.double()
     in_camera = means @ view[:3, :3].T + view[:3, 3]
     z = in_camera[:, 2]
-    in_range = (z >= NEAR) & (z <= FAR)
+    in_range = (z >= camera.near_plane) & (z <= FAR)
     in_camera = torch.where(in_range[:, None], in_camera, torch.ones(3, dtype=torch.float64))
     homogeneous = in_camera @ K.T
     means2d = homogeneous[:, :2] / homogeneous[:, 2:]

@@ -160,13 +160,23 @@ class TestAgainstReference:
         splats = make_splats(60, opacity=(0.9995, 1.0), scale=2.0)
         check(splats, make_cameras(), torch.ones(3))
 
-    def test_gaussians_across_the_near_plane(self) -> None:
+    @pytest.mark.parametrize("near", [0.01, 0.35])
+    def test_gaussians_across_the_near_plane(self, near: float) -> None:
         splats = make_splats(300, depth=(-0.3, 0.6), scale=0.02)
-        found = check(splats, make_cameras())
+        assert make_cameras().near_plane == 0.01
+        found = check(splats, replace(make_cameras(), near_plane=near))
         culled = found.radii[0, :, 0] == 0
-        assert culled[splats.means[:, 2] < 0.01].all()
-        assert not culled[splats.means[:, 2] > 0.01].all()
+        assert culled[splats.means[:, 2] < near].all()
+        assert not culled[splats.means[:, 2] > near].all()
         assert not culled.all()
+
+    def test_each_of_several_cameras_has_the_near_plane(self) -> None:
+        found = check(make_splats(200), replace(make_cameras(3), near_plane=3.0))
+        assert (
+            0
+            < (found.radii[..., 0] > 0).sum()
+            < (rasterize(make_splats(200), make_cameras(3)).radii[..., 0] > 0).sum()
+        )
 
     def test_centres_outside_the_image(self) -> None:
         splats = make_splats(200, scale=0.5)

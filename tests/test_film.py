@@ -61,6 +61,39 @@ def test_every_frame_is_a_view_with_its_moment(tmp_path: Path, video: bool) -> N
     assert read_capture(tmp_path / "juggler", test_every=0).test_views == ()
 
 
+def test_a_capture_may_state_its_near_plane(tmp_path: Path) -> None:
+    """Of all its cameras, in whatever group of frames; an option takes precedence."""
+    write_film(tmp_path)
+    table = json.loads((tmp_path / "cameras.json").read_text())
+    assert read_capture(tmp_path).near_plane == 0.01
+    (tmp_path / "cameras.json").write_text(json.dumps({**table, "near_plane": 0.5}))
+    for frames in (None, [2, 5]):
+        capture = read_capture(tmp_path, frames=frames, downscale=2)
+        assert {view.camera.near_plane for view in capture.views} == {0.5}
+        assert len({id(view.camera) for view in capture.views}) == len(NAMES), "frames share their camera"
+    data = CaptureDataModule(str(tmp_path))
+    data.setup("fit")
+    assert data.options()["near_plane"] == 0.5, "checkpoints know it without the capture"
+    assert next(iter(data.train_dataloader())).cameras.near_plane == 0.5
+    assert read_capture(**{**data.options(), "near_plane": 2.0}).near_plane == 2.0
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, "near", True])
+def test_near_planes_in_a_capture_are_positive(tmp_path: Path, wrong: object) -> None:
+    write_film(tmp_path)
+    table = json.loads((tmp_path / "cameras.json").read_text())
+    (tmp_path / "cameras.json").write_text(json.dumps({**table, "near_plane": wrong}))
+    with pytest.raises(InputError, match="'near_plane' must be a positive number"):
+        read_capture(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
+def test_near_planes_that_are_asked_for_are_positive(tmp_path: Path, wrong: float) -> None:
+    write_film(tmp_path)
+    with pytest.raises(InputError, match=r"near plane of .*: expected a positive number"):
+        read_capture(tmp_path, near_plane=wrong)
+
+
 def test_frames_are_reduced_with_their_cameras(tmp_path: Path) -> None:
     write_film(tmp_path)
     whole, half = (at(read_capture(tmp_path, downscale=d), "cam01/0003") for d in (1, 2))

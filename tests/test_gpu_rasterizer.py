@@ -18,11 +18,11 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.cameras import NEAR_PLANE, Cameras
 from flexgs_lightning.rendering import gsplat_backend
 from flexgs_lightning.rendering.importance import removal_importance
 from flexgs_lightning.rendering.rasterizer import rasterize
-from flexgs_lightning.rendering.types import EPS2D, FAR_PLANE, NEAR_PLANE, Outputs, Rendering
+from flexgs_lightning.rendering.types import EPS2D, FAR_PLANE, Outputs, Rendering
 from flexgs_lightning.splats import SH_C0, Splats
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]  # gsplat's kernels compile at first use

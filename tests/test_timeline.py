@@ -155,6 +155,14 @@ def test_paths_do_not_stop_at_every_frame_of_a_camera(film: Capture, tmp_path: P
     assert len(shots("orbit", data, None, 7)) == 7
 
 
+def test_paths_have_the_near_plane_of_the_scene(film: Capture, tmp_path: Path) -> None:
+    """Camera path files too, which know nothing of it."""
+    data = {"root": str(tmp_path / "film"), "near_plane": 0.7}
+    write_path(film.views[0].camera, tmp_path / "path.json")
+    for path, frames in (("test", None), ("train", 3), ("orbit", 2), (tmp_path / "path.json", None)):
+        assert {camera.near_plane for camera in shots(path, data, frames).cameras} == {0.7}, path
+
+
 # The command
 
 

@@ -358,6 +358,19 @@ def test_a_moving_scene_is_drawn_at_its_time() -> None:
     assert (head.seconds, head.frames, head.time, head.playing) == (2.0, 12, 0.0, False)
 
 
+def test_the_near_plane_of_training_holds_in_the_viewer() -> None:
+    """Wherever its camera stands: half of the scene's Gaussians are nearer here."""
+    stage = moving_stage()
+    camera = reduced(stage.vantage.camera, 16)
+    splats = stage.model.splats(0.0)
+    depths = splats.means @ camera.viewmats[0, 2, :3] + camera.viewmats[0, 2, 3]
+    near = depths.median().item() + 1e-4
+    stage = replace(stage, model=replace(stage.model, data={"near_plane": near}))
+    found = stage.draw(60, camera, time=0.0)
+    torch.testing.assert_close(found, draw(splats[depths >= near], camera))
+    assert not torch.allclose(found, draw(splats, camera))
+
+
 def test_what_moves_is_lit() -> None:
     """Of two halves of a ball one stands still; the other shines, the more the faster it is."""
     model = moving_model()

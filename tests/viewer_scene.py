@@ -19,6 +19,7 @@ class Prefixes:
     seconds = None
     name = "ball"
     antialiased: bool = True
+    near_plane = 0.01
     background: torch.Tensor = field(default_factory=lambda: torch.full((3,), 0.3))
 
     def __len__(self) -> int:

@@ -1,13 +1,14 @@
 """``cameras.json``: a filmed scene with a table of its cameras.
 
-    {"fps": 30, "frames": 60, "cameras": [
+    {"fps": 30, "frames": 60, "near_plane": 0.5, "cameras": [
        {"name": "cam00", "width": 640, "height": 360, "fx": …, "fy": …, "cx": …, "cy": …,
         "distortion": [k1, k2, p1, p2], "w2c": [[…], […], […]], "split": "test"}, …]}
 
 ``w2c`` [3, 4] is world-to-camera in the convention of ``cameras`` (OpenCV); ``cx``, ``cy`` are measured from
 the image's corner, so that the first pixel's centre is (0.5, 0.5). ``distortion`` may be empty or left out;
 otherwise it holds OpenCV's first four or, with k3 to k6, eight coefficients. ``split`` is "train" (the
-default) or "test"; ``fps`` and ``frames`` are optional.
+default) or "test"; ``fps``, ``frames`` and ``near_plane`` (world units in front of each camera in which it
+sees nothing) are optional.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def read_cameras_json(
     cameras = [_camera(root, path, entry, downscale, test_every) for entry in table["cameras"]]
     stated = _optional(path, table, "frames")
     count = min(len(camera.frames) for camera in cameras) if stated is None else int(stated)
-    return film_capture(
+    near_plane = _optional(path, table, "near_plane")
+    capture = film_capture(
         cameras,
         root=root,
         name=name,
@@ -72,6 +74,7 @@ def read_cameras_json(
         fps=_optional(path, table, "fps"),
         frames=None if stated is None else int(stated),
     )
+    return capture if near_plane is None else capture.with_near_plane(near_plane)
 
 
 def _table(path: Path) -> dict[str, Any]:

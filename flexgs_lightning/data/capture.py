@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -11,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from flexgs_lightning.cameras import Cameras, scene_extent
+from flexgs_lightning.cameras import NEAR_PLANE, Cameras, scene_extent
+from flexgs_lightning.errors import InputError
 
 TEST_EVERY = 8
 """Every 8th image by sorted name is held out: the field's protocol since Mip-NeRF 360."""
@@ -161,6 +163,25 @@ class Capture:
         step = -(-len(self.points) // MAX_POINTS_TRIED) or 1
         positions = self.points.positions[::step]
         return positions[view.camera.contain(positions)[0]]
+
+    @property
+    def near_plane(self) -> float:
+        """That of its cameras, which share one."""
+        return self.views[0].camera.near_plane if self.views else NEAR_PLANE
+
+    def with_near_plane(self, near_plane: float) -> Capture:
+        """The same, of cameras that see nothing nearer than that (world units).
+
+        Raises:
+            InputError: it is not a positive number.
+        """
+        if not (near_plane > 0 and math.isfinite(near_plane)):
+            raise InputError(f"near plane of {self.name}: expected a positive number, found {near_plane}.")
+        cameras = {id(view.camera): view.camera for view in self.views}  # frames of a film share one
+        changed = {key: replace(camera, near_plane=near_plane) for key, camera in cameras.items()}
+        return replace(
+            self, views=tuple(replace(view, camera=changed[id(view.camera)]) for view in self.views)
+        )
 
     @property
     def extent(self) -> float:

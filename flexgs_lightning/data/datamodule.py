@@ -64,6 +64,9 @@ class CaptureDataModule(LightningDataModule):
         name: Short name of the scene for reports; the folder's by default.
         frames: Of a scene that moves, the first frame to use and the one after the last, such as 0 50: a
             group of frames. All by default.
+        near_plane: World units in front of each camera in which it sees nothing (gsplat's ``near_plane``),
+            such as 1.0 where cameras stand in the walls of what they see. By default what the capture says,
+            or 0.01.
         cameras: Without photos, where ``root`` is a trained scene: whose cameras to look through, a COLMAP
             folder, a transforms.json or a camera path. By default they are invented.
         views: Number of cameras to invent.
@@ -85,6 +88,7 @@ class CaptureDataModule(LightningDataModule):
         masks: str = "masks",
         name: str | None = None,
         frames: list[int] | None = None,
+        near_plane: float | None = None,
         cameras: str | None = None,
         views: int = INVENTED_VIEWS,
         view_size: int = VIEW_SIZE,
@@ -117,6 +121,7 @@ class CaptureDataModule(LightningDataModule):
         self.masks = masks
         self.name = name
         self.frames = frames
+        self.near_plane = near_plane
         self._most_frames = published.protocol.frames if published else None
         self.cameras = cameras
         self.views = views
@@ -133,12 +138,14 @@ class CaptureDataModule(LightningDataModule):
     def options(self) -> dict[str, Any]:
         """What it takes to open the same capture again: arguments of ``read_capture``, for checkpoints.
 
-        Of a trained scene in place of photos, also what its views depend on.
+        Of a trained scene in place of photos, also what its views depend on; the near plane as it is, once
+        the capture is read.
         """
         names = ["root", "downscale", "test_every", "images", "masks", "name", "frames"]
         names += ["cameras", "views", "view_size"] if self.is_scene else []
         root = None if self.root is None else str(Path(self.root).resolve())
-        return {name: getattr(self, name) for name in names} | {"root": root}
+        near_plane = self.near_plane if self._capture is None else self._capture.near_plane
+        return {name: getattr(self, name) for name in names} | {"root": root, "near_plane": near_plane}
 
     @property
     def is_scene(self) -> bool:

@@ -79,6 +79,7 @@ def read_capture(
     masks: str = "masks",
     name: str | None = None,
     frames: Sequence[int] | None = None,
+    near_plane: float | None = None,
 ) -> Capture:
     """Read the cameras and points of a capture; pixels are read when a view's ``source`` is.
 
@@ -91,10 +92,12 @@ def read_capture(
         masks: name of the folder of masks, where the layout has one.
         name: short name for reports; None takes the folder's.
         frames: start and stop (not included) of the frames to use of a capture that moves; None for all.
+        near_plane: world units in front of each camera in which it sees nothing; None takes what the capture
+            says, or ``cameras.NEAR_PLANE``.
 
     Raises:
         InputError: no such folder, of no known layout, not readable as what it looks like, or without those
-            frames.
+            frames; or a near plane that is not positive.
     """
     root = Path(root)
     marks = " or ".join(layout.marks for layout in LAYOUTS)
@@ -105,6 +108,7 @@ def read_capture(
             capture = layout.read(
                 root, downscale=downscale, test_every=test_every, images=images, masks=masks, name=name
             )
-            return capture if frames is None else cut(capture, frames)
+            capture = capture if frames is None else cut(capture, frames)
+            return capture if near_plane is None else capture.with_near_plane(near_plane)
     found = "found none of that" if any(root.iterdir()) else "the folder is empty"
     raise InputError(f"{root}: {found}, expected a capture ({marks}).")

@@ -159,6 +159,7 @@ class ViewDataset(Dataset[ViewBatch | InputError]):
         self.names = [view.name for view in views]
         self.sources = [view.source for view in views]
         self.sizes = [(view.camera.width, view.camera.height) for view in views]
+        self.near_planes = [view.camera.near_plane for view in views]
         # As arrays: each tensor that goes to a worker would hold a file descriptor open.
         self.viewmats = np.concatenate([view.camera.viewmats.numpy() for view in views])
         self.Ks = np.concatenate([view.camera.Ks.numpy() for view in views])
@@ -177,7 +178,11 @@ class ViewDataset(Dataset[ViewBatch | InputError]):
         width, height = self.sizes[indices[0]]
         return ViewBatch(
             cameras=Cameras(
-                torch.from_numpy(self.viewmats[indices]), torch.from_numpy(self.Ks[indices]), width, height
+                torch.from_numpy(self.viewmats[indices]),
+                torch.from_numpy(self.Ks[indices]),
+                width,
+                height,
+                self.near_planes[indices[0]],
             ),
             images=torch.from_numpy(np.stack([image[..., :3] for image in images])),
             alphas=_alphas(images),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.cameras import NEAR_PLANE, Cameras
 from flexgs_lightning.codec.conversion import model_of
 from flexgs_lightning.codec.decoder import SUFFIX, read_elastic
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, View
@@ -27,7 +28,7 @@ from flexgs_lightning.splats import Splats
 from flexgs_lightning.teacher.capture import scene_capture
 from flexgs_lightning.teacher.vantage_points import Lens, invent_cameras
 
-_CAPTURE_OPTIONS = ("downscale", "test_every", "images", "masks", "frames")
+_CAPTURE_OPTIONS = ("downscale", "test_every", "images", "masks", "frames", "near_plane")
 
 
 def open_model(ckpt: Path | None, ply: Path | None) -> Model:
@@ -98,6 +99,7 @@ def _scene_capture(data: dict[str, Any]) -> Capture:
             splats, data.get("views", INVENTED_VIEWS), lens, antialiased=model.antialiased
         )
         cameras = [invented[i] for i in range(len(invented))]
+    cameras = [replace(camera, near_plane=data.get("near_plane") or NEAR_PLANE) for camera in cameras]
     return scene_capture(
         splats,
         cameras,

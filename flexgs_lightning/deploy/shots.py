@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.cameras import NEAR_PLANE, Cameras
 from flexgs_lightning.data.capture import View
 from flexgs_lightning.deploy.opening import one_size, open_capture
 from flexgs_lightning.deploy.path_file import read_timed_path
@@ -93,6 +93,7 @@ def shots(
                 f"--path {path}: expected test, train, orbit or a camera path file; no such file."
             )
         cameras, times = read_timed_path(path)
+        cameras = replace(cameras, near_plane=data.get("near_plane") or NEAR_PLANE)
         return Shots([cameras], None, times) if frames is None else _flight(cameras, times, frames)
     if data.get("root") is None:
         raise InputError(f"--path {path}: expected --data_root, the folder of the capture.")

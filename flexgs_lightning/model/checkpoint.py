@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from flexgs_lightning.cameras import NEAR_PLANE
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.baking import baked
 from flexgs_lightning.model.basis_motion import BasisMotion
@@ -84,6 +85,11 @@ class Model:
     def elastic(self) -> bool:
         """Whether it was trained to draw at any ratio."""
         return self.scene.elastic
+
+    @property
+    def near_plane(self) -> float:
+        """World units in front of a camera in which it sees nothing, as in training."""
+        return self.data.get("near_plane") or NEAR_PLANE
 
     @staticmethod
     def of_splats(splats: Splats, name: str, antialiased: bool = False) -> Model:

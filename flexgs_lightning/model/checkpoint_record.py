@@ -51,6 +51,7 @@ class CaptureOptions(Struct):
     masks: str | UnsetType = UNSET
     name: str | None = None
     frames: tuple[Natural, Natural] | None = None
+    near_plane: Annotated[float, Meta(gt=0, le=1e30)] | None = None
 
 
 class DensificationState(Struct):

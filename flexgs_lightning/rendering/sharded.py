@@ -60,7 +60,7 @@ def rasterize(
 
 
 def _of_all_processes(cameras: Cameras) -> list[Cameras]:
-    """Every process's cameras, by rank; sizes may differ, and a process may have none."""
+    """Every process's cameras, by rank; sizes may differ, near planes not, and a process may have none."""
     size = cameras.Ks.new_tensor([cameras.width, cameras.height]).expand(len(cameras), 2)
     packed = torch.cat([cameras.viewmats.flatten(1), cameras.Ks.flatten(1), size], dim=1)
     return [
@@ -68,6 +68,7 @@ def _of_all_processes(cameras: Cameras) -> list[Cameras]:
             rows[:, :16].reshape(-1, 4, 4),
             rows[:, 16:25].reshape(-1, 3, 3),
             *((int(number) for number in rows[0, 25:].tolist()) if len(rows) else (1, 1)),
+            near_plane=cameras.near_plane,
         )
         for rows in gather_rows(packed)
     ]

@@ -15,7 +15,6 @@ from flexgs_lightning.splats import Splats
 
 EPS2D = 0.3
 """Low-pass filter: added to the diagonal of every projected covariance, in square pixels."""
-NEAR_PLANE = 0.01
 FAR_PLANE = 1e10
 
 T = TypeVar("T")

@@ -69,6 +69,7 @@ ROLES: dict[str, Role] = {
     "data.views": "fixed",
     "data.view_size": "fixed",
     "data.frames": "fixed",
+    "data.near_plane": "fixed",
     "importance_refresh": "second",
     "temperature": "second",
     "validation_images": "free",

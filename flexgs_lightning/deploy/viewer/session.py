@@ -109,6 +109,7 @@ class Stage:
             splats = with_motion_lit(model, count, time, self.vantage.unit)
         else:
             splats = self.cache.at(count, time)
+        camera = replace(camera, near_plane=model.near_plane)
         with self.drawing:
             if not depth:
                 return draw(splats, camera, model.background, model.antialiased).cpu()

@@ -24,7 +24,7 @@ from numpy import ndarray
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.jit import inlined, kernel, next_item
 from flexgs_lightning.rendering.cpu.spherical_harmonics import evaluate_basis
-from flexgs_lightning.rendering.types import EPS2D, FAR_PLANE, NEAR_PLANE
+from flexgs_lightning.rendering.types import EPS2D, FAR_PLANE
 
 CHUNK = 512
 """Gaussians in one work item."""
@@ -33,8 +33,8 @@ _MAX_SIGMAS = 3.33
 _MAX_RADIUS = 1 << 30
 
 
-def pack_cameras(cameras: Cameras) -> Float[ndarray, "C 23"]:
-    """Rows of rotation (9), translation (3), fx fy cx cy, view limits (4), position (3).
+def pack_cameras(cameras: Cameras) -> Float[ndarray, "C 24"]:
+    """Rows of rotation (9), translation (3), fx fy cx cy, view limits (4), position (3), near plane.
 
     The limits bound x / z and y / z in the Jacobian to the frustum with a margin of 15 % of its width,
     because the linearisation explodes far outside the image: min x, max x, min y, max y.
@@ -48,7 +48,9 @@ def pack_cameras(cameras: Cameras) -> Float[ndarray, "C 23"]:
     low, high = -centre / focal - margin, (size - centre) / focal + margin
     limits = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
     position = -np.einsum("cij,ci->cj", rotation, translation)
-    return np.concatenate([rotation.reshape(-1, 9), translation, focal, centre, limits, position], axis=1)
+    near = np.full((len(cameras), 1), cameras.near_plane)
+    columns = [rotation.reshape(-1, 9), translation, focal, centre, limits, position, near]
+    return np.concatenate(columns, axis=1)
 
 
 @inlined
@@ -58,7 +60,7 @@ def load_camera(cams, c):
         cams[c, 0], cams[c, 1], cams[c, 2], cams[c, 3], cams[c, 4], cams[c, 5], cams[c, 6], cams[c, 7],
         cams[c, 8], cams[c, 9], cams[c, 10], cams[c, 11], cams[c, 12], cams[c, 13], cams[c, 14],
         cams[c, 15], cams[c, 16], cams[c, 17], cams[c, 18], cams[c, 19], cams[c, 20], cams[c, 21],
-        cams[c, 22],
+        cams[c, 22], cams[c, 23],
     )  # fmt: skip
 
 
@@ -159,7 +161,7 @@ def project(
 
     Args:
         counter: shared item counter; ``count`` items are C x ceil(N / CHUNK).
-        cams: [C, 23] from ``pack_cameras``.
+        cams: [C, 24] from ``pack_cameras``.
         size: (width, height).
         antialiased: multiply opacities by sqrt(det / det_with_eps).
         degree: spherical-harmonics degree to evaluate.
@@ -199,7 +201,7 @@ def _ellipse(cam, size, antialiased, mean, rotation, scale, opacity):
     """(visible, centre, (h, k, g), opacity, depth, extent, radius) of one Gaussian; zeros if it is culled."""
     culled = False, (0.0, 0.0), (0.0, 0.0, 0.0), 0.0, 0.0, (0.0, 0.0), (0, 0)
     x, y, z = to_camera(cam, mean)
-    if not NEAR_PLANE <= z <= FAR_PLANE:
+    if not cam[23] <= z <= FAR_PLANE:
         return culled
     t1, t2 = screen_axes(cam, x, y, z)
     f1, f2 = scaled(times_matrix(t1, rotation), scale), scaled(times_matrix(t2, rotation), scale)
