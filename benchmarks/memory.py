@@ -25,7 +25,8 @@ from flexgs_lightning.model.normalization import SceneFrame
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import Splats
-from flexgs_lightning.training.elastic_stage import ElasticTraining, descend, elastic_optimizer
+from flexgs_lightning.training.elastic import ElasticTraining
+from flexgs_lightning.training.elastic.stage import descend, elastic_optimizer
 from flexgs_lightning.training.losses import photometric_loss
 from flexgs_lightning.training.optimization import LearningRates, gaussian_optimizers, residual_units
 

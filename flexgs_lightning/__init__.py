@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flexgs_lightning.splats import Splats
     from flexgs_lightning.training.compression import Compression, CompressionTraining
     from flexgs_lightning.training.densification import MCMC, AdaptiveDensityControl
-    from flexgs_lightning.training.elastic_stage import ElasticTraining
+    from flexgs_lightning.training.elastic import ElasticTraining
     from flexgs_lightning.training.module import FlexGSModule
     from flexgs_lightning.training.optimization import LearningRates
     from flexgs_lightning.training.parallel import ReplicaStrategy
@@ -58,7 +58,7 @@ _HOMES = {
     "Compression": "training.compression",
     "CompressionTraining": "training.compression",
     "ElasticOptions": "model.elastic",
-    "ElasticTraining": "training.elastic_stage",
+    "ElasticTraining": "training.elastic",
     "FlexGSModule": "training.module",
     "LearningRates": "training.optimization",
     "Model": "model.checkpoint",

@@ -24,14 +24,11 @@ from flexgs_lightning.model.selector import rank
 from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.rendering.importance import blending_importance
 from flexgs_lightning.splats import Splats
-from flexgs_lightning.training.elastic_stage import (
-    ElasticTraining,
-    Parts,
-    Subset,
-    descend,
-    elastic_optimizer,
-    field_regularization,
-)
+from flexgs_lightning.training.elastic import ElasticTraining
+from flexgs_lightning.training.elastic.losses import field_regularization
+from flexgs_lightning.training.elastic.stage import descend, elastic_optimizer
+from flexgs_lightning.training.elastic.subset import Subset
+from flexgs_lightning.training.losses import Parts
 
 ALL_PARTS = ElasticOptions(
     residual_anchors=(0.1, 0.3),

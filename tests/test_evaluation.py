@@ -29,7 +29,7 @@ from flexgs_lightning.model.checkpoint import load
 from flexgs_lightning.model.elastic import ElasticOptions
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.rendering.types import Outputs
-from flexgs_lightning.training.elastic_stage import ElasticTraining
+from flexgs_lightning.training.elastic import ElasticTraining
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TWO_CHANGES = {"without_both_losses", "gsnet", "field"}

@@ -24,7 +24,8 @@ from flexgs_lightning.model.normalization import SceneFrame
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.selection import GsNet
 from flexgs_lightning.model.surgery import Surgery
-from flexgs_lightning.training.elastic_stage import ElasticTraining, elastic_optimizer
+from flexgs_lightning.training.elastic import ElasticTraining
+from flexgs_lightning.training.elastic.stage import elastic_optimizer
 from flexgs_lightning.training.optimization import LearningRates, TwoRateAdam, gaussian_optimizers
 
 UNITS = dict.fromkeys(residual_columns(), 1.0)

@@ -12,7 +12,7 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.normalization import SceneFrame, canonical_quats
 from flexgs_lightning.model.selector import GaussianSelector, prefix_mask, rank
-from flexgs_lightning.training.elastic_losses import importance_loss, sparsity_loss
+from flexgs_lightning.training.elastic.losses import importance_loss, sparsity_loss
 
 RATIOS = (0.01, 0.02, 0.073, 0.29, 0.5, 1.0)
 

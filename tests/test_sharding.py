@@ -26,8 +26,10 @@ from flexgs_lightning.rendering.types import Outputs
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.checks import check_savable
 from flexgs_lightning.training.densification import MCMC, AdaptiveDensityControl
-from flexgs_lightning.training.elastic_losses import importance_loss, sparsity_loss
-from flexgs_lightning.training.elastic_stage import ElasticTraining, Subset, descend, elastic_optimizer
+from flexgs_lightning.training.elastic import ElasticTraining
+from flexgs_lightning.training.elastic.losses import importance_loss, sparsity_loss
+from flexgs_lightning.training.elastic.stage import descend, elastic_optimizer
+from flexgs_lightning.training.elastic.subset import Subset
 from flexgs_lightning.training.parallel import replicated, sum_gradients
 from flexgs_lightning.training.ranking import rank_gaussians
 from flexgs_lightning.training.sharding import deal_out

@@ -14,8 +14,9 @@ from flexgs_lightning.data.streaming import ImageCache, ViewDataset, ViewLoader
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.rendering.rasterizer import rasterize
+from flexgs_lightning.training.elastic.stage import begin_elastic_stage
 from flexgs_lightning.training.losses import photometric_loss
-from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.scene_module import SceneModule
 
 FRACTION = 0.05
 """Share of the remaining Gaussians that one pruning removes (COGS 2025 runner-up)."""
@@ -61,14 +62,14 @@ class IterativePruning(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Prune if it is time."""
-        assert isinstance(pl_module, FlexGSModule)
+        assert isinstance(pl_module, SceneModule)
         step = pl_module.elastic_step
         if self.keep is None or step is None or step % self.every:
             return
         if pl_module.shards.several:
             raise InputError("iterative_pruning: expected one process or replicas, found sharded Gaussians.")
         if not pl_module.scene.elastic:
-            pl_module.begin_elastic_stage()
+            begin_elastic_stage(pl_module)
         count = len(pl_module.scene)
         if count <= self.keep:
             return
@@ -88,7 +89,7 @@ class IterativePruning(Callback):
         return self._views
 
 
-def gradient_scores(module: FlexGSModule, views: ViewLoader) -> Float[Tensor, " N"]:
+def gradient_scores(module: SceneModule, views: ViewLoader) -> Float[Tensor, " N"]:
     """[N] sum over views and raw parameters of the norm of the gradient of a view's photometric loss."""
     parameters = list(module.gaussians.own().values())
     total = parameters[0].new_zeros(len(module.gaussians))

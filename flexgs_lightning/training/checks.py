@@ -8,6 +8,7 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.processes import gather
 from flexgs_lightning.training.optimization import MOST_STEPS
+from flexgs_lightning.training.stages import Stages
 
 FINITE_CHECK_INTERVAL = 100
 """Iterations from one search of all parameters for NaN and infinity to the next."""
@@ -86,18 +87,14 @@ def check_appearance(appearance: str, sh_degree: int) -> None:
         )
 
 
-def check_options(
-    reconstruction_steps: int, steps: int, sh_degree: int, sh_interval: int, ssim_weight: float
-) -> None:
+def check_options(stages: Stages, sh_degree: int, sh_interval: int, ssim_weight: float) -> None:
     """Refuse impossible options before anything expensive starts."""
-    if reconstruction_steps > MOST_STEPS:
+    steps = stages.reconstruction
+    if steps > MOST_STEPS:
+        raise InputError(f"model.reconstruction_steps: expected at most {MOST_STEPS:,}, found {steps}.")
+    if steps < 0 or stages.total < 1:
         raise InputError(
-            f"model.reconstruction_steps: expected at most {MOST_STEPS:,}, found {reconstruction_steps}."
-        )
-    if reconstruction_steps < 0 or steps < 1:
-        raise InputError(
-            f"model.reconstruction_steps: expected at least 1, or 0 with an elastic stage, "
-            f"found {reconstruction_steps}."
+            f"model.reconstruction_steps: expected at least 1, or 0 with an elastic stage, found {steps}."
         )
     if not 0 <= sh_degree <= 3:
         raise InputError(f"model.sh_degree: expected 0 to 3, found {sh_degree}.")

@@ -1,7 +1,6 @@
-"""Where a scene starts: from SfM points, at random, or from a trained scene; and its second stage."""
+"""Where a scene starts: from SfM points, at random, or from a trained scene."""
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,19 +11,12 @@ from torch import Tensor
 from flexgs_lightning.cameras import Cameras, focus_point
 from flexgs_lightning.data.capture import Capture, Points, View
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.elastic import ElasticOptions, elastic_scene
 from flexgs_lightning.model.gaussians import Gaussians
-from flexgs_lightning.model.normalization import SceneFrame
 from flexgs_lightning.model.part import Part
 from flexgs_lightning.model.scene import Scene
-from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.processes import ALONE, Shards
 from flexgs_lightning.splats import Splats
-from flexgs_lightning.training.clearance import TOO_CLOSE, ClearSpace
-from flexgs_lightning.training.densification.checks import MIN_GAUSSIANS, check_enough_left
-from flexgs_lightning.training.sharding import deal_out
-
-logger = logging.getLogger(__name__)
+from flexgs_lightning.training.densification.checks import MIN_GAUSSIANS
 
 _OBJECT_REACH = 0.5
 """Half the side of an object's cube, relative to the cameras' distance."""
@@ -146,41 +138,3 @@ def _thinned(points: Points, most: int | None) -> Points:
     if most is None or len(points) <= most:
         return points
     return points[torch.randperm(len(points))[:most].sort().values]
-
-
-def make_elastic(
-    scene: Scene, capture: Capture, options: ElasticOptions, units: Mapping[str, float]
-) -> Scene:
-    """What the second stage begins with; networks' weights come from torch's global generator.
-
-    Args:
-        scene: what the first stage ended with, or this process's share of it.
-        capture: its cameras say where the scene lies.
-        options: what makes the scene elastic.
-        units: see ``RatioResiduals``.
-    """
-    frame = SceneFrame.from_cameras(torch.cat([view.camera.positions for view in capture.views]))
-    gaussians = deal_out(scene.gaussians, scene.shards)
-    parts = {name: part for name, part in scene.parts.items() if isinstance(part, Part)}
-    return elastic_scene(gaussians, frame, options, units, parts=parts, shards=scene.shards, total=len(scene))
-
-
-def clear(scene: Scene, space: ClearSpace | None, step: int) -> int:
-    """Take what is too close to a training camera out of a scene of the first stage; returns how many.
-
-    If several processes hold the Gaussians, all must call, and the number counts all.
-
-    Raises:
-        InputError: hardly any would be left.
-    """
-    if space is None:
-        return 0
-    inside = space.contains(scene.gaussians.params["means"])
-    here = int(inside.sum())
-    removed = scene.shards.total(here, inside.device)
-    if removed:
-        check_enough_left(len(scene), removed, step, TOO_CLOSE)
-        logger.info("The second stage starts without %d Gaussians too close to a training camera.", removed)
-        Surgery(scene).keep(~inside)
-        scene.elsewhere -= removed - here
-    return removed

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from flexgs_lightning.metrics.ssim import SSIMReference, l1_and_ssim
 
+Parts = dict[str, Tensor | float]
+"""What a loss is made of, by name, for the log."""
+
 
 def photometric_loss(
     render: Float[Tensor, "C H W 3"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +23,8 @@ from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY
 from flexgs_lightning.records import parsed
 from flexgs_lightning.training.callbacks import WITH_OPTIONS
 from flexgs_lightning.training.callbacks.clock import ClockState, TrainingClock
-from flexgs_lightning.training.module import FlexGSModule
 from flexgs_lightning.training.options import plain_arguments
+from flexgs_lightning.training.scene_module import SceneModule
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def role_of(name: str) -> Role:
     return ROLES[name]
 
 
-def training_options(module: FlexGSModule) -> dict[str, Any]:
+def training_options(module: SceneModule) -> dict[str, Any]:
     """All options of a training by dotted name, as plain values; for its checkpoints."""
     trainer: Trainer = module.trainer
     data = trainer.datamodule  # type: ignore[attr-defined]
@@ -122,7 +123,7 @@ def training_options(module: FlexGSModule) -> dict[str, Any]:
     return _flat(options) | {"views": data.batch_size * trainer.world_size}
 
 
-def check_resume(module: FlexGSModule, checkpoint: Mapping[str, Any]) -> None:
+def check_resume(module: SceneModule, checkpoint: Mapping[str, Any]) -> None:
     """Compare a checkpoint that training goes on from with the options given now.
 
     Raises:
@@ -139,14 +140,13 @@ def check_resume(module: FlexGSModule, checkpoint: Mapping[str, Any]) -> None:
         )
     else:
         _compare(recorded, training_options(module), done, module.trainer.ckpt_path)
-    if done >= module.total_steps:
+    stages = module.stages
+    if done >= stages.total:
         log.warning(
             "Nothing is left to train: the checkpoint is at step %d, and all stages have %d (%d, %d and %d).",
             done,
-            module.total_steps,
-            module.reconstruction_steps,
-            module.elastic_training.steps,
-            module.compression_training.steps,
+            stages.total,
+            *astuple(stages),
         )
 
 

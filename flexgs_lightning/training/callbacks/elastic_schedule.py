@@ -8,8 +8,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.selection import GsNet
-from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.elastic.stage import begin_elastic_stage, refresh_importance
 from flexgs_lightning.training.optimization import exponential_decay
+from flexgs_lightning.training.scene_module import SceneModule
 
 
 class ImportanceRefresh(Callback):
@@ -36,14 +37,14 @@ class ImportanceRefresh(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Refresh if it is time."""
-        assert isinstance(pl_module, FlexGSModule)
+        assert isinstance(pl_module, SceneModule)
         step = pl_module.elastic_step
         if step is None or step % self.every_n_steps:
             return
         if step == 0:
-            importance = pl_module.begin_elastic_stage()
+            importance = begin_elastic_stage(pl_module)
         elif step <= self.stop_after * pl_module.elastic_training.steps:
-            importance = pl_module.refresh_importance()
+            importance = refresh_importance(pl_module)
         else:
             return
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -71,7 +72,7 @@ class TemperatureDecay(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set the iteration's temperature."""
-        assert isinstance(pl_module, FlexGSModule)
+        assert isinstance(pl_module, SceneModule)
         step = pl_module.elastic_step
         if step is not None:
             total = pl_module.elastic_training.steps

@@ -17,7 +17,7 @@ from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.processes import gather
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.callbacks.validation_images import evenly_spread
-from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.scene_module import SceneModule
 
 PAPER_AND_UNSEEN = (0.01, 0.02, 0.05, 0.1, 0.15, 0.3)
 PANEL_WIDTH = 320
@@ -70,7 +70,7 @@ class ElasticValidation(Callback):
         self._log(pl_module, "test")
 
     def _measure(self, module: LightningModule, outputs: dict[str, Any] | None, batch: ViewBatch) -> None:
-        assert isinstance(module, FlexGSModule)
+        assert isinstance(module, SceneModule)
         if not module.scene.elastic or (outputs is None and not module.shards.several):
             return
         for ratio in self._drawable(module):
@@ -83,7 +83,7 @@ class ElasticValidation(Callback):
             if module.trainer.validating:
                 self._keep_panels(ratio, render, outputs["photo"].image, batch.indices.tolist(), module)
 
-    def _rendered(self, module: FlexGSModule, ratio: float, batch: ViewBatch) -> Float[Tensor, "C H W 3"]:
+    def _rendered(self, module: SceneModule, ratio: float, batch: ViewBatch) -> Float[Tensor, "C H W 3"]:
         if module.scene.moves:
             return module.render(batch, module.evaluation_background, ratio).image
         if ratio not in self._splats:
@@ -92,7 +92,7 @@ class ElasticValidation(Callback):
 
     def _log(self, module: LightningModule, split: str) -> None:
         """Every process has all ratios, also one without a held-out view: the others would wait for it."""
-        assert isinstance(module, FlexGSModule)
+        assert isinstance(module, SceneModule)
         self.results, of_processes = {}, gather(self._images)
         total = len(module.scene)
         for ratio in self._drawable(module):
@@ -110,7 +110,7 @@ class ElasticValidation(Callback):
         renders: Float[Tensor, "C H W 3"],
         photos: Float[Tensor, "C H W 3"],
         indices: list[int],
-        module: FlexGSModule,
+        module: SceneModule,
     ) -> None:
         chosen = evenly_spread(self.views, len(module.capture.test_views))
         for render, photo, index in zip(renders, photos, indices, strict=True):
@@ -120,7 +120,7 @@ class ElasticValidation(Callback):
 
     def _log_strips(self, trainer: Trainer, module: LightningModule) -> None:
         """One picture for each ratio, of the views of all processes from top to bottom."""
-        assert isinstance(module, FlexGSModule)
+        assert isinstance(module, SceneModule)
         panels: dict[float, dict[int, UInt8[np.ndarray, "H W 3"]]] = {}
         for of_process in gather(self._panels):
             for ratio, by_view in of_process.items():
@@ -138,13 +138,13 @@ class ElasticValidation(Callback):
                 dataformats="HWC",
             )
 
-    def _drawable(self, module: FlexGSModule) -> list[float]:
+    def _drawable(self, module: SceneModule) -> list[float]:
         """Ratios that hold at least one Gaussian of this scene."""
         if not module.scene.elastic:
             return []
         return [ratio for ratio in self.ratios if ratio * len(module.scene) >= 1]
 
-    def _metrics_at(self, ratio: float, module: FlexGSModule) -> ImageMetrics:
+    def _metrics_at(self, ratio: float, module: SceneModule) -> ImageMetrics:
         if ratio not in self._metrics:
             self._metrics[ratio] = module.image_metrics.like().to(module.device)
         return self._metrics[ratio]

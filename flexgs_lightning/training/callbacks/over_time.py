@@ -14,7 +14,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from flexgs_lightning.data.capture import View, ViewBatch
 from flexgs_lightning.data.streaming import ImageCache, ViewDataset
 from flexgs_lightning.metrics.psnr import flicker_psnr
-from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.scene_module import SceneModule
 
 FLICKER = "flicker"
 _NOT_METRICS = ("name", "milliseconds")
@@ -33,7 +33,7 @@ class FlickerMeter:
         self._last: tuple[int, Tensor, Tensor] | None = None
 
     def measure(
-        self, module: FlexGSModule, batch: ViewBatch, outputs: Mapping[str, Any] | None
+        self, module: SceneModule, batch: ViewBatch, outputs: Mapping[str, Any] | None
     ) -> float | None:
         """Flicker of the one view of a batch in dB; None of a camera's first frame, and of a repeated view.
 
@@ -56,7 +56,7 @@ class FlickerMeter:
         return view.filmed_by is not None and view.filmed_by == before.filmed_by
 
     def _drawn(
-        self, module: FlexGSModule, index: int
+        self, module: SceneModule, index: int
     ) -> tuple[Float[Tensor, "1 H W 3"], Float[Tensor, "1 H W 3"]]:
         """Render and photo of another held-out view."""
         batch = self._frames[[index]]

@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.scene_module import SceneModule
 
 
 class TrainingProgress(TQDMProgressBar):
@@ -34,7 +34,7 @@ class TrainingProgress(TQDMProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Figures of the last logged iteration: Lightning would read its own from the device in every one."""
-        assert isinstance(pl_module, FlexGSModule)
+        assert isinstance(pl_module, SceneModule)
         shown: dict[str, Any] = {name: f"{value:.4g}" for name, value in pl_module.progress.items()}
         if "gaussians" in shown:
             shown["gaussians"] = f"{pl_module.progress['gaussians']:,.0f}"
@@ -52,7 +52,7 @@ class IterationAxis(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Date what is logged now."""
-        assert isinstance(pl_module, FlexGSModule)
+        assert isinstance(pl_module, SceneModule)
         if pl_module.is_time_to_log:
             self._date(pl_module)
 
@@ -65,7 +65,7 @@ class IterationAxis(Callback):
         self._date(pl_module)
 
     def _date(self, module: LightningModule) -> None:
-        assert isinstance(module, FlexGSModule)
+        assert isinstance(module, SceneModule)
         module.log("step", float(module.iterations_trained))
 
 
@@ -85,7 +85,7 @@ class ThroughputLogger(Callback):
             self._since = now
             return
         self._steps += 1
-        assert isinstance(pl_module, FlexGSModule)
+        assert isinstance(pl_module, SceneModule)
         if pl_module.is_time_to_log:
             pl_module.log("train/steps_per_second", self._steps / (now - self._since))
             self._since, self._steps = now, 0

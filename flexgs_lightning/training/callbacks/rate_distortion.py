@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from flexgs_lightning.training.callbacks.elastic_validation import ElasticValidation
 from flexgs_lightning.training.compression.bits import bits_at
-from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.scene_module import SceneModule
 
 
 class RateDistortion(Callback):
@@ -18,7 +18,7 @@ class RateDistortion(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count bits where ``ElasticValidation`` has measured, and at full size."""
-        assert isinstance(pl_module, FlexGSModule)
+        assert isinstance(pl_module, SceneModule)
         logger = trainer.logger
         if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(logger, TensorBoardLogger):
             return

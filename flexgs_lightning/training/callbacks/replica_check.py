@@ -6,8 +6,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.training.module import FlexGSModule
 from flexgs_lightning.training.parallel import check_replicas, replicated
+from flexgs_lightning.training.scene_module import SceneModule
 
 
 class ReplicaCheck(Callback):
@@ -29,7 +29,7 @@ class ReplicaCheck(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Compare if it is time, or if this was the last iteration."""
-        assert isinstance(pl_module, FlexGSModule)
+        assert isinstance(pl_module, SceneModule)
         step = trainer.global_step
         if step % self.every_n_steps == 0 or step == trainer.max_steps:
             shared = replicated(pl_module.scene, pl_module.shards)

@@ -15,7 +15,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.settings import read_config
 from flexgs_lightning.training.callbacks.test_report import measuring_protocol
-from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.scene_module import SceneModule
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class TensorBoardPages(Callback):
                 writer._get_file_writer().add_summary(summary)
 
     def _state_protocol(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, FlexGSModule)
+        assert isinstance(module, SceneModule)
         writer = _writer(trainer)
         if writer is not None:
             rows = (f"| {name} | {value} |" for name, value in measuring_protocol(module).items())

@@ -27,7 +27,7 @@ from flexgs_lightning.training.callbacks.over_time import (
     draw_curves,
     over_time,
 )
-from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.scene_module import SceneModule
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("flexgs-lightning", "torch", "lightning", "gsplat", "numba")
@@ -50,7 +50,7 @@ class TestReport(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier test."""
-        assert isinstance(pl_module, FlexGSModule)
+        assert isinstance(pl_module, SceneModule)
         self._images = []
         capture = pl_module.capture
         self._flicker = FlickerMeter(capture.test_views) if capture.moves else None
@@ -65,7 +65,7 @@ class TestReport(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Note each image's metrics, and time another render of it."""
-        assert isinstance(pl_module, FlexGSModule)
+        assert isinstance(pl_module, SceneModule)
         if outputs is None and not pl_module.shards.several:
             return
         milliseconds = self._time_render(pl_module, batch) / len(batch)
@@ -80,7 +80,7 @@ class TestReport(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report on the images of all processes."""
-        assert isinstance(pl_module, FlexGSModule)
+        assert isinstance(pl_module, SceneModule)
         path = Path(trainer.log_dir or trainer.default_root_dir) / _file_name(trainer)
         images = itertools.chain.from_iterable(gather(self._images))
         self._images = sorted(images, key=lambda image: str(image["name"]))
@@ -98,7 +98,7 @@ class TestReport(Callback):
                 table = as_table(report["over_time"])
                 trainer.logger.experiment.add_text("over time", table, pl_module.iterations_trained)
 
-    def _time_render(self, module: FlexGSModule, batch: Any) -> float:
+    def _time_render(self, module: SceneModule, batch: Any) -> float:
         """Milliseconds of one render, the second of this view: caches are warm, as in a viewer."""
         self._synchronize(module)
         start = time.perf_counter()
@@ -107,11 +107,11 @@ class TestReport(Callback):
         return 1e3 * (time.perf_counter() - start)
 
     @staticmethod
-    def _synchronize(module: FlexGSModule) -> None:
+    def _synchronize(module: SceneModule) -> None:
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)
 
-    def _report(self, module: FlexGSModule) -> dict[str, Any]:
+    def _report(self, module: SceneModule) -> dict[str, Any]:
         not_means = ("name", "milliseconds", FLICKER)
         keys = [key for key in self._images[0] if key not in not_means] if self._images else []
         parameters = _parameter_count(module)
@@ -151,14 +151,14 @@ def _file_name(trainer: Trainer) -> str:
     return f"metrics_{tested.stem}.json"
 
 
-def _parameter_count(module: FlexGSModule) -> int:
+def _parameter_count(module: SceneModule) -> int:
     """Learned numbers of the scene, those of all shards together."""
     everything = sum(parameter.numel() for parameter in module.scene.parameters())
     own = sum(row.numel() for row in module.scene.rows())
     return everything - own + module.shards.total(own, module.device)
 
 
-def measuring_protocol(module: FlexGSModule) -> dict[str, str | None]:
+def measuring_protocol(module: SceneModule) -> dict[str, str | None]:
     """How held-out views are measured, for every report: each of these choices moves the numbers."""
     capture = module.capture
     return {

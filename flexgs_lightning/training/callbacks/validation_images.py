@@ -11,7 +11,7 @@ from flexgs_lightning.data.capture import ViewBatch
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.images import side_by_side
 from flexgs_lightning.processes import gather
-from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.scene_module import SceneModule
 
 
 class ValidationImages(Callback):
@@ -47,7 +47,7 @@ class ValidationImages(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the panels of all processes."""
-        assert isinstance(pl_module, FlexGSModule)
+        assert isinstance(pl_module, SceneModule)
         for panels in gather(self._panels):
             for name, panel in panels.items():
                 assert isinstance(trainer.logger, TensorBoardLogger)

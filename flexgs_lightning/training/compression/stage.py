@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,42 +23,29 @@ from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.compression.bits import bits_each
 from flexgs_lightning.training.compression.options import Compression, CompressionTraining
 from flexgs_lightning.training.compression.parts import make_small, quantization_of
-from flexgs_lightning.training.elastic_stage import ElasticTraining, Parts, descend
-from flexgs_lightning.training.losses import photometric_loss
-from flexgs_lightning.training.optimization import (
-    LearningRates,
-    falling,
-    gaussian_optimizers,
-    seed_generators,
-)
-from flexgs_lightning.training.parallel import replicated, share_from_first
-
-if TYPE_CHECKING:
-    from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.elastic import ElasticTraining
+from flexgs_lightning.training.elastic.stage import descend
+from flexgs_lightning.training.losses import Parts, photometric_loss
+from flexgs_lightning.training.optimization import LearningRates, falling, gaussian_optimizers
+from flexgs_lightning.training.scene_module import SceneModule
 
 
-def begin_compression(module: FlexGSModule) -> None:
-    """Begin the third stage of a module's training, with fresh optimizers."""
-    module.trainer.strategy.optimizers = []  # the moments go before new ones come
-    if not module.scene.elastic and module.reconstruction_steps > 0:
-        module.densification.end()
-    seed_generators(module.seed)  # networks start alike, also where a run is resumed just here
+def begin_compression(module: SceneModule) -> None:
+    """Begin the third stage of a module's training: make its scene small."""
     background = module.evaluation_background
-    colors = background.tolist()
-    model = Model(
-        module.scene, module.gaussians.sh_degree, module.antialiased, background, {}, module.iteration
-    )
-    views = read_views(evenly(module.capture.train_views), (colors[0], colors[1], colors[2]))
-    positions = torch.cat([view.camera.positions for view in module.capture.views])
+    red, green, blue = background.tolist()
+    degree = module.gaussians.sh_degree
 
     def loss(splats: Splats, view: Judged) -> Tensor:
         camera = view.camera.to(module.device)
         image = rasterize(splats, camera, background=background, antialiased=module.antialiased).image
         return photometric_loss(image, view.photo.to(module.device), module.ssim_weight)
 
-    make_small(model, module.compression, views, SceneFrame.from_cameras(positions), loss)
-    share_from_first(replicated(module.scene, module.shards).values())
-    module.trainer.strategy.optimizers = module.configure_optimizers()
+    with module.new_stage():
+        model = Model(module.scene, degree, module.antialiased, background, {}, module.iteration)
+        views = read_views(evenly(module.capture.train_views), (red, green, blue))
+        frame = SceneFrame.from_cameras(torch.cat([view.camera.positions for view in module.capture.views]))
+        make_small(model, module.compression, views, frame, loss)
 
 
 def compress_step(
@@ -74,7 +61,7 @@ def compress_step(
 ) -> tuple[Tensor, Parts]:
     """Draw the rounded scene at several ratios and count its bits, each followed by its backward pass.
 
-    Args and returns as ``elastic_stage.descend``; a scene that is not elastic is drawn whole.
+    Args and returns as ``elastic.stage.descend``; a scene that is not elastic is drawn whole.
     """
     masks = [part for part in scene.each_part() if isinstance(part, ShMask)]
     for mask in masks:
