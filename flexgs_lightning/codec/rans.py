@@ -203,6 +203,18 @@ def bit_length(value):
 
 
 @inlined
+def magnitude_bits(value, tables, place):
+    """Bits that ``magnitude`` would take for a value; of one above 63 about as many."""
+    token = value
+    plain = 0
+    if value >= 8:
+        length = bit_length(value)
+        token = min(8 + 2 * (length - 4) + ((value >> (length - 2)) & 1), np.int64(15))
+        plain = length - 2
+    return 16.0 - np.log2(np.float64(tables[place, token + 1] - tables[place, token])) + plain
+
+
+@inlined
 def magnitude(encoding, value, tables, place, intervals, data, state):
     """Code a non-negative integer below 2^25: a token by ``tables[place]``, and plain bits; returns it.
 
