@@ -14,11 +14,11 @@ const next = (below) => (seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0) %
 /** Decode all, with checksums that agree with the bytes when `forged`. */
 function decode(bytes, forged) {
   const found = readHeader(bytes);
-  const decoder = new Decoder(found);
+  const decoders = found.totals.map((_, group) => new Decoder(found, group));
   for (const entry of found.entries) {
     const chunk = bytes.subarray(entry.offset, entry.end);
     if (forged) entry.checksum = crc32(chunk);
-    decoder.decode(chunk);
+    decoders[entry.group].decode(chunk, entry);
   }
 }
 

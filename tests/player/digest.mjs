@@ -2,23 +2,27 @@
 
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { Decoder, harmonicsOf, valuesOf } from "../../flexgs_lightning/deploy/web/player/egs/decoder.js";
+import { Decoder } from "../../flexgs_lightning/deploy/web/player/egs/decoder.js";
 import { readHeader } from "../../flexgs_lightning/deploy/web/player/egs/header.js";
+import { harmonicsOf, valuesOf } from "../../flexgs_lightning/deploy/web/player/egs/values.js";
 
 const bytes = new Uint8Array(readFileSync(process.argv[2]));
 const start = performance.now();
 const header = readHeader(bytes);
-const decoder = new Decoder(header);
-const levels = header.counts.map(() => []);
-const harmonics = [];
+const groups = header.totals.map((_, group) => ({ decoder: new Decoder(header, group), levels: [], harmonics: [] }));
 for (const entry of header.entries) {
-  const chunk = decoder.decode(bytes.subarray(entry.offset, entry.end));
-  (chunk.updated ?? []).forEach((rows) => levels[chunk.level].push(rows));
-  levels[chunk.level].push(chunk.rows);
-  harmonics.push(harmonicsOf(chunk, header.numbers));
+  const { decoder, levels, harmonics } = groups[entry.group];
+  const chunk = decoder.decode(bytes.subarray(entry.offset, entry.end), entry);
+  const level = (levels[chunk.level] ??= []);
+  (chunk.updated ?? []).forEach(({ rows }) => level.push(rows));
+  level.push(chunk.rows);
+  harmonics.push(harmonicsOf(chunk, decoder.head.numbers));
 }
 const milliseconds = performance.now() - start;
 const hash = createHash("sha256");
-for (const level of levels) for (const rows of level) hash.update(valuesOf(rows, header.numbers));
-for (const values of harmonics) hash.update(values);
-console.log(JSON.stringify({ digest: hash.digest("hex"), gaussians: header.total, milliseconds }));
+for (const { decoder, levels, harmonics } of groups) {
+  for (const level of levels) for (const rows of level) hash.update(valuesOf(rows, decoder.head.numbers));
+  for (const values of harmonics) hash.update(values);
+}
+const gaussians = header.totals.reduce((sum, total) => sum + total, 0);
+console.log(JSON.stringify({ digest: hash.digest("hex"), gaussians, milliseconds }));

@@ -1,9 +1,10 @@
 // The page's beginning: reads scene.json, and puts player and controls together.
 
-import { DeviceError } from "./drawing/renderer.js";
+import { DeviceError } from "./drawing/words.js";
 import { Panel, showMessage } from "./panel.js";
 import { Places } from "./places.js";
 import { Player } from "./player.js";
+import { Timeline } from "./timeline.js";
 
 async function begin() {
   const response = await fetch("scene.json");
@@ -16,6 +17,7 @@ async function begin() {
   });
   const places = new Places(player);
   new Panel(player, places);
+  new Timeline(player);
   showMessage("Loading the scene …");
   window.flexgs = { player, places }; // for the console, and for pages that embed this one
 }

@@ -14,6 +14,7 @@ export async function measureDevice(player, tell) {
   const views = description.views.length ? evenly(description.views, VIEWS) : [description.start];
   const counts = [...new Set(SHARES.map((part) => Math.max(1, Math.floor(part * player.loaded))))];
   const points = [];
+  player.turn((playhead) => (playhead.playing = false));
   player.paused = true;
   try {
     for (const count of counts) {

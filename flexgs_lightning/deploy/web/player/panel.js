@@ -21,6 +21,12 @@ export class Panel {
     this.bindViews();
     this.bindButtons();
     for (const name of ["header", "change", "move"]) player.addEventListener(name, () => this.later());
+    player.addEventListener("time", () => this.places.view !== this.told && this.later());
+    player.addEventListener("header", () => {
+      const { moves } = player.film;
+      element("show").querySelector("[value=motion]").hidden = !moves;
+      element("help-time").hidden = !moves;
+    });
     player.addEventListener("connection", ({ detail }) => this.showConnection(detail));
     player.addEventListener("error", ({ detail }) => {
       this.failed = detail.words;
@@ -100,6 +106,10 @@ export class Panel {
       button.addEventListener("change", () => (player.input.flying = button.value === "fly" && button.checked));
     });
     element("start").addEventListener("click", () => places.start());
+    element("show").addEventListener("change", ({ target }) => {
+      player.setMode(target.value);
+      places.tell();
+    });
     element("link").addEventListener("click", async () => {
       places.write();
       const copied = await navigator.clipboard?.writeText(location.href).then(
@@ -145,6 +155,8 @@ export class Panel {
     const { player } = this;
     const { scale, header, automatic, drawn } = player;
     element("view").value = String(this.places.view ?? -1);
+    element("show").value = player.mode;
+    this.told = this.places.view;
     this.showPhoto();
     if (!header || player.paused) return;
     if (player.loaded > 0) showMessage(this.failed ?? "", true);
@@ -160,13 +172,22 @@ export class Panel {
     element("automatic").checked = automatic !== null;
     if (automatic) element("fps").value = String(Math.round(1000 / automatic.goal));
     element("choice").textContent = automatic ? this.choice(automatic) : "";
-    element("drawn").textContent = `${whole(drawn.count)} of ${whole(header.total)}`;
+    element("drawn").textContent = this.drawnWords();
     const total = header.ends[header.ends.length - 1][1] / MEGABYTE;
     element("loaded").textContent = `${(player.bytes / MEGABYTE).toFixed(2)} of ${total.toFixed(2)} MB`;
-    element("measure").disabled = player.loaded < Math.min(player.needed, header.total) && !player.finished;
     const progress = element("progress");
-    progress.value = player.loaded / Math.min(player.needed, header.total);
+    progress.value = player.film.progress(player.needed / header.total);
     progress.hidden = progress.value >= 1;
+    element("measure").disabled = progress.value < 1 && !player.finished;
+  }
+
+  /** How many Gaussians are drawn, and which of them are to be seen at the moment. */
+  drawnWords() {
+    const { drawn, film, shown, playhead, automatic, wanted } = this.player;
+    const { total } = film.groups[shown];
+    const words = `${whole(drawn.count)} of ${whole(total)}`;
+    const limited = playhead.playing && !automatic && drawn.count < Math.min(this.player.loaded, film.countIn(shown, wanted / film.total));
+    return limited ? `${words}: what can be sorted while it plays` : words;
   }
 
   choice(automatic) {

@@ -1,10 +1,10 @@
 // Ranks of Gaussians from the farthest to the nearest: two passes of counting sort over their depths.
 
-const NEAR = 0.01;
-const FAR = 1e10;
+export const NEAR = 0.01;
+export const FAR = 1e10;
 const DIGIT = 11; // bits of a pass
 const BINS = 1 << DIGIT;
-const HIDDEN = 0xffffffff;
+export const HIDDEN = 0xffffffff;
 
 /** Buffers that a sort works in, kept from sort to sort. */
 export class DepthSorter {
@@ -30,6 +30,7 @@ export class DepthSorter {
     const [low, high, visible] = this.measure(means, blend, count, axis, keys);
     if (visible === 0) return 0;
     const shift = Math.max(0, 32 - Math.clz32(high - low) - 2 * DIGIT);
+    this.scale = { high, shift };
     for (let i = 0; i < count; i++) if (keys[i] !== HIDDEN) keys[i] = (high - keys[i]) >>> shift;
 
     const { bins, between } = this;
@@ -38,6 +39,13 @@ export class DepthSorter {
     this.startBins(keys, count, DIGIT);
     for (let i = 0; i < visible; i++) order[bins[keys[between[i]] >>> DIGIT]++] = between[i];
     return visible;
+  }
+
+  /** Depth of a rank that has been sorted, as exactly as the order knows it. */
+  depthOf(rank) {
+    const { high, shift } = this.scale;
+    const bits = new Uint32Array(this.depths.buffer)[rank];
+    return new Float32Array(Uint32Array.of(high - (bits << shift)).buffer)[0];
   }
 
   /** Fill in depths; lowest and highest of their bits, and how many are in front of the camera. */

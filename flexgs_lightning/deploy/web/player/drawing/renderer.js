@@ -1,8 +1,8 @@
 // Draws Gaussians with WebGL 2: instanced quads that read all they need from integer textures.
 
-import { harmonicWords, ROW_WORDS } from "../loading/packing.js";
-import { levelBases, rowsFor } from "./levels.js";
+import { GroupTextures } from "./group_textures.js";
 import { FRAGMENT_SOURCE, vertexSource } from "./shaders.js";
+import { DeviceError } from "./words.js";
 
 const CONTEXT = {
   alpha: false,
@@ -11,11 +11,7 @@ const CONTEXT = {
   stencil: false,
   powerPreference: "high-performance",
 };
-const WIDEST = 4096; // texels of a texture's row
 const BATCH = 4096; // quads of an instance: small instances are slow on most devices, and on processors very
-
-/** What this device cannot do, in words for people. */
-export class DeviceError extends Error {}
 
 export class Renderer {
   constructor(canvas) {
@@ -29,64 +25,39 @@ export class Renderer {
     }
   }
 
-  /**
-   * Make room for the Gaussians of a file that are there; returns how many of them, in whole chunks, this device's
-   * textures hold.
-   */
+  /** Begin a film of these traits. */
   open(header) {
     const { gl } = this;
-    const { available, counts, ends } = header;
     this.header = header;
-    this.bases = levelBases(counts);
-    this.program = link(gl, vertexSource(header.degree), FRAGMENT_SOURCE);
-    this.places = uniforms(gl, this.program);
-    this.harmonicTexels = harmonicWords(header.width) / 4;
-    const texels = (count) => [
-      rowsFor(count, counts) * (ROW_WORDS / 4),
-      Math.max(1, count * this.harmonicTexels),
-      Math.ceil(count / 4),
-    ];
-    const most = gl.getParameter(gl.MAX_TEXTURE_SIZE);
-    const textures = texels(available).map((count) => new Words(gl, count, most));
-    [this.rows, this.harmonics, this.order] = textures;
-    this.visible = 0;
+    this.groups = [];
+    this.programs = new Map();
     gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
     gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, quadIndices(), gl.STATIC_DRAW);
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA); // over, of colours multiplied by alpha, back to front
-    const stops = ends.map(([stop]) => stop).filter((stop) => stop <= available);
-    const held = stops.filter((stop) => texels(stop).every((count, i) => count <= textures[i].capacity));
-    return held[held.length - 1] ?? 0;
   }
 
-  /** Take a decoded chunk. */
-  add({ level, first, words, firstHarmonics, harmonics }) {
-    this.rows.write((this.bases[level] + first) * (ROW_WORDS / 4), words);
-    this.harmonics.write(firstHarmonics * this.harmonicTexels, harmonics);
+  /** Make room for a group; returns how many of its Gaussians, in whole chunks, this device's textures hold. */
+  openGroup(index, group) {
+    this.groups[index] = new GroupTextures(this.gl, this.header, group);
+    return this.groups[index].held;
   }
 
-  /** Take the ranks to draw, the farthest first, and the rows that they mean. */
-  setOrder(order, visible, blend) {
-    this.order.write(0, order.subarray(0, 4 * Math.ceil(visible / 4)));
-    this.visible = visible;
-    this.blend = blend;
-  }
-
-  /** Draw through a camera: `rotation` (9, row by row), `position`, and `lens` in pixels of the canvas. */
-  draw({ rotation, position, lens }) {
-    const { gl, places, canvas } = this;
+  /**
+   * Draw a group through a camera: `rotation` (9, row by row), `position`, and `lens` in pixels of the canvas. `look` has
+   * the `mode` of colours, and what that needs: `moments` in the group's time, `nearness`, `pace`.
+   */
+  draw(group, { rotation, position, lens }, look) {
+    const { gl, canvas, header } = this;
     const size = [canvas.width, canvas.height];
     gl.viewport(0, 0, ...size);
-    gl.clearColor(...this.header.background, 1);
+    gl.clearColor(...(look.mode === "depth" ? [0, 0, 0] : header.background), 1);
     gl.clear(gl.COLOR_BUFFER_BIT);
-    if (this.visible === 0) return;
-    gl.useProgram(this.program);
-    [this.rows, this.harmonics, this.order].forEach((words, unit) => words.bind(unit));
-    ["rowTexels", "harmonicTexels", "orderTexels"].forEach((name, unit) => gl.uniform1i(places[name], unit));
-    gl.uniform1i(places.lineBits, this.rows.bits);
-    gl.uniform2i(places.range, this.visible, BATCH);
-    for (const name of ["upper", "lower", "lowerCount"]) gl.uniform1i(places[name], this.blend[name]);
-    gl.uniform1f(places.weight, this.blend.weight);
+    if (!group || group.visible === 0) return;
+    const { program, places } = this.programFor(group, look.mode);
+    gl.useProgram(program);
+    group.bind(places, look);
+    gl.uniform2i(places.range, group.visible, BATCH);
     gl.uniformMatrix3fv(places.rotation, true, rotation);
     const row = (i) => rotation.slice(3 * i, 3 * i + 3);
     const translation = [0, 1, 2].map((i) => -row(i).reduce((sum, r, k) => sum + r * position[k], 0));
@@ -95,8 +66,20 @@ export class Renderer {
     gl.uniform4fv(places.lens, lens);
     gl.uniform4fv(places.limits, slopeLimits(lens, size));
     gl.uniform2fv(places.size, size);
-    gl.uniform1i(places.antialiased, this.header.antialiased ? 1 : 0);
-    gl.drawElementsInstanced(gl.TRIANGLES, 6 * BATCH, gl.UNSIGNED_SHORT, 0, Math.ceil(this.visible / BATCH));
+    gl.uniform1i(places.antialiased, header.antialiased ? 1 : 0);
+    if (places.nearness) gl.uniform2fv(places.nearness, group.nearness);
+    if (places.pace) gl.uniform1f(places.pace, look.pace);
+    gl.drawElementsInstanced(gl.TRIANGLES, 6 * BATCH, gl.UNSIGNED_SHORT, 0, Math.ceil(group.visible / BATCH));
+  }
+
+  /** The program for a kind of motion and a mode, linked when it is first needed. */
+  programFor({ motion, kind }, mode) {
+    const key = `${mode} ${kind}`;
+    if (!this.programs.has(key)) {
+      const program = link(this.gl, vertexSource(this.header.degree, motion, mode), FRAGMENT_SOURCE);
+      this.programs.set(key, { program, places: uniforms(this.gl, program) });
+    }
+    return this.programs.get(key);
   }
 
   /** Wait until all that was asked for is drawn: reading a pixel does. */
@@ -125,48 +108,6 @@ function quadIndices() {
   return Uint16Array.from({ length: 6 * BATCH }, (_, i) => 4 * Math.floor(i / 6) + corners[i % 6]);
 }
 
-/** A texture of 32-bit words, four a texel, addressed as one long row. */
-class Words {
-  constructor(gl, texels, most) {
-    this.gl = gl;
-    this.bits = Math.log2(Math.min(WIDEST, most));
-    const width = 1 << this.bits;
-    const height = Math.max(1, Math.min(most, Math.ceil(texels / width)));
-    this.capacity = width * height;
-    this.texture = gl.createTexture();
-    this.bind(0);
-    gl.texStorage2D(gl.TEXTURE_2D, 1, gl.RGBA32UI, width, height);
-    for (const filter of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) {
-      gl.texParameteri(gl.TEXTURE_2D, filter, gl.NEAREST);
-    }
-    if (gl.getError() === gl.OUT_OF_MEMORY) {
-      throw new DeviceError("This device's graphics memory cannot hold the scene.");
-    }
-  }
-
-  bind(unit) {
-    this.gl.activeTexture(this.gl.TEXTURE0 + unit);
-    this.gl.bindTexture(this.gl.TEXTURE_2D, this.texture);
-  }
-
-  /** Write words from a texel on: the rest of a line, whole lines, the beginning of a line. */
-  write(first, words) {
-    const { gl } = this;
-    const width = 1 << this.bits;
-    this.bind(0);
-    let texel = first;
-    const stop = first + words.length / 4;
-    while (texel < stop) {
-      const [x, y] = [texel & (width - 1), texel >> this.bits];
-      const columns = Math.min(width - x, stop - texel);
-      const lines = x === 0 ? Math.max(1, Math.floor((stop - texel) / width)) : 1;
-      const [format, kind] = [gl.RGBA_INTEGER, gl.UNSIGNED_INT];
-      gl.texSubImage2D(gl.TEXTURE_2D, 0, x, y, columns, lines, format, kind, words, 4 * (texel - first));
-      texel += columns * lines;
-    }
-  }
-}
-
 function link(gl, ...sources) {
   const program = gl.createProgram();
   [gl.VERTEX_SHADER, gl.FRAGMENT_SHADER].forEach((kind, i) => {
@@ -185,6 +126,6 @@ function link(gl, ...sources) {
 
 function uniforms(gl, program) {
   const count = gl.getProgramParameter(program, gl.ACTIVE_UNIFORMS);
-  const names = Array.from({ length: count }, (_, i) => gl.getActiveUniform(program, i).name);
+  const names = Array.from({ length: count }, (_, i) => gl.getActiveUniform(program, i).name.replace("[0]", ""));
   return Object.fromEntries(names.map((name) => [name, gl.getUniformLocation(program, name)]));
 }

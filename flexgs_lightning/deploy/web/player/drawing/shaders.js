@@ -1,17 +1,21 @@
 // Gaussians to ellipses on the screen, as flexgs_lightning/rendering draws them: EWA splatting with a low-pass of
 // 0.3 square pixels, opacity-aware radius, alpha at most 0.999 and nothing below 1 / 255.
 
+import { rowWords } from "../loading/row_layout.js";
+import { motionSource } from "./motion_source.js";
+
 const HEAD = `#version 300 es
 precision highp float;
 precision highp int;
 precision highp usampler2D;
 `;
 
-const FETCH = `
+/** What a still row is; those of moving Gaussians are `texels` longer. */
+const fetchSource = (texels) => `
 uniform usampler2D rowTexels, harmonicTexels, orderTexels;
 uniform int lineBits;     // width of all textures, as a power of two
 
-struct Row { vec3 mean; float t; vec3 scales; vec3 turn; vec3 sh0; };
+struct Row { vec3 mean; float t; vec3 scales; vec4 turn; vec3 sh0; };
 
 uvec4 texel(usampler2D from, int index) {
   return texelFetch(from, ivec2(index & ((1 << lineBits) - 1), index >> lineBits), 0);
@@ -20,9 +24,9 @@ uvec4 texel(usampler2D from, int index) {
 vec2 halves(uint word) { return vec2(int(word << 16) >> 16, int(word) >> 16); }
 
 Row fetchRow(int index) { // loading/packing.js writes these words
-  uvec4 a = texel(rowTexels, 2 * index), b = texel(rowTexels, 2 * index + 1);
+  uvec4 a = texel(rowTexels, ${texels} * index), b = texel(rowTexels, ${texels} * index + 1);
   vec2 tr = halves(a.w), s01 = halves(b.x), s2x = halves(b.y), yz = halves(b.z), gb = halves(b.w);
-  return Row(uintBitsToFloat(a.xyz), tr.x / 4096.0, vec3(s01, s2x.x) / 1024.0, vec3(s2x.y, yz) / 8192.0,
+  return Row(uintBitsToFloat(a.xyz), tr.x / 4096.0, vec3(s01, s2x.x) / 1024.0, vec4(s2x.y, yz, 8192.0) / 8192.0,
     vec3(tr.y, gb) / 1024.0);
 }
 
@@ -64,7 +68,43 @@ ${terms}
 }`;
 }
 
-const PROJECT = `
+const MOVE = `
+  Motion motion = fetchMotion(upper + i);
+  if (i < lowerCount) motion = mixed(motion, fetchMotion(lower + i), weight);
+  vec3 still = row.mean;
+  row.mean = placeAt(still, motion, 0);
+  row.turn = turnAt(row.turn, motion);`;
+
+const FADE = `
+  opacity *= fadeAt(motion);
+  if (opacity < least) return;`;
+
+/** What Gaussians are coloured by. */
+const COLOURS = {
+  colours: `vec3 seen = row.sh0 * 0.28209479177387814 + harmonics(i, normalize(row.mean - eye)) + 0.5;
+  colour = vec4(max(seen, 0.0), opacity);`,
+  depth: `colour = vec4(vec3(clamp((1.0 / centre.z - nearness.x) / (nearness.y - nearness.x), 0.0, 1.0)), opacity);`,
+  motion: `float speed = clamp(distance(placeAt(still, motion, 1), row.mean) * pace, 0.0, 1.0), lit = sqrt(speed);
+  float grey = dot(clamp(row.sh0 * 0.28209479177387814 + 0.5, 0.0, 1.0), vec3(1.0 / 3.0));
+  colour = vec4(mix(vec3(0.35 * grey), heat(lit), lit), opacity);`,
+};
+
+const UNIFORMS = {
+  colours: "",
+  depth: "uniform vec2 nearness;    // 1 / depth of what is black, and of what is white\n",
+  motion: `uniform float pace;       // of a way between the two moments, what makes it a speed that is brightest at 1
+const vec3 HEAT[9] = vec3[](vec3(0.578, 0.148, 0.404), vec3(0.695, 0.195, 0.354), vec3(0.802, 0.259, 0.283),
+  vec3(0.894, 0.353, 0.194), vec3(0.955, 0.469, 0.1), vec3(0.985, 0.601, 0.024), vec3(0.983, 0.744, 0.138),
+  vec3(0.953, 0.889, 0.351), vec3(0.988, 0.998, 0.645)); // the upper part of matplotlib's "inferno"
+vec3 heat(float level) {
+  float place = 8.0 * level;
+  int knot = min(int(place), 7);
+  return mix(HEAT[knot], HEAT[knot + 1], place - float(knot));
+}
+`,
+};
+
+const projectSource = (moves, mode) => `
 uniform int upper, lower, lowerCount;
 uniform float weight;
 uniform mat3 rotation;    // world to camera
@@ -74,11 +114,11 @@ uniform vec4 limits;      // lowest x, y and highest x, y of x / z and y / z in 
 uniform vec2 size;        // of the canvas in pixels
 uniform bool antialiased;
 uniform ivec2 range;      // quads in all, and in an instance
-out vec2 offset;          // in standard deviations
+${UNIFORMS[mode]}out vec2 offset;          // in standard deviations
 flat out vec4 colour;     // and opacity
 
-mat3 turned(vec3 turn) {  // rotation matrix of the quaternion (1, turn)
-  vec4 q = normalize(vec4(turn, 1.0));
+mat3 turned(vec4 turn) {  // rotation matrix of a quaternion (x, y, z, w)
+  vec4 q = normalize(turn);
   float x = q.x, y = q.y, z = q.z, w = q.w;
   return mat3(
     1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y + w * z), 2.0 * (x * z - w * y),
@@ -92,7 +132,7 @@ void main() {
   if (quad >= range.x) return;
   int i = int(texel(orderTexels, quad >> 2)[quad & 3]);
   Row row = fetchRow(upper + i);
-  if (i < lowerCount) row = blended(row, fetchRow(lower + i), weight);
+  if (i < lowerCount) row = blended(row, fetchRow(lower + i), weight);${moves ? MOVE : ""}
   vec3 centre = rotation * row.mean + translation;
   if (centre.z < 0.01) return;
 
@@ -109,7 +149,7 @@ void main() {
   xx += 0.3;
   yy += 0.3;
 
-  float t = clamp(row.t, 0.0, 1.0), opacity = t * t * (3.0 - 2.0 * t);
+  float t = clamp(row.t, 0.0, 1.0), opacity = t * t * (3.0 - 2.0 * t);${moves ? FADE : ""}
   if (antialiased) opacity *= sqrt(plain / determinant);
   if (opacity < 1.0 / 255.0) return;
   float sigmas = min(3.33, sqrt(2.0 * log(255.0 * opacity)));
@@ -124,14 +164,18 @@ void main() {
   offset = sigmas * corner;
   pixel += offset.x * sqrt(longest) * along + offset.y * sqrt(determinant / longest) * vec2(-along.y, along.x);
   gl_Position = vec4((2.0 * pixel / size - 1.0) * vec2(1.0, -1.0), 0.0, 1.0);
-  vec3 seen = row.sh0 * 0.28209479177387814 + harmonics(i, normalize(row.mean - eye)) + 0.5;
-  colour = vec4(max(seen, 0.0), opacity);
+  ${COLOURS[mode]}
 }
 `;
 
-/** Vertex shader for files of an SH degree. */
-export function vertexSource(degree) {
-  return HEAD + FETCH + colourSource(degree) + PROJECT;
+/**
+ * Vertex shader for files of an SH degree and a kind of motion (null for none), that colours by `mode`: "colours",
+ * "depth", or "motion" where there is some.
+ */
+export function vertexSource(degree, motion, mode) {
+  const texels = rowWords(motion) / 4;
+  const lives = motion ? "uniform float least; // opacity below which Gaussians are not drawn\n" : "";
+  return HEAD + fetchSource(texels) + lives + motionSource(motion) + colourSource(degree) + projectSource(motion, mode);
 }
 
 export const FRAGMENT_SOURCE = `${HEAD}

@@ -1,88 +1,118 @@
-// Chunks of an elastic file, one after the other, to rows of integers and to the values that they mean.
+// Chunks of a group, one after the other, to rows of integers (docs/elastic_file.md, sections 2 and 10.4).
 
-import { FileError, crc32 } from "./header.js";
+import { splitHead } from "./header.js";
+import { FileError, crc32 } from "./reader.js";
 import { SH_TABLES, decodeHarmonics } from "./harmonics.js";
 import { Stream, newTables } from "./rans.js";
 import * as rowsOf from "./rows.js";
 
-const { COLUMNS, ROW, WIDTH } = rowsOf;
-const ATTRIBUTES = COLUMNS.length - 1; // opacities, scales, means, rotations, sh0
+const WAY = 1; // bits of what of a motion is coded
+const TURNING = 2;
 
-/** Decodes chunks in order. After the last level has begun it keeps no rows of its own. */
+/** Attributes of a group's rows in the order of their streams; those with a `bit` only of Gaussians that have it. */
+function attributesOf({ numbers: { still, moving }, motion }) {
+  const at = (first, stop) => ({ first, stop, set: still, moved: true });
+  const moved = ([first, stop]) => ({ first, stop, set: moving, moved: true });
+  const fixed = ([first, stop], bit) => ({ first, stop, set: moving, moved: false, bit });
+  const { time_scales, time_centers, real_parts, motion: way, omega, coefficients } = motion?.places ?? {};
+  return [
+    at(0, 1),
+    ...[time_scales, time_centers, real_parts].filter(Boolean).map(moved),
+    ...[at(1, 4), at(4, 7), at(7, 10), at(10, 13)],
+    ...[way, coefficients].filter(Boolean).map((place) => fixed(place, WAY)),
+    ...[omega].filter(Boolean).map((place) => fixed(place, TURNING)),
+  ];
+}
+
+/** Decodes the chunks of one group in order. After the last level has begun it keeps no rows of its own. */
 export class Decoder {
-  constructor(header) {
+  constructor(header, group) {
     this.header = header;
+    this.group = group;
     this.cells = newTables(rowsOf.CELL_TABLES);
-    this.columns = newTables(rowsOf.COLUMN_TABLES);
-    this.updates = newTables(rowsOf.COLUMN_TABLES);
+    this.moves = newTables(rowsOf.MOVES_TABLES);
     this.harmonics = newTables(SH_TABLES);
-    this.means = new Float64Array(WIDTH);
-    this.mixing = rowsOf.predictors(header.numbers);
     this.chunks = []; // rows of each chunk so far, as long as updates may move them
-    this.next = 0; // the chunk that comes next
     this.level = 0; // the level of the rows so far
+    if (header.heads[group]) this.begin(header.heads[group]);
+  }
+
+  begin(head) {
+    this.head = head;
+    this.attributes = attributesOf(head);
+    this.moved = this.attributes.filter(({ moved }) => moved);
   }
 
   /**
-   * Decode the next chunk's bytes.
+   * Decode the bytes of the group's next chunk, which has this entry in the header.
    *
-   * Returns `{ first, stop, level, updated, rows, sums, steps }`: the chunk's rows in the order of coding with
-   * their harmonics, and `updated`, the rows of every chunk before it at its level if that has changed.
+   * Returns `{ first, stop, level, updated, rows, flags, sums, steps }`: the chunk's rows in the order of coding with
+   * their harmonics and what of their motion is coded, and `updated`, rows and flags of every chunk before it at its
+   * level if that has changed.
    */
-  decode(bytes) {
-    const { header, next } = this;
-    const entry = header.entries[next];
+  decode(bytes, entry) {
+    this.index = entry.index;
     if (crc32(bytes) !== entry.checksum) this.fail("does not match its checksum");
-    const parts = new Parts(bytes, () => this.fail("is shorter than its streams"));
-    const last = header.counts.length - 1;
+    let rest = bytes;
+    if (!this.head) {
+      const [head, behind] = splitHead(bytes, this.header, this.group);
+      this.begin(head);
+      rest = behind;
+    }
+    const { counts } = this.head;
+    const parts = new Parts(rest, () => this.fail("is shorter than its streams"));
+    const last = counts.length - 1;
     let updated = null;
-    if (this.level < last && entry.first === header.counts[this.level]) {
+    if (this.level < last && entry.first === counts[this.level]) {
       this.level++;
       updated = this.update(parts);
       if (this.level === last) this.chunks = [];
     }
+    if (entry.stop > counts[this.level]) this.fail("goes on behind its level");
     const found = this.add(parts, entry.stop - entry.first);
-    if (bytes.subarray(parts.place).some((byte) => byte !== 0)) this.fail("goes on behind its streams");
-    if (this.level < last) this.chunks.push(found.rows);
-    this.next++;
+    if (rest.subarray(parts.place).some((byte) => byte !== 0)) this.fail("goes on behind its streams");
+    if (this.level < last) this.chunks.push({ rows: found.rows, flags: found.flags });
     return { first: entry.first, stop: entry.stop, level: this.level, updated, ...found };
   }
 
   /** Move all rows so far to the next level. */
   update(parts) {
-    const { numbers } = this.header;
-    const offsets = parts.offsets(ATTRIBUTES * this.chunks.length);
-    const streams = parts.streams(ATTRIBUTES);
-    const moved = this.chunks.map((rows) => rows.slice());
-    streams.forEach((stream, attribute) => {
-      const [first, stop] = COLUMNS.slice(attribute, attribute + 2);
-      moved.forEach((rows, chunk) => {
-        const offset = offsets[ATTRIBUTES * chunk + attribute];
-        rowsOf.decodeUpdate(stream, first, stop, rows, offset, numbers, this.updates);
+    const { numbers } = this.head;
+    const { moved } = this;
+    const offsets = parts.offsets(moved.length * this.chunks.length);
+    const streams = parts.streams(moved.length);
+    const after = this.chunks.map(({ rows, flags }) => ({ rows: rows.slice(), flags }));
+    streams.forEach((stream, i) => {
+      after.forEach(({ rows }, chunk) => {
+        rowsOf.decodeUpdate(stream, moved[i], rows, offsets[moved.length * chunk + i], numbers);
       });
       this.check(stream);
     });
-    this.chunks = [...moved];
-    return moved;
+    this.chunks = [...after];
+    return after;
   }
 
   /** Decode `count` new rows and their harmonics. */
   add(parts, count) {
-    const { numbers } = this.header;
-    const offsets = parts.offsets(ATTRIBUTES + 1);
-    const [cells, ...streams] = parts.streams(ATTRIBUTES + 2);
-    const rows = rowsOf.decodeCells(cells, count, this.cells, numbers);
-    this.check(cells);
-    for (let attribute = 0; attribute < ATTRIBUTES; attribute++) {
-      const [first, stop] = COLUMNS.slice(attribute, attribute + 2);
-      const [stream, offset] = [streams[attribute], offsets[attribute]];
-      rowsOf.decodeNew(stream, first, stop, rows, offset, numbers, this.mixing, this.means, this.columns);
-      this.check(stream);
-    }
-    const stream = streams[ATTRIBUTES];
-    const { sums, steps } = decodeHarmonics(stream, rows, offsets[ATTRIBUTES], numbers, this.harmonics);
-    this.check(stream);
-    return { rows, sums, steps };
+    const { attributes, moved } = this;
+    const { numbers, motion } = this.head;
+    const moves = Boolean(motion) && motion.path !== "none";
+    const offsets = parts.offsets(attributes.length + 1);
+    const streams = parts.streams(attributes.length + (moves ? 3 : 2));
+    const rows = rowsOf.decodeCells(streams[0], count, this.cells, numbers);
+    this.check(streams.shift());
+    let flags = null;
+    attributes.forEach((attribute, i) => {
+      if (moves && i === moved.length) {
+        flags = rowsOf.decodeMoves(streams[0], count, this.moves);
+        this.check(streams.shift());
+      }
+      rowsOf.decodeNew(streams[0], attribute, rows, offsets[i], numbers, flags);
+      this.check(streams.shift());
+    });
+    const { sums, steps } = decodeHarmonics(streams[0], rows, offsets[attributes.length], numbers, this.harmonics);
+    this.check(streams[0]);
+    return { rows, flags, sums, steps };
   }
 
   check(stream) {
@@ -90,7 +120,7 @@ export class Decoder {
   }
 
   fail(what) {
-    throw new FileError(`The elastic file is damaged: chunk ${this.next} ${what}.`);
+    throw new FileError(`The elastic file is damaged: chunk ${this.index} ${what}.`);
   }
 }
 
@@ -122,62 +152,4 @@ class Parts {
     this.place += count * size;
     return Array.from({ length: count }, (_, i) => read(this.place + (i - count) * size));
   }
-}
-
-/**
- * The order in which a chunk's n rows are drawn: by their places' bits reversed, so that each part of them
- * covers the scene. Element i is the coded place of the i-th row.
- */
-export function spreadOrder(n) {
-  const bits = n > 1 ? 32 - Math.clz32(n - 1) : 0;
-  const order = new Uint32Array(n);
-  let found = 0;
-  for (let i = 0; i < 2 ** bits; i++) {
-    let place = 0;
-    for (let bit = 0; bit < bits; bit++) place |= ((i >> bit) & 1) << (bits - 1 - bit);
-    if (place < n) order[found++] = place;
-  }
-  return order;
-}
-
-/** Unit of each column, in float32. */
-export function unitsOf(numbers) {
-  const units = [2 ** -12, 2 ** -10, 2 ** -10, 2 ** -10, 0, 0, 0];
-  units.push(2 ** -14, 2 ** -14, 2 ** -14, 2 ** -10, 2 ** -10, 2 ** -10);
-  units.fill(numbers.meansUnit, 4, 7);
-  return Float32Array.from(units);
-}
-
-/** Coordinate `axis` of the mean of the row at `place`, in world units: float32 operations as specified. */
-export function meanOf(rows, place, axis, numbers) {
-  return Math.fround(
-    Math.fround(Math.fround(rows[place + 4 + axis]) * numbers.meansUnit) + numbers.origin[axis],
-  );
-}
-
-/** Values [n, 13] float32 of a chunk's rows in the order of drawing, as docs/elastic_file.md means them. */
-export function valuesOf(rows, numbers) {
-  const units = unitsOf(numbers);
-  const values = new Float32Array((rows.length / ROW) * WIDTH);
-  spreadOrder(rows.length / ROW).forEach((coded, i) => {
-    for (let c = 0; c < WIDTH; c++) {
-      const value = Math.fround(Math.fround(rows[coded * ROW + c]) * units[c]);
-      values[i * WIDTH + c] = c >= 4 && c < 7 ? meanOf(rows, coded * ROW, c - 4, numbers) : value;
-    }
-  });
-  return values;
-}
-
-/** Spherical harmonics [n, D] float32 of a chunk in the order of drawing. */
-export function harmonicsOf({ sums, steps }, numbers) {
-  const { width, scales } = numbers;
-  const values = new Float32Array(sums.length);
-  spreadOrder(steps.length).forEach((coded, i) => {
-    const step = Math.fround(steps[coded]);
-    for (let d = 0; d < width; d++) {
-      const sum = Math.fround(sums[coded * width + d]);
-      values[i * width + d] = sum * Math.fround(step * scales[d]);
-    }
-  });
-  return values;
 }

@@ -1,7 +1,7 @@
 // Decoding of the other spherical harmonics (docs/elastic_file.md, section 7).
 
 import { magnitude, plainBits } from "./rans.js";
-import { ROW, STEP_SIZES, ruleConstant, stepClass } from "./rows.js";
+import { STEP_SIZES, ruleConstant, stepClass } from "./rows.js";
 
 export const SH_TABLES = 528;
 const RULE = 13;
@@ -16,14 +16,14 @@ const GROUPS = Uint8Array.from({ length: 45 }, (_, j) => GROUP_STARTS.filter((st
  * coefficient's scale.
  */
 export function decodeHarmonics(stream, rows, offset, numbers, tables) {
-  const { width, components } = numbers;
-  const count = rows.length / ROW;
+  const { width, components, stride } = numbers;
+  const count = rows.length / stride;
   const sums = new Int32Array(count * width);
   const steps = new Int32Array(count);
   const constant = ruleConstant(numbers, RULE, offset);
   const coded = new Coded(components);
   for (let i = 0; components > 0 && i < count; i++) {
-    const step = stepClass(rows, i * ROW, RULE, constant, numbers);
+    const step = stepClass(rows, i * stride, RULE, constant, numbers);
     steps[i] = STEP_SIZES[step];
     decodeCoefficients(stream, magnitude(stream, tables, step >> 1), components, tables, coded);
     if (stream.failed) break;

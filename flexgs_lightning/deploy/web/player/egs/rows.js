@@ -1,24 +1,36 @@
-// Decoding of a chunk's rows: places, columns of a level (docs/elastic_file.md, sections 4 to 6).
+// Decoding of a chunk's rows: places, columns of a level (docs/elastic_file.md, sections 4 to 6 and 10.4).
 // Integers that may exceed 32 bits are kept in doubles, which hold them exactly; `>>` is used below that only.
 
-import { longBits, magnitude, plainBits, symbol } from "./rans.js";
+import { longBits, magnitude, newTables, plainBits, symbol } from "./rans.js";
 
-/** Numbers of a row that are drawn; a row has one more, its distance. */
+/** Numbers of a still row that are drawn; a row has one more, its distance, and then those of its motion. */
 export const WIDTH = 13;
 export const ROW = WIDTH + 1;
-/** Weights of a rule, rules, and step classes. */
+/** Weights of a rule where opacity is constant, rules of a still row, and step classes. */
 export const FEATURES = 7;
 export const RULES = 14;
 export const STEPS = 96;
 
 export const CELL_TABLES = 80;
-export const COLUMN_TABLES = 1924;
-const SIGN_TABLES = 1872;
+export const MOVES_TABLES = 16;
+const CONTEXTS = 144; // tables of a column's magnitudes: step classes halved, and columns before it that are not 0
+const SIGNS = 4;
 
-/** First column of each attribute that has a stream, and behind the last. */
-export const COLUMNS = [0, 1, 4, 7, 10, 13];
 const MEANS = 4;
 const ROTATIONS = 7;
+
+/** Columns of one kind, still ones or those of motion: `width` of them from `origin` on, with tables of their own. */
+export class ColumnSet {
+  /** `mixing` are the weights of the prediction, a row of `width` + 1 for each column. */
+  constructor(origin, width, mixing) {
+    this.origin = origin;
+    this.width = width;
+    this.tables = newTables((CONTEXTS + SIGNS) * width);
+    this.updates = newTables((CONTEXTS + SIGNS) * width);
+    this.means = new Float64Array(width); // of what was predicted wrongly
+    this.mixing = predictors(origin, width, mixing);
+  }
+}
 
 const BASES = [16, 19, 23, 27];
 const LARGEST = 16777215;
@@ -39,10 +51,10 @@ function bitLength(value) {
 
 /** Step class of rule `c` for the row at `place`: weights times what the row says so far. */
 export function stepClass(rows, place, c, constant, numbers) {
-  const { weights, bounds } = numbers;
-  const w = FEATURES * c;
+  const { weights, bounds, features } = numbers;
+  const w = features * c;
   const t = clamp(rows[place], 0, 4096);
-  const sum =
+  let sum =
     constant +
     weights[w + 1] * t +
     weights[w + 2] * ((t * t) >> 12) +
@@ -50,17 +62,19 @@ export function stepClass(rows, place, c, constant, numbers) {
     weights[w + 4] * clamp(rows[place + 2], -32768, 32767) +
     weights[w + 5] * clamp(rows[place + 3], -32768, 32767) +
     weights[w + 6] * rows[place + WIDTH];
+  if (features > FEATURES) sum += weights[w + 7] * clamp(rows[place + ROW], -32768, 32767); // width of the life
   return clamp(Math.floor((sum + 32768) / 65536), bounds[2 * c], bounds[2 * c + 1]) | 0;
 }
 
 /** What of the rule `c` is the same for all rows of a chunk. */
 export function ruleConstant(numbers, c, offset) {
-  return 1024 * offset + 4096 * numbers.weights[FEATURES * c];
+  return 1024 * offset + 4096 * numbers.weights[numbers.features * c];
 }
 
 /** Rows of `count` Gaussians, all zero but for means and distance: their cells, as gaps of Morton codes. */
 export function decodeCells(stream, count, tables, numbers) {
-  const rows = new Int32Array(count * ROW);
+  const { stride } = numbers;
+  const rows = new Int32Array(count * stride);
   const bits = 3 * numbers.cellBits;
   const shift = 24 - numbers.cellBits;
   const half = (1 << shift) >> 1;
@@ -82,7 +96,7 @@ export function decodeCells(stream, count, tables, numbers) {
       stream.failed = true;
       return rows;
     }
-    placeRow(rows, i * ROW, code, shift, half, numbers.centre);
+    placeRow(rows, i * stride, code, shift, half, numbers.centre);
   }
   return rows;
 }
@@ -110,60 +124,82 @@ function everyThird(value) {
   return (value | (value >> 8)) & 0xff;
 }
 
-/** Columns that the prediction of column `c` uses, and their weights: most are 0. */
-export function predictors(numbers) {
-  return Array.from({ length: WIDTH }, (_, c) => {
-    const weights = numbers.mixing.slice(c * ROW, c * ROW + c);
+/** Columns that the prediction of each column uses, and their weights: most are 0. */
+function predictors(origin, width, mixing) {
+  return Array.from({ length: width }, (_, i) => {
+    const weights = mixing.slice(i * (width + 1), i * (width + 1) + i);
     const used = weights.flatMap((weight, d) => (weight ? [d] : []));
     return {
-      columns: Int32Array.from(used),
+      columns: Int32Array.from(used, (d) => origin + d),
       weights: Float64Array.from(used, (d) => weights[d]),
-      before: numbers.mixing[c * ROW + WIDTH],
+      before: mixing[i * (width + 1) + width],
     };
   });
 }
 
-/** Decode columns `first` to `stop` of new rows, in place. `means` are the running means of predictions. */
-export function decodeNew(stream, first, stop, rows, offset, numbers, mixing, means, tables) {
-  const constants = Float64Array.from({ length: stop - first }, (_, i) =>
-    ruleConstant(numbers, first + i, offset),
-  );
+/**
+ * What of each Gaussian's motion is coded, as bits: 1 its way or coefficients, 2 the change of its rotation. `tables`
+ * know the two Gaussians before it.
+ */
+export function decodeMoves(stream, count, tables) {
+  const flags = new Uint8Array(count);
+  for (let i = 0; i < count; i++) {
+    const context = 4 * (i > 0 ? flags[i - 1] : 0) + (i > 1 ? flags[i - 2] : 0);
+    flags[i] = symbol(stream, tables, context) & 3;
+  }
+  return flags;
+}
+
+/**
+ * Decode columns `first` to `stop` of new rows, in place; of those alone whose `flags` have the `bit`, if there is
+ * one.
+ */
+export function decodeNew(stream, { first, stop, set, bit }, rows, offset, numbers, flags) {
+  const { origin, width, tables, means, mixing } = set;
+  const { stride } = numbers;
+  const constants = constantsOf(numbers, first, stop, offset);
   const mixed = first < MEANS || first >= ROTATIONS;
-  for (let place = 0; place < rows.length; place += ROW) {
+  for (let place = 0, i = 0; place < rows.length; place += stride, i++) {
+    if (bit && !(flags[i] & bit)) continue;
     let active = 0;
     for (let c = first; c < stop; c++) {
+      const k = c - origin;
       const step = stepClass(rows, place, c, constants[c - first], numbers);
-      const predicted = mixed ? predict(rows, place, c, mixing[c], means[c]) : rows[place + c];
-      let steps = magnitude(stream, tables, (c * 48 + (step >> 1)) * 3 + (active < 2 ? active : 2));
+      const predicted = mixed ? predict(rows, place, c, mixing[k], means[k], stride) : rows[place + c];
+      let steps = magnitude(stream, tables, (k * 48 + (step >> 1)) * 3 + (active < 2 ? active : 2));
       if (steps > 0) {
         active++;
-        const sign = SIGN_TABLES + 4 * c + (steps < 4 ? steps : 4) - 1;
+        const sign = CONTEXTS * width + SIGNS * k + (steps < 4 ? steps : 4) - 1;
         if (symbol(stream, tables, sign) & 1) steps = -steps;
       }
       const value = clamp(predicted + steps * STEP_SIZES[step], -LARGEST, LARGEST);
-      if (mixed) means[c] += 4 * (value - predicted);
+      if (mixed) means[k] += 4 * (value - predicted);
       rows[place + c] = value;
     }
   }
 }
 
-function predict(rows, place, c, mixing, mean) {
+function constantsOf(numbers, first, stop, offset) {
+  return Float64Array.from({ length: stop - first }, (_, i) => ruleConstant(numbers, first + i, offset));
+}
+
+function predict(rows, place, c, mixing, mean, stride) {
   const { columns, weights } = mixing;
-  let sum = place > 0 ? mixing.before * rows[place - ROW + c] : 0;
+  let sum = place > 0 ? mixing.before * rows[place - stride + c] : 0;
   for (let k = 0; k < columns.length; k++) sum += weights[k] * rows[place + columns[k]];
   return clamp(Math.floor((sum + 2048) / 4096) + Math.floor((mean + 128) / 256), -LARGEST, LARGEST);
 }
 
 /** Bring columns `first` to `stop` of rows to the next level, in place. */
-export function decodeUpdate(stream, first, stop, rows, offset, numbers, tables) {
-  const constants = Float64Array.from({ length: stop - first }, (_, i) =>
-    ruleConstant(numbers, first + i, offset),
-  );
-  for (let place = 0; place < rows.length; place += ROW) {
+export function decodeUpdate(stream, { first, stop, set }, rows, offset, numbers) {
+  const { origin, updates } = set;
+  const { stride } = numbers;
+  const constants = constantsOf(numbers, first, stop, offset);
+  for (let place = 0; place < rows.length; place += stride) {
     let active = 0;
     for (let c = first; c < stop; c++) {
       const step = stepClass(rows, place, c, constants[c - first], numbers);
-      let steps = magnitude(stream, tables, (c * 48 + (step >> 2)) * 3 + (active < 2 ? active : 2));
+      let steps = magnitude(stream, updates, ((c - origin) * 48 + (step >> 2)) * 3 + (active < 2 ? active : 2));
       if (steps > 0) {
         active++;
         if (plainBits(stream, 1)) steps = -steps;

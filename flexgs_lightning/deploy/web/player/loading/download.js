@@ -1,4 +1,4 @@
-// One file by HTTP Range, from its first byte to its last: nothing twice, and on after a lost connection.
+// One file by HTTP Range, from any place to any other: nothing twice, and on after a lost connection.
 
 const STALLED = 20_000; // milliseconds without a byte after which a connection counts as lost
 const LONGEST_WAIT = 16_000;
@@ -20,9 +20,21 @@ export class Download {
     this.position = 0; // bytes handed out
     this.held = []; // received, and not handed out
     this.heldBytes = 0;
+    this.kept = new Map(); // what is held at other places
     this.received = 0; // bytes that came over the network
     this.reader = null;
     this.tries = 0; // that failed one after the other
+  }
+
+  /** Go on at another place of the file. What has been received behind the old one is kept for when it is wanted. */
+  seek(place) {
+    if (place === this.position) return;
+    if (this.heldBytes > 0) this.kept.set(this.position, this.held);
+    this.close();
+    this.position = place;
+    this.held = this.kept.get(place) ?? [];
+    this.heldBytes = this.held.reduce((sum, { length }) => sum + length, 0);
+    this.kept.delete(place);
   }
 
   /**

@@ -1,18 +1,20 @@
-// Worker: fetches an elastic file, decodes its chunks in order, and hands them on ready to draw.
+// Worker: fetches an elastic file, decodes its chunks as they are wanted, and hands them on ready to draw.
 
 import { Decoder } from "../egs/decoder.js";
+import { harmonicWidth } from "../egs/head.js";
 import { FileError, START_BYTES, headerLength, readHeader } from "../egs/header.js";
 import { Download, ServerError } from "./download.js";
 import { packHarmonics, packRows } from "./packing.js";
+import { Chunks, Plan } from "./plan.js";
 
 const FIRST_REQUEST = 1 << 16; // bytes: of most files the header and the first chunks
 
-let wanted = 0; // Gaussians that are to be loaded; the page says how many once it knows the header
+let wish = {}; // what the page wants: a share of each group, and the group at the playhead
 let wake = () => {};
 
 self.onmessage = ({ data }) => {
   if (data.wanted !== undefined) {
-    wanted = data.wanted;
+    wish = data;
     wake();
   }
   if (data.url) load(data.url).catch(tellError);
@@ -21,29 +23,40 @@ self.onmessage = ({ data }) => {
 async function load(url) {
   const download = new Download(url, (connection) => postMessage({ kind: "connection", ...connection }));
   const header = await fetchHeader(download);
-  const there = header.entries.filter((entry) => entry.end <= download.total);
+  const { entries, totals } = header;
+  const there = entries.filter((entry) => entry.end <= download.total);
   if (there.length === 0) throw new FileError("The elastic file ends within its first chunk.");
-  const { stop: available, end } = there[there.length - 1];
-  postMessage({ kind: "header", header: { ...summary(header), available } });
-  if (available < header.total && end !== download.total) tellEarlyEnd(available);
-  const decoder = new Decoder(header);
+  postMessage({ kind: "header", header: summary(header, there) });
+  if (there.length < entries.length && there[there.length - 1].end !== download.total) tellEarlyEnd(there, totals);
+  const plan = new Plan(there, totals);
+  const chunks = new Chunks(download, entries);
+  const decoders = totals.map((_, group) => new Decoder(header, group));
   let decoding = 0; // milliseconds
-  for (const entry of there) {
-    while (wanted <= entry.first) {
+  let bytes = there[0].offset; // of the file that have been used
+  while (!plan.finished) {
+    Object.assign(plan, wish, { inOrder: !download.ranged });
+    const wanted = wish.wanted === undefined ? [] : plan.next;
+    if (wanted.length === 0) {
       postMessage({ kind: "rest" });
       await new Promise((done) => (wake = done));
+      continue;
     }
-    const bytes = await download.next(entry.end - entry.offset, endOfWanted(header));
-    if (bytes === null) {
-      tellEarlyEnd(entry.first); // of a server that does not say how long a file is
+    const [entry] = wanted;
+    const data = await chunks.first(wanted);
+    if (data === null) {
+      tellEarlyEnd(there.filter(({ index }) => index < entry.index), totals); // of a server that does not say how long it is
       break;
     }
+    plan.take(entry);
     const start = performance.now();
-    const chunk = decoder.decode(bytes);
-    const packed = packChunk(chunk, header);
+    const decoder = decoders[entry.group];
+    const packed = packChunk(decoder.decode(data, entry), decoder.head);
     decoding += performance.now() - start;
-    const facts = { bytes: entry.end, received: download.received, decoding };
-    postMessage({ kind: "chunk", ...packed, ...facts }, [packed.words.buffer, packed.means.buffer, packed.harmonics.buffer]);
+    bytes += data.length;
+    const facts = { group: entry.group, bytes, received: download.received, decoding };
+    const head = entry.first === 0 ? { head: drawnHead(decoder.head) } : {};
+    const { words, places, harmonics } = packed;
+    postMessage({ kind: "chunk", ...packed, ...facts, ...head }, [words.buffer, places.buffer, harmonics.buffer]);
   }
   postMessage({ kind: "done" });
 }
@@ -60,33 +73,40 @@ async function fetchHeader(download) {
   return readHeader(bytes);
 }
 
-/** Bytes up to the end of the last chunk that is wanted. */
-function endOfWanted(header) {
-  const last = header.entries.find((entry) => entry.stop >= wanted);
-  return (last ?? header.entries[header.entries.length - 1]).end;
-}
-
 /** The rows from `first` on that are new at a level: of a chunk, or of all before it, too, if they have moved. */
-function packChunk(chunk, header) {
-  const { numbers } = header;
-  const chunks = [...(chunk.updated ?? []), chunk.rows];
+function packChunk(chunk, head) {
   return {
     level: chunk.level,
     first: chunk.updated ? 0 : chunk.first,
     stop: chunk.stop,
-    ...packRows(chunks, numbers),
+    ...packRows([...(chunk.updated ?? []), chunk], head),
     firstHarmonics: chunk.first,
-    harmonics: packHarmonics(chunk, numbers),
+    harmonics: packHarmonics(chunk, head.numbers),
   };
 }
 
-/** What drawing needs of a header. */
-function summary({ total, degree, antialiased, background, ratios, counts, numbers, entries }) {
-  const ends = entries.map(({ stop, end }) => [stop, end]);
-  return { total, degree, antialiased, background, ratios, counts, width: numbers.width, ends };
+/** What drawing needs of a header: the film's traits, and of each group what there is. */
+function summary({ moves, degree, antialiased, background, seconds, frames, bounds, totals, entries }, there) {
+  const groups = totals.map((total, group) => {
+    const own = (list) => list.filter((entry) => entry.group === group);
+    const available = own(there).reduce((most, { stop }) => Math.max(most, stop), 0);
+    const start = group === 0 ? entries[0].offset : 0; // the header counts once
+    let bytes = start;
+    const ends = own(entries).map(({ stop, offset, end }) => [stop, (bytes += end - offset)]);
+    return { total, available, ends };
+  });
+  return { moves, degree, antialiased, background, seconds, frames, bounds, width: harmonicWidth(degree), groups };
 }
 
-function tellEarlyEnd(count) {
+/** What drawing needs of a group's head. */
+function drawnHead({ ratios, counts, motion }) {
+  return { ratios, counts, motion };
+}
+
+function tellEarlyEnd(there, totals) {
+  const count = totals.reduce((sum, _, group) => {
+    return sum + there.reduce((most, entry) => (entry.group === group ? Math.max(most, entry.stop) : most), 0);
+  }, 0);
   const words = `The scene's file ends early on the server: ${count.toLocaleString("en")} Gaussians are there.`;
   postMessage({ kind: "error", words, failed: false });
 }

@@ -1,45 +1,46 @@
 // Rows of integers to the texels that the shader reads (drawing/shaders.js has the other side).
 
-import { meanOf, spreadOrder } from "../egs/decoder.js";
-import { ROW } from "../egs/rows.js";
+import { meanOf, spreadOrder } from "../egs/values.js";
+import { MotionPacker } from "./motion_packing.js";
+import { STILL_WORDS, harmonicWords, placeWidth, rowWords, short } from "./row_layout.js";
 
-/** 32-bit words of a row: means as floats, the other ten numbers as 16-bit integers. */
-export const ROW_WORDS = 8;
 /** Where the other numbers of a row lie, two a word from word 3 on: t, R; scales, rotation; G, B. */
 const HALVES = [0, 10, 1, 2, 3, 7, 8, 9, 11, 12];
 const ROTATION_SHIFT = 1; // a rotation may reach 4, which 16 bits hold in steps of 2^-13
 
-/** Words of a Gaussian's other spherical harmonics: a byte each, and a scale; a multiple of a texel's four. */
-export function harmonicWords(width) {
-  return width === 0 ? 0 : 4 * Math.ceil(((width >> 2) + 1) / 4);
-}
-
-/** Words [n, 8] of the rows of several chunks in the order of drawing, and their means [n, 3] as floats. */
-export function packRows(chunks, numbers) {
-  const count = chunks.reduce((sum, rows) => sum + rows.length / ROW, 0);
-  const words = new Uint32Array(count * ROW_WORDS);
+/**
+ * Texels of the rows of several chunks `{ rows, flags }` in the order of drawing: words [n, `rowWords`], and what sorting
+ * needs of each, floats [n, `placeWidth`] that begin with the mean.
+ */
+export function packRows(chunks, { numbers, motion }) {
+  const { stride } = numbers;
+  const size = rowWords(motion);
+  const width = placeWidth(motion);
+  const count = chunks.reduce((sum, { rows }) => sum + rows.length / stride, 0);
+  const words = new Uint32Array(count * size);
   const floats = new Float32Array(words.buffer);
   const halves = new Int16Array(words.buffer);
-  const means = new Float32Array(3 * count);
+  const places = new Float32Array(width * count);
+  const packer = motion ? new MotionPacker(motion, floats, halves, places) : null;
   let row = 0;
-  for (const rows of chunks) {
-    for (const coded of spreadOrder(rows.length / ROW)) {
-      const place = coded * ROW;
+  for (const { rows, flags } of chunks) {
+    for (const coded of spreadOrder(rows.length / stride)) {
+      const place = coded * stride;
       for (let axis = 0; axis < 3; axis++) {
         const mean = meanOf(rows, place, axis, numbers);
-        floats[row * ROW_WORDS + axis] = mean;
-        means[3 * row + axis] = mean;
+        floats[row * size + axis] = mean;
+        places[width * row + axis] = mean;
       }
       for (let half = 0; half < HALVES.length; half++) {
         const column = HALVES[half];
         const turned = column >= 7 && column < 10;
-        const value = turned ? rows[place + column] >> ROTATION_SHIFT : rows[place + column];
-        halves[2 * (row * ROW_WORDS + 3) + half] = value < -32768 ? -32768 : value > 32767 ? 32767 : value;
+        halves[2 * (row * size + 3) + half] = short(turned ? rows[place + column] >> ROTATION_SHIFT : rows[place + column]);
       }
+      packer?.pack(rows, place, flags?.[coded] ?? 0, row * size + STILL_WORDS, row * width + 3);
       row++;
     }
   }
-  return { words, means };
+  return { words, places };
 }
 
 /**
