@@ -76,11 +76,15 @@ test("frames of another count teach nothing", () => {
 
 test("a link says what it was written from", () => {
   const state = { position: [1, -2.5, 1e-7], quaternion: [0.5, 0.5, -0.5, 0.5], reach: 3.25, lens: 4, share: 0.05 };
-  assert.deepEqual({ ...readLink(writeLink(state)) }, { ...state, view: undefined, fps: undefined });
+  const absent = { view: undefined, fps: undefined, time: undefined, mode: undefined };
+  assert.deepEqual(readLink(writeLink(state)), { ...state, ...absent });
   assert.equal(writeLink({ ...state, view: 3, fps: 30 }), "#view=3&fps=30");
+  const moment = { ...state, time: 1.25, mode: "motion" };
+  assert.deepEqual(readLink(writeLink(moment)), { ...absent, ...moment });
+  assert.equal(writeLink({ ...state, view: 3, time: 0, mode: "colours" }), "#view=3&share=0.05&time=0");
 });
 
 test("what is no number in a link is not there", () => {
-  const found = readLink("#at=1,2&turn=a,b,c,d&reach=Infinity&view=<script>&share=&fps=NaN");
+  const found = readLink("#at=1,2&turn=a,b,c,d&reach=Infinity&view=<script>&share=&fps=NaN&time=now&show=all");
   assert.ok(Object.values(found).every((value) => value === undefined));
 });

@@ -33,16 +33,22 @@ export function meanOf(rows, place, axis, numbers) {
   );
 }
 
-/** Values [n, 13] float32 of a chunk's rows in the order of drawing, as docs/elastic_file.md means them. */
-export function valuesOf(rows, numbers) {
+/**
+ * Values [n, 13 + M] float32 of a chunk's rows in the order of drawing, as docs/elastic_file.md means them; those of
+ * motion stand behind.
+ */
+export function valuesOf(rows, { numbers, motion }) {
   const { stride } = numbers;
+  const width = stride - 1; // less the distance
   const units = unitsOf(numbers);
-  const values = new Float32Array((rows.length / stride) * WIDTH);
+  const values = new Float32Array((rows.length / stride) * width);
   spreadOrder(rows.length / stride).forEach((coded, i) => {
+    const place = coded * stride;
     for (let c = 0; c < WIDTH; c++) {
-      const value = Math.fround(Math.fround(rows[coded * stride + c]) * units[c]);
-      values[i * WIDTH + c] = c >= 4 && c < 7 ? meanOf(rows, coded * stride, c - 4, numbers) : value;
+      const value = Math.fround(Math.fround(rows[place + c]) * units[c]);
+      values[i * width + c] = c >= 4 && c < 7 ? meanOf(rows, place, c - 4, numbers) : value;
     }
+    for (let c = ROW; c < stride; c++) values[i * width + c - 1] = movingValue(rows, place, c, motion);
   });
   return values;
 }
