@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { Playhead } from "../../flexgs_lightning/deploy/web/player/controls/playhead.js";
-import { SortingPace } from "../../flexgs_lightning/deploy/web/player/controls/pace.js";
+import { SortingPace } from "../../flexgs_lightning/deploy/web/player/controls/quality.js";
 import { MovingDepthSorter } from "../../flexgs_lightning/deploy/web/player/drawing/moving_sorter.js";
 import { trajectoriesAt } from "../../flexgs_lightning/deploy/web/player/drawing/trajectories.js";
 import { Film } from "../../flexgs_lightning/deploy/web/player/film.js";

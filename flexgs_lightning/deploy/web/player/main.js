@@ -1,6 +1,6 @@
 // The page's beginning: reads scene.json, and puts player and controls together.
 
-import { DeviceError } from "./drawing/words.js";
+import { DeviceError } from "./drawing/textures.js";
 import { Panel, showMessage } from "./panel.js";
 import { Places } from "./places.js";
 import { Player } from "./player.js";

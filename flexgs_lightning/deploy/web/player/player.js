@@ -1,10 +1,9 @@
 // The player: loads, sorts and draws a scene, each in a place of its own, and says how it goes.
 
-import { AutomaticQuality, QualityScale } from "./controls/quality.js";
+import { AutomaticQuality, QualityScale, SortingPace } from "./controls/quality.js";
 import { Camera } from "./controls/camera.js";
 import { Input } from "./controls/input.js";
 import { Playhead } from "./controls/playhead.js";
-import { SortingPace } from "./controls/pace.js";
 import { blendAt, rowsFor } from "./drawing/levels.js";
 import { Renderer } from "./drawing/renderer.js";
 import { Film } from "./film.js";

@@ -1,4 +1,4 @@
-// How many Gaussians to draw: chosen by hand on a log scale, or by the time that frames take.
+// How many Gaussians to draw: chosen by hand on a log scale, or by the time that frames and orders take.
 
 const SMALLEST = 1e-3;
 const MEGABYTE = 1e6;
@@ -92,5 +92,28 @@ export class AutomaticQuality {
     }
     this.settled = this.count === before;
     return !this.settled;
+  }
+}
+
+const LONGEST = 60; // milliseconds that an order may take while things move
+const EASY = 0.6; // of that, below which more may be tried
+const LESS = 0.8;
+const MORE = 1.15;
+
+/** How many Gaussians can be sorted often enough while a film plays. */
+export class SortingPace {
+  constructor() {
+    this.most = Infinity; // Gaussians
+  }
+
+  /** Learn from the order of `count` Gaussians that took `milliseconds`. */
+  learn(count, milliseconds) {
+    if (milliseconds > LONGEST) this.most = Math.max(1, Math.floor(count * Math.max(LESS * LESS, LESS * (LONGEST / milliseconds))));
+    else if (milliseconds < EASY * LONGEST && count >= this.most) this.most = Math.ceil(count * MORE);
+  }
+
+  /** A time between frames that stands for how long orders take, where `goal` milliseconds a frame are wished for. */
+  static asFrame(milliseconds, goal) {
+    return (milliseconds * goal) / LONGEST;
   }
 }

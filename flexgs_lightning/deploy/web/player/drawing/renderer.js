@@ -1,8 +1,7 @@
 // Draws Gaussians with WebGL 2: instanced quads that read all they need from integer textures.
 
-import { GroupTextures } from "./group_textures.js";
 import { FRAGMENT_SOURCE, vertexSource } from "./shaders.js";
-import { DeviceError } from "./words.js";
+import { DeviceError, GroupTextures } from "./textures.js";
 
 const CONTEXT = {
   alpha: false,

@@ -208,3 +208,31 @@ export function decodeUpdate(stream, { first, stop, set }, rows, offset, numbers
     }
   }
 }
+
+/**
+ * The order in which a chunk's n rows are drawn: by their places' bits reversed, so that each part of them
+ * covers the scene. Element i is the coded place of the i-th row.
+ */
+export function spreadOrder(n) {
+  const bits = n > 1 ? 32 - Math.clz32(n - 1) : 0;
+  const order = new Uint32Array(n);
+  let found = 0;
+  for (let i = 0; i < 2 ** bits; i++) {
+    let place = 0;
+    for (let bit = 0; bit < bits; bit++) place |= ((i >> bit) & 1) << (bits - 1 - bit);
+    if (place < n) order[found++] = place;
+  }
+  return order;
+}
+
+/** Coordinate `axis` of the mean of the row at `place`, in world units: float32 operations as specified. */
+export function meanOf(rows, place, axis, numbers) {
+  return Math.fround(
+    Math.fround(Math.fround(rows[place + 4 + axis]) * numbers.meansUnit) + numbers.origin[axis],
+  );
+}
+
+/** Value of a column of motion of the row at `place`. */
+export function movingValue(rows, place, column, motion) {
+  return Math.fround(Math.fround(rows[place + column]) * motion.units[column - ROW]);
+}
