@@ -19,6 +19,21 @@ from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.deploy.web.serve import StaticHandler, static_server
 
 _BLOCK = 2048
+LOADED_DEVICE = """
+const device = WebGL2RenderingContext.prototype;
+const range = device.uniform2i, draw = device.drawElementsInstanced;
+let drawn = 0;
+device.uniform2i = function (place, visible, batch) {
+  drawn = visible;
+  range.call(this, place, visible, batch);
+};
+device.drawElementsInstanced = function (...words) {
+  const end = performance.now() + 0.1 * drawn;
+  draw.apply(this, words);
+  while (performance.now() < end);
+};
+"""
+"""A device that takes 0.1 ms a Gaussian, on top of what drawing takes."""
 
 
 class Line:

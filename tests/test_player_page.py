@@ -10,7 +10,7 @@ import pytest
 import torch
 from browser import browse, chromium, eventually
 from elastic_arrays import encoded, random_arrays
-from player_site import Line, Tab, troubled
+from player_site import LOADED_DEVICE, Line, Tab, troubled
 
 from flexgs_lightning.codec.decoder import open_file, read_elastic
 from flexgs_lightning.deploy.render import draw
@@ -234,23 +234,6 @@ def test_test_views_have_their_photo(tab: Tab, address: str, site: Path) -> None
     tab.get("(player.camera.turn(0.1, 0, false), player.moved())")
     eventually(lambda: tab.page.run("document.getElementById('photo').hidden"))
     assert tab.page.run("document.getElementById('view').value") == "-1"
-
-
-LOADED_DEVICE = """
-const device = WebGL2RenderingContext.prototype;
-const range = device.uniform2i, draw = device.drawElementsInstanced;
-let drawn = 0;
-device.uniform2i = function (place, visible, batch) {
-  drawn = visible;
-  range.call(this, place, visible, batch);
-};
-device.drawElementsInstanced = function (...words) {
-  const end = performance.now() + 0.1 * drawn;
-  draw.apply(this, words);
-  while (performance.now() < end);
-};
-"""
-"""A device that takes 0.1 ms a Gaussian, on top of what drawing takes."""
 
 
 def test_automatic_quality_holds_the_frame_rate_on_a_slow_device(tab: Tab, address: str) -> None:
