@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -97,12 +97,12 @@ def heeded(last: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def handlers_kept() -> Iterator[None]:
-    """Put the handlers back that a C library replaces when it is imported, as glog does SIGTERM's."""
+def handlers_kept(numbers: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
+    """Leave the handlers of signals as they were found, whatever the block puts in their place."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     finally:

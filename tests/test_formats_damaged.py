@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import zstandard
+from mutations import broken_bytes
 from PIL import Image
 from splat_files import SINGLE_FILES, scene
 
@@ -29,35 +30,6 @@ MEMORY = 64 << 20
 """Bytes that reading a mutated file of some kilobytes may take: four times what any file may unpack to."""
 
 
-def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """One change of a kind that happens, or that somebody makes on purpose; most of them near the start."""
-    content = bytearray(data)
-    near = max(1, len(content) if rng.random() < 0.4 else min(len(content), 2_000))
-    at = int(rng.integers(near))
-    length = int(rng.integers(1, 64))
-    match int(rng.integers(7)):
-        case 0:
-            content[at] ^= 1 << int(rng.integers(8))
-        case 1:
-            content[at : at + length] = rng.bytes(len(content[at : at + length]))
-        case 2:
-            del content[at : at + length]
-        case 3:
-            content[at:at] = content[at : at + length]
-        case 4:
-            del content[int(rng.integers(len(content))) :]
-        case 5:
-            content[at : at + 4] = rng.choice(
-                [b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\0\0\xc0\x7f", b"\0\0\0\0"]
-            )
-        case _:
-            digits = [i for i in range(near) if chr(content[i]).isdigit()]
-            if digits:
-                at = int(rng.choice(digits))
-                content[at : at + 1] = rng.choice([b"99999999999", b"-1", b"1e999", b"0", b"null"])
-    return bytes(content)
-
-
 @pytest.mark.parametrize("name", SINGLE_FILES)
 def test_mutated_files_give_one_message_or_a_scene_that_can_be_drawn(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"scene{FORMATS[name].suffix}"
@@ -68,7 +40,7 @@ def test_mutated_files_give_one_message_or_a_scene_that_can_be_drawn(tmp_path: P
     messages, most = [], 0
     tracemalloc.start()
     for i in range(MUTATIONS):
-        content = mutated(sound, rng)
+        content = broken_bytes(sound, rng)
         path.write_bytes(content)
         tracemalloc.reset_peak()
         try:

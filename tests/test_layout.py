@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "flexgs_lightning"
 COLUMNS = (
     ("errors",),
     ("records",),
-    ("files | signals", "jit", "processes", "images", "settings", "ply_container"),
+    ("files | signals", "jit", "processes", "images", "settings", "ply_container", "zip_archives"),
     ("cameras", "splats", "metrics"),
     ("data", "rendering", "model"),
     ("codec", "teacher"),

@@ -6,9 +6,7 @@ import io
 import itertools
 import shutil
 import stat
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -17,24 +15,13 @@ from tqdm import tqdm
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.records import plain_size
+from flexgs_lightning.zip_archives import ZIP_DAMAGE
 
 CHUNK = 1 << 20
 MAX_EXPANSION = 20
 """Photos hardly compress: an archive that claims to expand more than this is not a capture."""
 SPARE = 256 << 20
 """Bytes of the disk that stay free."""
-
-
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    NotImplementedError,
-    struct.error,
-    ValueError,
-    OverflowError,
-)
-"""What zipfile raises, depending on where the damage is."""
 
 
 class DamagedArchiveError(Exception):
@@ -118,7 +105,7 @@ def extract_folder(archive: Path, member: str, target: Path, parts: Sequence[Pat
             _check_total(archive, member, wanted, target, packed)
             with atomic_path(target) as temporary:
                 _unpack(opened, wanted, member, temporary)
-    except _DAMAGE as error:
+    except ZIP_DAMAGE as error:
         if isinstance(error, InputError):
             raise
         raise DamagedArchiveError(f"{archive}: {error}") from error

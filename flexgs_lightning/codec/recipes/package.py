@@ -13,7 +13,8 @@ import numpy as np
 
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
-from flexgs_lightning.records import plain_size, shown
+from flexgs_lightning.records import shown
+from flexgs_lightning.zip_archives import open_archive, read_member
 
 META = "meta.json"
 MOST_META = 1 << 20
@@ -118,19 +119,11 @@ def read_package(path: str | Path, recipe: str) -> Package:
         InputError: no such file, another recipe's, or a damaged one.
     """
     path = Path(path)
-    plain_size(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                raise InputError(f"{path}: expected streams that are stored as they are.")
-            streams = {member.filename: archive.read(member) for member in members}
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a file of {recipe}: no sound ZIP archive ({error}).") from error
+    with open_archive(path, f"a file of {recipe}") as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise InputError(f"{path}: expected streams that are stored as they are.")
+        streams = {member.filename: read_member(archive, path, member) for member in members}
     facts = _facts(path, streams.pop(META, b""))
     found, count, degree = (facts.pop(name, None) for name in ("recipe", "count", "sh_degree"))
     if found != recipe:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import io
 import math
 import struct
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,8 @@ from flexgs_lightning.deploy.formats.sog import (
 )
 from flexgs_lightning.deploy.formats.splat_file import SplatFile, assemble, require_plausible
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.records import parse_json, plain_size, read_bytes, shown
+from flexgs_lightning.records import parse_json, read_bytes, shown
+from flexgs_lightning.zip_archives import open_archive, read_member
 
 _LARGEST_META = 1 << 24
 _FIRST_TAG = 252
@@ -46,30 +45,14 @@ def read_sog(path: Path) -> SplatFile:
     """
     if path.name.lower().endswith(META):
         return _decode(path, lambda name: _member_of_folder(path, name), _folder_bytes(path))
-    plain_size(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = path.stat().st_size
-            unpacked = sum(member.file_size for member in archive.infolist())
-            require_plausible(path, unpacked, packed)
-            return _decode(path, lambda name: _member_of_archive(path, archive, name), packed)
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
-    # The middle two are what zipfile raises for packings that it does not know, and for encrypted members.
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a SOG file: no sound ZIP archive ({error}).") from error
+    with open_archive(path, "a SOG file") as archive:
+        packed = path.stat().st_size
+        unpacked = sum(member.file_size for member in archive.infolist())
+        require_plausible(path, unpacked, packed)
+        return _decode(path, lambda name: read_member(archive, path, name), packed)
 
 
 # -- members -------------------------------------------------------------------------------------------
-
-
-def _member_of_archive(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
-    try:
-        return archive.read(name)
-    except KeyError as error:
-        raise InputError(f"{path}: no '{name}' in the archive.") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, ValueError) as error:
-        raise InputError(f"{path}: '{name}' in the archive is damaged ({error}).") from error
 
 
 def _member_of_folder(path: Path, name: str) -> bytes:

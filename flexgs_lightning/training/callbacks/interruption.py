@@ -1,11 +1,10 @@
 """A signal ends training after the iteration in progress, with a checkpoint."""
 
-import contextlib
 import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from flexgs_lightning.signals import Stopped, close_progress_bars, what_is_kept
+from flexgs_lightning.signals import Stopped, close_progress_bars, handlers_kept, what_is_kept
 from flexgs_lightning.training import slurm
 from flexgs_lightning.training.callbacks.checkpointing import LAST, checkpoint_folder
 
@@ -24,23 +23,13 @@ SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name)
 """What training may take over; Windows has fewer."""
 
 
-@contextlib.contextmanager
-def signals_given_back() -> Iterator[None]:
+def signals_given_back() -> AbstractContextManager[None]:
     """Leave signals as they were found, also after a training that failed.
 
     Lightning puts back the handlers that it found when training began, and does so after ``on_exception``:
     those are ``GracefulInterruption``'s, which would then swallow the signals of whatever runs next.
     """
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set them
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # not set from Python
-                signal.signal(number, handler)
+    return handlers_kept(SIGNALS)
 
 
 class GracefulInterruption(Callback):
