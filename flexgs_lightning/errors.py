@@ -1,5 +1,9 @@
 """The one exception that a user is meant to read."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 
 class InputError(ValueError):
     """Bad input: a file, folder, option or value that the user can mend.
@@ -11,6 +15,22 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+def require_fields(where: str, options: object, checks: Mapping[str, tuple[bool, str]]) -> None:
+    """Refuse options of which a field is out of range.
+
+    Args:
+        where: what stands before a field's name where users set it, such as "model.elastic.".
+        options: whose fields these are.
+        checks: for each field whether it is good, and what is expected of it.
+
+    Raises:
+        InputError: the first that is not.
+    """
+    for name, (good, expected) in checks.items():
+        if not good:
+            raise InputError(f"{where}{name}: expected {expected}, found {getattr(options, name)}.")
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ from flexgs_lightning.codec.rate_search import plan_for, search_bytes_refined, s
 from flexgs_lightning.codec.refinement import refined
 from flexgs_lightning.codec.trained_rule import trained_plan, trained_quantization
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_views
-from flexgs_lightning.deploy.opening import choose_device, open_capture, open_model
+from flexgs_lightning.deploy.opening import choose_device, given, open_capture, open_model
 from flexgs_lightning.deploy.render import require_free
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import MEGABYTE
@@ -68,8 +68,7 @@ def compress(
     require_free(output, overwrite, (SUFFIX,))
     model = open_model(ckpt, ply)
     arrays = arrays_of(model)
-    wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
-    data = model.data | {name: value for name, value in wished.items() if value is not None}
+    data = model.data | given(root=data_root, downscale=downscale, test_every=test_every)
     if not data.get("root"):
         raise InputError(
             "--data-root: expected the scene's capture; its views tell what each number is worth."

@@ -76,6 +76,11 @@ def open_splats(path: Path) -> Splats:
     return open_model_file(path).splats()
 
 
+def given(**options: Any) -> dict[str, Any]:
+    """Those options that are: the others stay as ``Model.data`` has them."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def open_capture(data: dict[str, Any]) -> Capture:
     """Read the capture that ``Model.data`` names; a trained scene in place of photos takes its own.
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.deploy.budgets import Budget, with_profile
-from flexgs_lightning.deploy.opening import choose_device, open_capture, open_model
+from flexgs_lightning.deploy.opening import choose_device, given, open_capture, open_model
 from flexgs_lightning.deploy.render import draw, require_free
 from flexgs_lightning.deploy.vantage import vantage_of_splats
 from flexgs_lightning.errors import InputError
@@ -60,8 +60,7 @@ def profile(
         raise InputError(f"{output}: expected the name of a .json file.")
     require_free(output, overwrite, (".json",))
     model = open_model(ckpt, ply)
-    wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
-    data = model.data | {name: value for name, value in wished.items() if value is not None}
+    data = model.data | given(root=data_root, downscale=downscale, test_every=test_every)
     found = measure(model, views_to_time(model, data), choose_device(device))
     found.write(output)
     late = dict(found.p95)

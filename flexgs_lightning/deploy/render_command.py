@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from flexgs_lightning.deploy.budgets import Budget, parse_budget
-from flexgs_lightning.deploy.opening import choose_device, grey, open_model
+from flexgs_lightning.deploy.opening import choose_device, given, grey, open_model
 from flexgs_lightning.deploy.profile import timed
 from flexgs_lightning.deploy.render import RENDERS, render_views, require_free, require_kind
 from flexgs_lightning.deploy.shots import ORBIT_FRAMES, Shots, shots
@@ -81,8 +81,7 @@ def render(
     model = open_model(ckpt, ply)
     moving = _require_time(model, time)
     span = None if time is None else parse_time(time, model.seconds)
-    wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
-    data = model.data | {name: value for name, value in wished.items() if value is not None}
+    data = model.data | given(root=data_root, downscale=downscale, test_every=test_every)
     (budget,) = timed([wanted], model, data, device)
     shown = shots(path, data, frames, _orbit_frames(model, span, fps))
     shown = shown.timed(span) if moving else shown

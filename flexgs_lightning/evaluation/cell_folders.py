@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.files import atomic_path
+from flexgs_lightning.files import atomic_path, locked
 from flexgs_lightning.records import read_json, read_text
-from flexgs_lightning.signals import raise_if_stopped
+from flexgs_lightning.signals import keeping, raise_if_stopped
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,27 @@ def run_cells(cells: Sequence[C], work: Callable[[C], None]) -> None:
         except Exception as error:  # whatever it is, the other cells go on
             raise_if_stopped()
             cell.note_error(error)
+
+
+@contextlib.contextmanager
+def keeping_cells(output: Path) -> Iterator[None]:
+    """Work on the cells of a folder, alone; a signal says that what is finished is kept."""
+    with locked(output), keeping(f"What is finished is kept in {output}; the same command goes on."):
+        yield
+
+
+def require_finished(cells: Sequence[CellFolder]) -> None:
+    """End a command whose cells did not all succeed.
+
+    Raises:
+        InputError: some failed.
+    """
+    failed = [cell for cell in cells if not cell.finished]
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(cells)} cells failed, the first at {failed[0].folder / ERROR}; "
+            "the report holds the others. The same command tries the failed ones again."
+        )
 
 
 class Shared(Generic[M]):

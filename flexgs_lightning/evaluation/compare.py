@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from flexgs_lightning.errors import InputError
-from flexgs_lightning.evaluation.cell_folders import ERROR
+from flexgs_lightning.evaluation.cell_folders import keeping_cells, require_finished
 from flexgs_lightning.evaluation.cells import plan, run
 from flexgs_lightning.evaluation.method_names import ablations, parse_methods
 from flexgs_lightning.evaluation.report import MARKDOWN_NAME, write_report
 from flexgs_lightning.evaluation.study import Schedule, open_study
-from flexgs_lightning.files import locked
 from flexgs_lightning.settings import CONFIGS
-from flexgs_lightning.signals import keeping
 
 log = logging.getLogger(__name__)
 
@@ -134,14 +131,9 @@ def _run(
     study = open_study(ckpt, config, schedule=schedule, device=device, seed=seed)
     output = output or Path("runs") / command / study.capture.name
     report = report or output
-    with locked(output), keeping(f"What is finished is kept in {output}; the same command goes on."):
+    with keeping_cells(output):
         cells = plan(study, methods, ratios, output)
         run(study, cells)
         write_report(study, cells, report)
     log.info("Report: %s", report / MARKDOWN_NAME)
-    failed = [cell for cell in cells if not cell.finished]
-    if failed:
-        raise InputError(
-            f"{len(failed)} of {len(cells)} cells failed, the first at {failed[0].folder / ERROR}; "
-            "the report holds the others. The same command tries the failed ones again."
-        )
+    require_finished(cells)

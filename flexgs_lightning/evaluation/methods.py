@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from flexgs_lightning.deploy.formats.ply import read_ply, write_ply
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.contenders import Contender
 from flexgs_lightning.evaluation.iterative_pruning import rounds_needed
 from flexgs_lightning.evaluation.scores import Score
 from flexgs_lightning.evaluation.scratch import scratch_settings
@@ -44,39 +45,21 @@ Maker = Callable[[float, Path], Outcome]
 
 
 @dataclass(frozen=True)
-class Method(ABC):
-    """A way to have a scene at any ratio.
+class Method(Contender[Maker]):
+    """A way to have a scene at any ratio; its cells are ratios."""
 
-    Attributes:
-        name: as it was asked for.
-    """
-
-    name: str
     per_ratio: ClassVar[bool]
     """Whether something is trained for each ratio."""
-
-    @property
-    @abstractmethod
-    def description(self) -> str:
-        """One sentence for reports."""
 
     @property
     @abstractmethod
     def cost(self) -> str:
         """What its seconds of training contain, for reports."""
 
-    @abstractmethod
-    def facts(self, study: Study) -> dict[str, Any]:
-        """What its results depend on, beside ``Study.facts``; plain values."""
-
-    @abstractmethod
-    def prepare(self, study: Study, folder: Path) -> Maker:
-        """Do what all ratios have in common, in the method's ``folder``."""
-
     @property
     def folder(self) -> str:
         """Name of its folder."""
-        return Path(self.name).stem.replace(":", "-") if is_file(self.name) else self.name.replace(":", "-")
+        return Path(self.name).stem.replace(":", "-") if is_file(self.name) else super().folder
 
 
 @dataclass(frozen=True)

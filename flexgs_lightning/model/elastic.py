@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flexgs_lightning.errors import InputError
+from flexgs_lightning.errors import InputError, require_fields
 from flexgs_lightning.model.attributes import residual_columns
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
@@ -74,9 +74,7 @@ class ElasticOptions:
             "field_head_width": (0 <= self.field_head_width <= 4096, "0 to 4096"),
             "lowest_ratio": (0 < self.lowest_ratio < 1, "a number in (0, 1)"),
         }
-        for name, (good, expected) in checks.items():
-            if not good:
-                raise InputError(f"model.elastic.{name}: expected {expected}, found {getattr(self, name)}.")
+        require_fields("model.elastic.", self, checks)
         if not set(self.field_heads) <= set(known):
             raise InputError(
                 f"model.elastic.field_heads: expected names of {', '.join(known)}, "

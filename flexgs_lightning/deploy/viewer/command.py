@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from flexgs_lightning.deploy.budgets import parse_budget
-from flexgs_lightning.deploy.opening import choose_device, open_capture, open_model
+from flexgs_lightning.deploy.opening import choose_device, given, open_capture, open_model
 from flexgs_lightning.deploy.profile import timed
 from flexgs_lightning.model.budget import count_at
 
@@ -51,8 +51,7 @@ def view(
     """
     wanted = parse_budget(ratio, max_gaussians, max_megabytes, max_milliseconds, profile)
     model = open_model(ckpt, ply)
-    wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
-    data = model.data | {name: value for name, value in wished.items() if value is not None}
+    data = model.data | given(root=data_root, downscale=downscale, test_every=test_every)
     (budget,) = timed([wanted], model, data, device)
     count = count_at(budget.share(model), len(model))
     capture = None

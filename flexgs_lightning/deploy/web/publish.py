@@ -13,7 +13,7 @@ from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.codec.decoder import SUFFIX, open_file, read_elastic
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.deploy.compress import compress
-from flexgs_lightning.deploy.opening import open_capture, open_model
+from flexgs_lightning.deploy.opening import given, open_capture, open_model
 from flexgs_lightning.deploy.render import read_photo
 from flexgs_lightning.deploy.vantage import Vantage, vantage_of_capture, vantage_of_splats
 from flexgs_lightning.errors import InputError
@@ -66,8 +66,7 @@ def publish(
         overwrite: Replace the folder if it is one that this command wrote.
     """
     _require_replaceable(output, overwrite)
-    wished = {"root": data_root, "downscale": downscale, "test_every": test_every}
-    wished = {name: value for name, value in wished.items() if value is not None}
+    wished = given(root=data_root, downscale=downscale, test_every=test_every)
     compressed = ckpt is not None and ckpt.suffix.lower() == SUFFIX
     if compressed and (psnr_loss is not None or max_megabytes is not None):
         raise InputError(f"{ckpt}: an elastic file is published as it is, found a budget for compressing it.")

@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from flexgs_lightning.codec.refinement import STEPS
-from flexgs_lightning.errors import InputError
-from flexgs_lightning.evaluation.cell_folders import ERROR
+from flexgs_lightning.evaluation.cell_folders import keeping_cells, require_finished
 from flexgs_lightning.evaluation.rate_distortion.cells import plan, run
 from flexgs_lightning.evaluation.rate_distortion.gscodec import LAMBDAS
 from flexgs_lightning.evaluation.rate_distortion.names import SYSTEMS, Settings, parse_systems
 from flexgs_lightning.evaluation.rate_distortion.report import MARKDOWN_NAME, write_report
 from flexgs_lightning.evaluation.study import Schedule, open_study
-from flexgs_lightning.files import locked
 from flexgs_lightning.settings import CONFIGS
-from flexgs_lightning.signals import keeping
 
 log = logging.getLogger(__name__)
 
@@ -79,14 +76,9 @@ def rd(
     output = output or Path("runs/rd") / study.capture.name
     chosen = parse_systems(systems, settings)
     report = report or output
-    with locked(output), keeping(f"What is finished is kept in {output}; the same command goes on."):
+    with keeping_cells(output):
         cells = plan(study, chosen, output)
         run(study, cells)
         write_report(study, chosen, cells, report)
     log.info("Report: %s", report / MARKDOWN_NAME)
-    failed = [cell for cell in cells if not cell.finished]
-    if failed:
-        raise InputError(
-            f"{len(failed)} of {len(cells)} cells failed, the first at {failed[0].folder / ERROR}; "
-            "the report holds the others. The same command tries the failed ones again."
-        )
+    require_finished(cells)

@@ -20,7 +20,7 @@ from flexgs_lightning.codec.recipes.grid import Sorting
 from flexgs_lightning.codec.recipes.images import PLANES, Recipe, read_images, write_images
 from flexgs_lightning.codec.recipes.package import bytes_by_attribute
 from flexgs_lightning.codec.recipes.pruning import worth_storing
-from flexgs_lightning.errors import InputError
+from flexgs_lightning.errors import InputError, require_fields
 from flexgs_lightning.evaluation.cell_folders import keep_facts
 from flexgs_lightning.evaluation.rate_distortion.systems import Coded, Maker, System, code
 from flexgs_lightning.evaluation.rate_distortion.tuning import Tuning, start_of
@@ -91,10 +91,9 @@ class Modules:
             "sorting": ("grid", "morton"),
             "coder": ("png", "ans"),
         }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                expected = ", ".join(map(str, known))
-                raise InputError(f"gscodec: {name}: expected {expected}, found {getattr(self, name)}.")
+        items = choices.items()
+        checks = {name: (getattr(self, name) in known, ", ".join(map(str, known))) for name, known in items}
+        require_fields("gscodec: ", self, checks)
         _ = self.recipe  # which checks the numbers
 
     @property

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flexgs_lightning.evaluation.study import Study
+from flexgs_lightning.evaluation.contenders import Contender
 from flexgs_lightning.splats import Splats
 
 
@@ -41,34 +40,14 @@ Maker = Callable[[str, Path], Iterable[Coded]]
 
 
 @dataclass(frozen=True)
-class System(ABC):
-    """A way to store a scene.
+class System(Contender[Maker]):
+    """A way to store a scene; its cells are settings.
 
     Attributes:
-        name: as it is asked for.
         settings: what its rate is set by, from the largest files to the smallest.
     """
 
-    name: str
     settings: tuple[str, ...]
-
-    @property
-    @abstractmethod
-    def description(self) -> str:
-        """One sentence for reports."""
-
-    @abstractmethod
-    def facts(self, study: Study) -> dict[str, Any]:
-        """What its results depend on, beside ``Study.facts``; plain values."""
-
-    @abstractmethod
-    def prepare(self, study: Study, folder: Path) -> Maker:
-        """Do what all settings have in common, in the system's ``folder``."""
-
-    @property
-    def folder(self) -> str:
-        """Name of its folder."""
-        return self.name.replace(":", "-")
 
 
 def code(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,22 @@ EntropyName = Literal["factorized", "hash_grid"]
 
 
 class EntropyModel(nn.Module, ABC):
-    """A density of each of C channels, from which the bits of a rounded number follow."""
+    """A density of each of C channels, from which the bits of a rounded number follow.
+
+    Args:
+        channels: C.
+    """
+
+    center: Float[Tensor, " C"]
+    width: Float[Tensor, " C"]
+    spanned: ClassVar[float]
+    """How many units of ``width`` a new density's deviation is."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("center", torch.zeros(channels))
+        self.register_buffer("width", torch.ones(channels))
 
     @abstractmethod
     def probability(
@@ -50,9 +65,11 @@ class EntropyModel(nn.Module, ABC):
     def as_plain(self) -> dict[str, Any]:
         """Arguments of the constructor, but for data that comes with the state."""
 
-    @abstractmethod
+    @torch.no_grad()
     def fit(self, values: Float[Tensor, "M C"]) -> None:
         """Take the channels' places and widths from data, so that training starts near the truth."""
+        self.center.copy_(values.mean(dim=0))
+        self.width.copy_(values.std(dim=0, correction=0).clamp_min(1e-6) / self.spanned)
 
 
 class FactorizedDensity(EntropyModel):
@@ -63,8 +80,7 @@ class FactorizedDensity(EntropyModel):
     appendix 6.1).
     """
 
-    center: Float[Tensor, " C"]
-    width: Float[Tensor, " C"]
+    spanned = 10.0
 
     def __init__(self, channels: int, filters: Sequence[int] = (3, 3), init_scale: float = 10.0) -> None:
         """Start as a wide density around 0.
@@ -74,8 +90,8 @@ class FactorizedDensity(EntropyModel):
             filters: widths of the network's hidden layers.
             init_scale: how many units of ``width`` the density first spans.
         """
-        super().__init__()
-        self.channels, self.filters = channels, tuple(filters)
+        super().__init__(channels)
+        self.filters = tuple(filters)
         sizes = (1, *filters, 1)
         scale = init_scale ** (1 / (len(sizes) - 1))
         self.matrices, self.biases, self.factors = (nn.ParameterList() for _ in range(3))
@@ -85,8 +101,6 @@ class FactorizedDensity(EntropyModel):
             self.biases.append(torch.rand(channels, after, 1) - 0.5)
         for size in filters:
             self.factors.append(torch.zeros(channels, size, 1))
-        self.register_buffer("center", torch.zeros(channels))
-        self.register_buffer("width", torch.ones(channels))
 
     def cumulative_logits(self, values: Float[Tensor, "M C"]) -> Float[Tensor, "M C"]:
         """Logits of F at values; rises with each."""
@@ -108,12 +122,6 @@ class FactorizedDensity(EntropyModel):
         upper = self.cumulative_logits(values + 0.5 * steps)
         side = -(lower + upper).detach().sign()  # differences of small numbers, not of numbers near 1
         return ((side * upper).sigmoid() - (side * lower).sigmoid()).abs()
-
-    @torch.no_grad()
-    def fit(self, values: Float[Tensor, "M C"]) -> None:
-        """See ``EntropyModel``; the width is a tenth of the deviation, of which a new density spans ten."""
-        self.center.copy_(values.mean(dim=0))
-        self.width.copy_(values.std(dim=0, correction=0).clamp_min(1e-6) / 10)
 
     def as_plain(self) -> dict[str, Any]:
         """Arguments of the constructor."""

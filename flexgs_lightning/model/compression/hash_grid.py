@@ -102,8 +102,7 @@ class HashGridGaussian(EntropyModel):
     grid's cells lie where the scene does.
     """
 
-    center: Float[Tensor, " C"]
-    width: Float[Tensor, " C"]
+    spanned = 1.0
 
     def __init__(self, channels: int, frame: SceneFrame, hidden: int = 64, **grid: Any) -> None:
         """Draw initial weights from torch's global generator.
@@ -114,15 +113,13 @@ class HashGridGaussian(EntropyModel):
             hidden: width of the network's hidden layer.
             **grid: see ``HashGrid``.
         """
-        super().__init__()
-        self.channels, self.hidden, self.sizes = channels, hidden, grid
+        super().__init__(channels)
+        self.hidden, self.sizes = hidden, grid
         self.frame = frame
         self.grid = HashGrid(**grid)
         self.layers = nn.Sequential(
             nn.Linear(self.grid.width, hidden), nn.ReLU(), nn.Linear(hidden, 2 * channels)
         )
-        self.register_buffer("center", torch.zeros(channels))
-        self.register_buffer("width", torch.ones(channels))
 
     def parameters_at(self, means: Float[Tensor, "M 3"]) -> tuple[Float[Tensor, "M C"], Float[Tensor, "M C"]]:
         """Mean and standard deviation of each channel at places."""
@@ -142,12 +139,6 @@ class HashGridGaussian(EntropyModel):
         # Both in the lower tail, where differences are exact.
         upper, lower = (half - away) / deviation, (-half - away) / deviation
         return (_tail(upper) - _tail(lower)) / 2
-
-    @torch.no_grad()
-    def fit(self, values: Float[Tensor, "M C"]) -> None:
-        """See ``EntropyModel``."""
-        self.center.copy_(values.mean(dim=0))
-        self.width.copy_(values.std(dim=0, correction=0).clamp_min(1e-6))
 
     def as_plain(self) -> dict[str, Any]:
         """Arguments of the constructor but for the frame, which comes with the state."""

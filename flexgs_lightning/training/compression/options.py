@@ -2,9 +2,9 @@
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from flexgs_lightning.errors import InputError
+from flexgs_lightning.errors import require_fields
 from flexgs_lightning.model.compression.quantization import UniformQuantization
 from flexgs_lightning.model.compression.rounding import Rounding
 
@@ -48,12 +48,12 @@ class Compression:
 
     def __post_init__(self) -> None:
         checks = {
-            "psnr_loss": (self.psnr_loss > 0, "a positive number of dB", self.psnr_loss),
-            "mask_degree": (0 <= self.mask_degree <= 2, "0 to 2", self.mask_degree),
-            "mask_target": (0 < self.mask_target < 1, "above 0, below 1", self.mask_target),
-            "mask_threshold": (self.mask_threshold >= 0, "0 or more", self.mask_threshold),
+            "psnr_loss": (self.psnr_loss > 0, "a positive number of dB"),
+            "mask_degree": (0 <= self.mask_degree <= 2, "0 to 2"),
+            "mask_target": (0 < self.mask_target < 1, "above 0, below 1"),
+            "mask_threshold": (self.mask_threshold >= 0, "0 or more"),
         }
-        _check("compression", checks)
+        require_fields("model.compression.", self, checks)
         UniformQuantization(dict.fromkeys(self.attributes, self.bits))  # refuses what it cannot do
 
 
@@ -92,20 +92,12 @@ class CompressionTraining:
 
     def __post_init__(self) -> None:
         names = ("rate_weight", "entropy_rate", "step_rate", "mask_rate", "mask_sparsity", "mask_divergence")
-        checks: dict[str, tuple[bool, str, Any]] = {
-            name: (getattr(self, name) >= 0, "0 or more", getattr(self, name)) for name in names
-        }
+        checks = {name: (getattr(self, name) >= 0, "0 or more") for name in names}
         checks |= {
-            "steps": (self.steps >= 0, "0 or more", self.steps),
-            "rate_rows": (self.rate_rows >= 1, "1 or more", self.rate_rows),
-            "rate_share": (self.rate_share > 0, "a positive number", self.rate_share),
-            "rate_decay": (0 < self.rate_decay <= 1, "above 0, at most 1", self.rate_decay),
-            "sh_rest_boost": (self.sh_rest_boost > 0, "a positive number", self.sh_rest_boost),
+            "steps": (self.steps >= 0, "0 or more"),
+            "rate_rows": (self.rate_rows >= 1, "1 or more"),
+            "rate_share": (self.rate_share > 0, "a positive number"),
+            "rate_decay": (0 < self.rate_decay <= 1, "above 0, at most 1"),
+            "sh_rest_boost": (self.sh_rest_boost > 0, "a positive number"),
         }
-        _check("compression_training", checks)
-
-
-def _check(group: str, checks: dict[str, tuple[bool, str, Any]]) -> None:
-    for name, (good, expected, found) in checks.items():
-        if not good:
-            raise InputError(f"model.{group}.{name}: expected {expected}, found {found}.")
+        require_fields("model.compression_training.", self, checks)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from flexgs_lightning.errors import InputError
+from flexgs_lightning.errors import require_fields
 from flexgs_lightning.training.optimization import LARGEST_RATE, MOST_STEPS
 from flexgs_lightning.training.ranking import Importance
 
@@ -69,25 +69,22 @@ class ElasticTraining:
     def __post_init__(self) -> None:
         low, high = self.ratio_range
         checks = {
-            "steps": (0 <= self.steps <= MOST_STEPS, f"0 to {MOST_STEPS:,}", self.steps),
-            "ratio_range": (0 < low < high <= 1, "0 < lowest < highest <= 1", self.ratio_range),
+            "steps": (0 <= self.steps <= MOST_STEPS, f"0 to {MOST_STEPS:,}"),
+            "ratio_range": (0 < low < high <= 1, "0 < lowest < highest <= 1"),
             "ratios": (
                 len(self.ratios) > 0 and all(0 < ratio <= 1 for ratio in self.ratios),
                 "ratios in (0, 1]",
-                self.ratios,
             ),
-            "ratio_bias": (0 < self.ratio_bias < math.inf, "a positive number", self.ratio_bias),
-            "prefixes": (1 <= self.prefixes <= 64, "1 to 64", self.prefixes),
-            "rate_decay": (0 < self.rate_decay <= 1, "above 0, at most 1", self.rate_decay),
-            "full_every": (self.full_every >= 1, "1 or more", self.full_every),
-            "full_weight": (0 <= self.full_weight < 1, "0 to below 1", self.full_weight),
+            "ratio_bias": (0 < self.ratio_bias < math.inf, "a positive number"),
+            "prefixes": (1 <= self.prefixes <= 64, "1 to 64"),
+            "rate_decay": (0 < self.rate_decay <= 1, "above 0, at most 1"),
+            "full_every": (self.full_every >= 1, "1 or more"),
+            "full_weight": (0 <= self.full_weight < 1, "0 to below 1"),
         }
         weights = ("importance_weight", "sparsity_weight", "residual_rate", "grid_rate", "network_rate")
         for name in (*weights, "plane_variation", "ratio_smoothness", "ratio_deviation"):
-            checks[name] = (0 <= getattr(self, name) < LARGEST_RATE, "0 or more", getattr(self, name))
-        for name, (good, expected, found) in checks.items():
-            if not good:
-                raise InputError(f"model.elastic_training.{name}: expected {expected}, found {found}.")
+            checks[name] = (0 <= getattr(self, name) < LARGEST_RATE, "0 or more")
+        require_fields("model.elastic_training.", self, checks)
 
     def draw_ratios(self, step: int) -> list[float]:
         """Ratios of the stage's iteration ``step``; random draws come from torch's global generator."""
