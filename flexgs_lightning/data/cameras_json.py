@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flexgs_lightning.data.capture import TEST_EVERY, Capture
+from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.data.colmap_files import LARGEST_SIDE
 from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.film import FilmCamera, film_capture
 from flexgs_lightning.data.film_points import read_film_points
-from flexgs_lightning.data.photos import check_options
+from flexgs_lightning.data.photos import ReadOptions
 from flexgs_lightning.data.sequences import find_frames
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.records import read_json, shown
@@ -36,40 +36,27 @@ _ORTHONORMAL_WITHIN = 1e-3
 """Largest error of R R^T against the identity: files round to a few digits."""
 
 
-def read_cameras_json(
-    root: str | Path,
-    *,
-    downscale: int = 1,
-    test_every: int = TEST_EVERY,
-    images: str = "images",
-    masks: str = "masks",
-    name: str | None = None,
-) -> Capture:
+def read_cameras_json(root: Path, options: ReadOptions) -> Capture:
     """Read a folder with ``cameras.json`` and, for each camera, its frames (``sequences.find_frames``).
 
     Args:
         root: the folder.
-        downscale: reduce frames by this factor (area filter).
-        test_every: 0 trains on the test cameras, too; otherwise the table's split counts.
-        images: not used: frames lie where ``sequences.find_frames`` looks.
-        masks: not used.
-        name: short name for reports; None takes the folder's.
+        options: frames are reduced by an area filter; ``test_every`` 0 trains on the test cameras, too,
+            otherwise the table's split counts; folders of images and masks are not used.
 
     Raises:
         InputError: a field is missing or wrong (the camera is named), or a camera has no usable frames.
     """
-    check_options(downscale, test_every)
-    root = Path(root)
     path = root / FILE
     table = _table(path)
-    cameras = [_camera(root, path, entry, downscale, test_every) for entry in table["cameras"]]
+    cameras = [_camera(root, path, entry, options) for entry in table["cameras"]]
     stated = _optional(path, table, "frames")
     count = min(len(camera.frames) for camera in cameras) if stated is None else int(stated)
     near_plane = _optional(path, table, "near_plane")
     capture = film_capture(
         cameras,
         root=root,
-        name=name,
+        name=options.name_of(root),
         points=read_film_points(root, count),
         fps=_optional(path, table, "fps"),
         frames=None if stated is None else int(stated),
@@ -85,7 +72,7 @@ def _table(path: Path) -> dict[str, Any]:
     return table
 
 
-def _camera(root: Path, path: Path, entry: dict[str, Any], downscale: int, test_every: int) -> FilmCamera:
+def _camera(root: Path, path: Path, entry: dict[str, Any], options: ReadOptions) -> FilmCamera:
     name = entry.get("name")
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise InputError(f"{path}: expected a 'name' for each camera, found {shown(name)}.")
@@ -98,8 +85,8 @@ def _camera(root: Path, path: Path, entry: dict[str, Any], downscale: int, test_
         find_frames(root, name),
         _pose(where, entry.get("w2c")),
         _intrinsics(where, entry),
-        downscale=downscale,
-        held_out=split == "test" and test_every != 0,
+        downscale=options.downscale,
+        held_out=split == "test" and options.test_every != 0,
     )
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.calibration import fit_camera, float32
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, Points, View
-from flexgs_lightning.data.colmap_files import find_model, read_model
+from flexgs_lightning.data.colmap_files import find_model, read_model, registered_images
 from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.photos import (
     IMAGE_SUFFIXES,
     MIN_VIEWS,
-    check_options,
+    ReadOptions,
     log_capture,
     photo_view,
     processing,
@@ -60,10 +60,10 @@ def read_colmap(
         InputError: anything of it is missing, unreadable, contradictory or not finite.
     """
     root = Path(root)
-    check_options(downscale, test_every)
+    options = ReadOptions(downscale, test_every, images, masks, name)
     model_folder = find_model(root)
     model = read_model(model_folder)
-    registered = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: image.name)
+    registered = registered_images(model)
     if len(registered) < MIN_VIEWS:
         raise InputError(
             f"{model_folder}: found {len(registered)} registered images, expected at least {MIN_VIEWS}."
@@ -71,14 +71,14 @@ def read_colmap(
     twice = [name for name, count in Counter(image.name for image in registered).items() if count > 1]
     if twice:
         raise InputError(f"{model_folder}: {twice[0]} is registered twice, expected each image once.")
-    photos = _PhotoFolder.find(root, images, masks, downscale)
+    photos = _PhotoFolder.find(root, options)
     ids = np.array(sorted(model.points3D), dtype=np.uint64)
     views = tuple(
         _read_view(image, model.cameras[image.camera_id], photos, _observed(image, ids))
         for image in registered
     )
     capture = Capture(
-        name=name or root.resolve().name,
+        name=options.name_of(root),
         views=views,
         points=read_points(model, model_folder),
         protocol=_protocol(photos, views),
@@ -96,7 +96,7 @@ def read_colmap_cameras(root: Path, downscale: int = 1) -> list[Cameras]:
     """
     folder = find_model(root)
     model = read_model(folder)
-    registered = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: image.name)
+    registered = registered_images(model)
     if len(registered) < MIN_VIEWS:
         raise InputError(f"{folder}: found {len(registered)} cameras, expected at least {MIN_VIEWS}.")
     found = []
@@ -122,14 +122,15 @@ class _PhotoFolder:
     reduction: int
 
     @staticmethod
-    def find(root: Path, images: str, masks: str, downscale: int) -> _PhotoFolder:
+    def find(root: Path, options: ReadOptions) -> _PhotoFolder:
         """Prefer the reduced copy that the capture ships."""
-        shipped = root / f"{images}_{downscale}"
-        if downscale > 1 and shipped.is_dir():
-            return _PhotoFolder(shipped, root / masks, 1)
-        if not (root / images).is_dir():
-            raise InputError(f"{root / images}: no such folder, expected the capture's photos.")
-        return _PhotoFolder(root / images, root / masks, downscale)
+        images, masks = root / options.images, root / options.masks
+        shipped = root / f"{options.images}_{options.downscale}"
+        if options.downscale > 1 and shipped.is_dir():
+            return _PhotoFolder(shipped, masks, 1)
+        if not images.is_dir():
+            raise InputError(f"{images}: no such folder, expected the capture's photos.")
+        return _PhotoFolder(images, masks, options.downscale)
 
     def photo(self, name: str) -> Path:
         """The file of a photo, whatever its extension."""

@@ -82,6 +82,11 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
     return model
 
 
+def registered_images(model: pycolmap.Reconstruction) -> list[pycolmap.Image]:
+    """The images whose pose is known, by name."""
+    return sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: image.name)
+
+
 def _require_sound(model: pycolmap.Reconstruction, folder: Path) -> None:
     """Refuse what COLMAP's reader lets pass."""
     for number, camera in model.cameras.items():

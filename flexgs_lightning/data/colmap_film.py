@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from flexgs_lightning.data.capture import TEST_EVERY, Capture
+from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.data.colmap import read_points
-from flexgs_lightning.data.colmap_files import find_model, read_model
+from flexgs_lightning.data.colmap_files import find_model, read_model, registered_images
 from flexgs_lightning.data.film import FilmCamera, film_capture
 from flexgs_lightning.data.film_points import read_film_points
-from flexgs_lightning.data.photos import check_options
+from flexgs_lightning.data.photos import ReadOptions
 from flexgs_lightning.data.sequences import find_frames
 from flexgs_lightning.errors import InputError
 
@@ -23,35 +23,23 @@ _SAME_POSE = 1e-3
 """Largest difference between two images of one camera that stands still, in entries of the pose."""
 
 
-def read_colmap_film(
-    root: str | Path,
-    *,
-    downscale: int = 1,
-    test_every: int = TEST_EVERY,
-    images: str = "images",
-    masks: str = "masks",
-    name: str | None = None,
-) -> Capture:
+def read_colmap_film(root: Path, options: ReadOptions) -> Capture:
     """Read such a folder. The model's points are used unless there are points of frames.
 
     Args:
         root: the folder.
-        downscale: reduce frames by this factor (area filter).
-        test_every: every n-th camera by name is held out, starting with the first; 0 holds out none.
-        images: not used: frames lie where ``sequences.find_frames`` looks.
-        masks: not used.
-        name: short name for reports; None takes the folder's.
+        options: frames are reduced by an area filter; every n-th camera by name is held out, starting with
+            the first; folders of images and masks are not used.
 
     Raises:
         InputError: see ``read_colmap``; a camera that moves or has no usable frames.
     """
-    root = Path(root)
-    check_options(downscale, test_every)
+    every = options.test_every
     folder = find_model(root)
     model = read_model(folder)
     poses: dict[str, np.ndarray] = {}
     calibrated = {}
-    for image in sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: image.name):
+    for image in registered_images(model):
         camera, pose = _camera_name(image.name), np.asarray(image.cam_from_world().matrix())
         if np.abs(poses.setdefault(camera, pose) - pose).max() > _SAME_POSE:
             raise InputError(
@@ -64,17 +52,16 @@ def read_colmap_film(
             find_frames(root, camera),
             poses[camera],
             calibrated[camera],
-            downscale=downscale,
-            held_out=test_every > 0 and i % test_every == 0,
+            downscale=options.downscale,
+            held_out=every > 0 and i % every == 0,
         )
         for i, camera in enumerate(sorted(poses))
     ]
     if not cameras:
         raise InputError(f"{folder}: found no registered images, expected one for each camera.")
     points = read_film_points(root, min(len(camera.frames) for camera in cameras))
-    return film_capture(
-        cameras, root=root, name=name, points=points if len(points) else read_points(model, folder)
-    )
+    points = points if len(points) else read_points(model, folder)
+    return film_capture(cameras, root=root, name=options.name_of(root), points=points)
 
 
 def _camera_name(image: str) -> str:

@@ -76,7 +76,7 @@ def film_capture(
     cameras: Sequence[FilmCamera],
     *,
     root: Path,
-    name: str | None,
+    name: str,
     points: Points,
     fps: float | None = None,
     frames: int | None = None,
@@ -88,7 +88,7 @@ def film_capture(
     Args:
         cameras: in any order.
         root: the capture's folder, for messages.
-        name: short name for reports; None takes the folder's.
+        name: short name for reports.
         points: SfM points.
         fps: frames per second as stated; None takes the videos'.
         frames: frames of each camera as stated.
@@ -105,7 +105,7 @@ def film_capture(
     views = tuple(view for camera in cameras for view in camera.views(count))
     held_out = {camera.name for camera in cameras if camera.held_out}
     capture = Capture(
-        name=name or root.resolve().name,
+        name=name,
         views=views,
         points=points,
         protocol=_protocol(cameras, count, fps),

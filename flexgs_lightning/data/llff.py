@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from flexgs_lightning.data.capture import TEST_EVERY, Capture
+from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.data.colmap_files import LARGEST_SIDE
 from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.film import FilmCamera, film_capture
 from flexgs_lightning.data.film_points import read_film_points
-from flexgs_lightning.data.photos import check_options
+from flexgs_lightning.data.photos import ReadOptions
 from flexgs_lightning.data.sequences import camera_names, find_frames
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.records import read_array
@@ -26,31 +26,18 @@ from flexgs_lightning.records import read_array
 FILE = "poses_bounds.npy"
 
 
-def read_llff(
-    root: str | Path,
-    *,
-    downscale: int = 1,
-    test_every: int = TEST_EVERY,
-    images: str = "images",
-    masks: str = "masks",
-    name: str | None = None,
-) -> Capture:
+def read_llff(root: Path, options: ReadOptions) -> Capture:
     """Read a filmed scene of this layout; the first camera by name is held out, as the benchmark has it.
 
     Args:
         root: the folder.
-        downscale: reduce frames by this factor (area filter).
-        test_every: 0 trains on the first camera, too.
-        images: not used: frames lie where ``sequences.find_frames`` looks.
-        masks: not used.
-        name: short name for reports; None takes the folder's.
+        options: frames are reduced by an area filter; ``test_every`` 0 trains on the first camera, too;
+            folders of images and masks are not used.
 
     Raises:
         InputError: the array has another shape or another number of rows than there are cameras, holds what
             is no camera, or a camera has no usable frames.
     """
-    check_options(downscale, test_every)
-    root = Path(root)
     path = root / FILE
     rows = _rows(path)
     names = camera_names(root)
@@ -80,12 +67,12 @@ def read_llff(
                 find_frames(root, camera),
                 _world_to_camera(path, camera, matrix[:, :4]),
                 calibrated,
-                downscale=downscale,
-                held_out=i == 0 and test_every != 0,
+                downscale=options.downscale,
+                held_out=i == 0 and options.test_every != 0,
             )
         )
     count = min(len(camera.frames) for camera in cameras)
-    return film_capture(cameras, root=root, name=name, points=read_film_points(root, count))
+    return film_capture(cameras, root=root, name=options.name_of(root), points=read_film_points(root, count))
 
 
 def _rows(path: Path) -> Float[np.ndarray, "C 17"]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from flexgs_lightning.data.calibration import check_shape, fit_camera
-from flexgs_lightning.data.capture import Capture, View
+from flexgs_lightning.data.capture import TEST_EVERY, Capture, View
 from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.images import ImageFile, read_header
 from flexgs_lightning.errors import InputError
@@ -24,16 +25,31 @@ _LEAST_KEPT = 0.5
 _TOLERATED_OUTSIDE = 0.001
 
 
-def check_options(downscale: int, test_every: int) -> None:
-    """Refuse what no reader can do.
+@dataclass(frozen=True)
+class ReadOptions:
+    """What every reader of captures is asked for; see ``reading.read_capture``.
 
     Raises:
         InputError: a factor below 1, or a split that leaves nothing to train on.
     """
-    if downscale < 1:
-        raise InputError(f"downscale: found {downscale}, expected 1 or more.")
-    if test_every < 0 or test_every == 1:
-        raise InputError(f"test_every: found {test_every}, expected 2 or more, or 0 to hold out none.")
+
+    downscale: int = 1
+    test_every: int = TEST_EVERY
+    images: str = "images"
+    masks: str = "masks"
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.downscale < 1:
+            raise InputError(f"downscale: found {self.downscale}, expected 1 or more.")
+        if self.test_every < 0 or self.test_every == 1:
+            raise InputError(
+                f"test_every: found {self.test_every}, expected 2 or more, or 0 to hold out none."
+            )
+
+    def name_of(self, root: Path) -> str:
+        """Short name of the capture for reports: the folder's, if none is given."""
+        return self.name or root.resolve().name
 
 
 def photo_view(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 from flexgs_lightning.data import cameras_json, llff
 from flexgs_lightning.data.cameras_json import read_cameras_json
@@ -14,26 +13,10 @@ from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.data.colmap_film import read_colmap_film
 from flexgs_lightning.data.film import cut
 from flexgs_lightning.data.llff import read_llff
+from flexgs_lightning.data.photos import ReadOptions
 from flexgs_lightning.data.sequences import camera_names
 from flexgs_lightning.data.transforms import has_transforms, read_transforms_capture
 from flexgs_lightning.errors import InputError
-
-
-class Reader(Protocol):
-    """Reads one layout of captures; the arguments are those of ``read_capture``."""
-
-    def __call__(
-        self,
-        root: str | Path,
-        *,
-        downscale: int = 1,
-        test_every: int = TEST_EVERY,
-        images: str = "images",
-        masks: str = "masks",
-        name: str | None = None,
-    ) -> Capture:
-        """The capture, or an ``InputError``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +31,7 @@ class Layout:
 
     marks: str
     matches: Callable[[Path], bool]
-    read: Reader
+    read: Callable[[Path, ReadOptions], Capture]
 
 
 def _is_colmap_film(root: Path) -> bool:
@@ -60,11 +43,15 @@ def _is_llff_film(root: Path) -> bool:
     return (root / llff.FILE).is_file() and bool(camera_names(root))
 
 
+def _read_colmap(root: Path, options: ReadOptions) -> Capture:
+    return read_colmap(root, **asdict(options))
+
+
 LAYOUTS: tuple[Layout, ...] = (
     Layout(cameras_json.FILE, lambda root: (root / cameras_json.FILE).is_file(), read_cameras_json),
     Layout(f"{llff.FILE} with videos", _is_llff_film, read_llff),
     Layout("a COLMAP model with frames of each camera", _is_colmap_film, read_colmap_film),
-    Layout("a COLMAP model in sparse/0", lambda root: (root / "sparse").is_dir(), read_colmap),
+    Layout("a COLMAP model in sparse/0", lambda root: (root / "sparse").is_dir(), _read_colmap),
     Layout("transforms.json or transforms_train.json", has_transforms, read_transforms_capture),
 )
 """In order of preference: a folder that holds several kinds is read as the first of them."""
@@ -105,9 +92,7 @@ def read_capture(
         raise InputError(f"{root}: no such folder, expected a capture ({marks}).")
     for layout in LAYOUTS:
         if layout.matches(root):
-            capture = layout.read(
-                root, downscale=downscale, test_every=test_every, images=images, masks=masks, name=name
-            )
+            capture = layout.read(root, ReadOptions(downscale, test_every, images, masks, name))
             capture = capture if frames is None else cut(capture, frames)
             return capture if near_plane is None else capture.with_near_plane(near_plane)
     found = "found none of that" if any(root.iterdir()) else "the folder is empty"

@@ -23,13 +23,13 @@ from jaxtyping import Float
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.calibration import fit_camera
-from flexgs_lightning.data.capture import TEST_EVERY, Capture, View
+from flexgs_lightning.data.capture import Capture, View
 from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.images import Size, read_header
 from flexgs_lightning.data.photos import (
     IMAGE_SUFFIXES,
     MIN_VIEWS,
-    check_options,
+    ReadOptions,
     log_capture,
     photo_view,
     processing,
@@ -56,15 +56,7 @@ _LATEST = float(np.nextafter(np.float32(1), np.float32(0)))
 """D-NeRF counts the last moment as 1; here time is below it."""
 
 
-def read_transforms_capture(
-    root: str | Path,
-    *,
-    downscale: int = 1,
-    test_every: int = TEST_EVERY,
-    images: str = "images",
-    masks: str = "masks",
-    name: str | None = None,
-) -> Capture:
+def read_transforms_capture(root: Path, options: ReadOptions) -> Capture:
     """Read a folder with ``transforms.json``, or with ``transforms_train.json`` and its like.
 
     Its own test photos are held out: those of ``transforms_test.json`` (without one, ``transforms_val.json``)
@@ -74,32 +66,27 @@ def read_transforms_capture(
 
     Args:
         root: folder of the file or files, to which its paths are relative.
-        downscale: use photos reduced by this factor: ``images_N/a.jpg`` for ``images/a.jpg`` if there is such
-            a folder, otherwise by an area filter.
-        test_every: every n-th photo by sorted name is held out, starting with the first, if the files name no
-            test photos; 0 holds out none of either kind.
-        images: not used: the files name each photo.
-        masks: name of the folder of grey images used as alpha, for photos without a ``mask_path``.
-        name: short name for reports; None takes the folder's.
+        options: reduced photos are ``images_N/a.jpg`` for ``images/a.jpg`` if there is such a folder,
+            otherwise made by an area filter; ``test_every`` counts if the files name no test photos, but 0
+            holds out none of either kind; masks are for photos without a ``mask_path``; a folder of images is
+            not used, because the files name each photo.
 
     Raises:
         InputError: anything of it is missing, unreadable, contradictory or not finite.
     """
-    root = Path(root)
-    check_options(downscale, test_every)
     files = read_transforms(root)
-    photos = _Photos(root, masks, downscale)
+    photos = _Photos(root, options.masks, options.downscale)
     splits = {split: [photos.view(file, frame) for frame in file.frames] for split, file in files.items()}
     views = tuple(sorted(itertools.chain(*splits.values()), key=lambda view: view.name))
     held_out = _held_out(splits, files, root)
     views = tuple(view for view in views if held_out.uses(view.name))
     _check_views(views, root)
     capture = Capture(
-        name=name or root.resolve().name,
+        name=options.name_of(root),
         views=views,
         points=read_points(root, next(iter(files.values()))),
         protocol=_protocol(photos, files, views),
-        test_every=test_every,
+        test_every=options.test_every,
         test_names=held_out.test,
     )
     log_capture(capture, 0)
