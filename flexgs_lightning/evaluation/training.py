@@ -146,7 +146,7 @@ def merged(first: Mapping[str, Any], *others: Mapping[str, Any]) -> Settings:
 
 
 def _stage(steps: int, elastic: bool) -> Settings:
-    """One of both stages alone, neither validated nor tested on its way."""
+    """The first stage or the elastic one alone, neither validated nor tested on its way."""
     lengths = {
         "reconstruction_steps": 0 if elastic else steps,
         "elastic_training": {"steps": steps if elastic else 0},

@@ -42,7 +42,7 @@ class LearningRates:
         coefficients: their parts in shared trajectories.
         appearance: features that a network makes colours of.
         batch_rule: what several views in an iteration (``data.batch_size`` times the number of processes) do
-            to all learning rates of both stages: "constant" leaves them, "sqrt" multiplies them by the
+            to all learning rates of all stages: "constant" leaves them, "sqrt" multiplies them by the
             square root of the number of views (``scale_to_batch``).
     """
 
