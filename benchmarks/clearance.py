@@ -34,7 +34,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flexgs_lightning import load, rasterize
 from flexgs_lightning.data.colmap import read_colmap
-from flexgs_lightning.evaluation.benchmark_scene import SceneRun
+from flexgs_lightning.evaluation.benchmark.scene import SceneRun
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.metrics.psnr import psnr
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, read_checkpoint

@@ -65,9 +65,9 @@ COMMANDS = {
     "data download": "data.download",
     "data process": "data.process",
     "demo": "demo.command",
-    "benchmark": "evaluation.benchmark_run",
-    "compare": "evaluation.compare",
-    "ablate": "evaluation.compare",
+    "benchmark": "evaluation.benchmark.command",
+    "compare": "evaluation.comparison.command",
+    "ablate": "evaluation.comparison.command",
     "unseen": "evaluation.unseen",
     "rd": "evaluation.rate_distortion.command",
 }

@@ -22,8 +22,8 @@ from flexgs_lightning.cli import main
 from flexgs_lightning.codec.decoder import open_file
 from flexgs_lightning.data.benchmarks import find_benchmark
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.evaluation.benchmark_report import as_markdown, summarise
-from flexgs_lightning.evaluation.benchmark_run import _share
+from flexgs_lightning.evaluation.benchmark.command import _share
+from flexgs_lightning.evaluation.benchmark.report import as_markdown, summarise
 from flexgs_lightning.evaluation.scheduling import Task, run_side_by_side
 
 CHECKOUT = Path(__file__).parents[1]

@@ -18,8 +18,8 @@ from PIL import Image
 from flexgs_lightning.cli import main
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.deploy.formats.ply import read_ply
-from flexgs_lightning.evaluation import methods
 from flexgs_lightning.evaluation.cell_folders import ERROR, RESULT
+from flexgs_lightning.evaluation.comparison import methods
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import load, read_checkpoint
 from flexgs_lightning.training.module import FlexGSModule
@@ -228,7 +228,7 @@ def test_finished_cells_are_not_run_again(
     before = {path: path.stat().st_mtime_ns for path in output.rglob(RESULT)}
     text = (output / "comparison.json").read_bytes()
     monkeypatch.setattr(FlexGSModule, "training_step", None)
-    monkeypatch.setattr("flexgs_lightning.evaluation.cells.measure", None)
+    monkeypatch.setattr("flexgs_lightning.evaluation.comparison.cells.measure", None)
     assert compare(first_stage, output, *asked()) == 0
     assert {path: path.stat().st_mtime_ns for path in output.rglob(RESULT)} == before
     assert (output / "comparison.json").read_bytes() == text

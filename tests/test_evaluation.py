@@ -16,9 +16,9 @@ from small_scene import around, ball
 from flexgs_lightning.cli import main
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.comparison.methods import Elastic, iterative_schedule, one_ratio, scaled
+from flexgs_lightning.evaluation.comparison.names import ABLATIONS, ELASTIC_CONFIGS, ablations, parse_methods
 from flexgs_lightning.evaluation.iterative_pruning import next_count, rounds_needed
-from flexgs_lightning.evaluation.method_names import ABLATIONS, ELASTIC_CONFIGS, ablations, parse_methods
-from flexgs_lightning.evaluation.methods import Elastic, iterative_schedule, one_ratio, scaled
 from flexgs_lightning.evaluation.scores import Score, pruning_order, pruning_scores
 from flexgs_lightning.evaluation.scratch import first_refined, growth_needed, refinements, scratch_settings
 from flexgs_lightning.evaluation.study import Schedule

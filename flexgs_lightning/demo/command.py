@@ -13,7 +13,7 @@ from flexgs_lightning.deploy.elastic_pictures import rate_quality_curve, ratio_s
 from flexgs_lightning.deploy.export import export
 from flexgs_lightning.deploy.formats.registry import write_splats
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
-from flexgs_lightning.evaluation.benchmark_report import scene_row
+from flexgs_lightning.evaluation.benchmark.report import scene_row
 from flexgs_lightning.evaluation.records import read_metrics
 from flexgs_lightning.model.checkpoint import Model, load
 from flexgs_lightning.settings import find_config

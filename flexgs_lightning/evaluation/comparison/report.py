@@ -8,9 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from flexgs_lightning.evaluation.cells import VIEW, Cell
+from flexgs_lightning.evaluation.comparison.cells import VIEW, Cell
+from flexgs_lightning.evaluation.comparison.pictures import picture_grid
 from flexgs_lightning.evaluation.curves import write_curves
-from flexgs_lightning.evaluation.pictures import picture_grid
 from flexgs_lightning.evaluation.study import Study
 from flexgs_lightning.evaluation.tables import markdown
 from flexgs_lightning.files import atomic_path

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.evaluation.methods import (
+from flexgs_lightning.evaluation.comparison.methods import (
     Elastic,
     Finetuning,
     IterativePruningMethod,

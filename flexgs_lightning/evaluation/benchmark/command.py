@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 
 from flexgs_lightning.data.benchmarks import BenchmarkScene, find_benchmark, find_protocol, find_scene
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.evaluation.benchmark_codec import write_elastic_files
-from flexgs_lightning.evaluation.benchmark_report import write_report
-from flexgs_lightning.evaluation.benchmark_scene import HEADER, SceneRun
+from flexgs_lightning.evaluation.benchmark.codec import write_elastic_files
+from flexgs_lightning.evaluation.benchmark.report import write_report
+from flexgs_lightning.evaluation.benchmark.scene import HEADER, SceneRun
 from flexgs_lightning.evaluation.scheduling import Task, run_side_by_side
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.records import read_yaml

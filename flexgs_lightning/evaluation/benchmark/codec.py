@@ -9,7 +9,7 @@ from pathlib import Path
 from flexgs_lightning.codec.decoder import open_file
 from flexgs_lightning.deploy.compress import compress
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.evaluation.benchmark_scene import SceneRun
+from flexgs_lightning.evaluation.benchmark.scene import SceneRun
 from flexgs_lightning.model.budget import MEGABYTE
 
 log = logging.getLogger(__name__)

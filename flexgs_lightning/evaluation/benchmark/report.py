@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flexgs_lightning.data.benchmarks import Benchmark
-from flexgs_lightning.evaluation.benchmark_codec import megabytes_at
-from flexgs_lightning.evaluation.benchmark_scene import SceneRun
+from flexgs_lightning.evaluation.benchmark.codec import megabytes_at
+from flexgs_lightning.evaluation.benchmark.scene import SceneRun
 from flexgs_lightning.evaluation.published import METRICS, benchmark_means, scene_tables
 from flexgs_lightning.evaluation.tables import worst_text
 from flexgs_lightning.files import atomic_path

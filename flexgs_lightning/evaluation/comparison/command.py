@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from flexgs_lightning.evaluation.cell_folders import keeping_cells, require_finished
-from flexgs_lightning.evaluation.cells import plan, run
-from flexgs_lightning.evaluation.method_names import ablations, parse_methods
-from flexgs_lightning.evaluation.report import MARKDOWN_NAME, write_report
+from flexgs_lightning.evaluation.comparison.cells import plan, run
+from flexgs_lightning.evaluation.comparison.names import ablations, parse_methods
+from flexgs_lightning.evaluation.comparison.report import MARKDOWN_NAME, write_report
 from flexgs_lightning.evaluation.study import Schedule, open_study
 from flexgs_lightning.settings import CONFIGS
 

@@ -13,8 +13,8 @@ from flexgs_lightning.deploy.formats.ply import ply_bytes
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.cell_folders import RESULT, CellFolder, Shared, keep_facts, run_cells
+from flexgs_lightning.evaluation.comparison.methods import Maker, Method
 from flexgs_lightning.evaluation.measure import measure, switch_milliseconds
-from flexgs_lightning.evaluation.methods import Maker, Method
 from flexgs_lightning.evaluation.records import read_cell
 from flexgs_lightning.evaluation.study import Study
 from flexgs_lightning.files import atomic_path

@@ -1,0 +1,1 @@
+"""Benchmarks: every scene trained and measured by a paper's protocol, and reported beside its figures."""
