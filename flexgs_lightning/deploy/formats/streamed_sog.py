@@ -60,52 +60,67 @@ def write_streamed_sog(levels: Sequence[SplatFile], output: Path) -> None:
             f"{output}: is not empty; expected a new folder, or one that holds just such a scene."
         )
     scenes = [level.splats.detach().to("cpu") for level in levels]
+    folders = _Folders([scene.means.numpy() for scene in scenes])
     boxes = [_boxes(scene) for scene in scenes]
-    centers = [scene.means.numpy() for scene in scenes]
-    names: list[str] = []
-    orders: dict[str, list[np.ndarray]] = {}
-
-    def place(leaf: list[np.ndarray]) -> dict[str, Any]:
-        """Assign a leaf's rows to folders, and tell where they are."""
-        lods = {}
-        for level, rows in enumerate(leaf):
-            if not len(rows):
-                continue
-            own = [name for name in names if name.startswith(f"{level}_")]
-            if not own or sum(map(len, orders[own[-1]])) + len(rows) > FOLDER:
-                own.append(f"{level}_{len(own)}")
-                names.append(own[-1])
-                orders[own[-1]] = []
-            offset = sum(map(len, orders[own[-1]]))
-            orders[own[-1]].append(rows[morton_order(centers[level][rows])])
-            lods[str(level)] = {"file": names.index(own[-1]), "offset": offset, "count": len(rows)}
-        return lods
-
-    def build(rows: list[np.ndarray]) -> dict[str, Any]:
-        bound = _bound(boxes, rows)
-        halves = _halves(centers, rows)
-        if halves is None:
-            return {"bound": bound, "lods": place(rows)}
-        return {"bound": bound, "children": [build(half) for half in halves]}
-
-    tree = build([np.arange(count) for count in counts])
+    tree = _tree(boxes, folders, [np.arange(count) for count in counts])
     meta = {
         "version": 1,
         "asset": {"generator": "flexgs-lightning"},
         "count": sum(counts),
         "counts": counts,
         "lodLevels": len(levels),
-        "filenames": [f"{name}/meta.json" for name in names],
+        "filenames": [f"{name}/meta.json" for name in folders.rows],
         "tree": tree,
     }
     with atomic_path(output) as temporary:
         temporary.mkdir()
-        for name in names:
+        for name, parts in folders.rows.items():
             lod = int(name.partition("_")[0])
-            rows = torch.from_numpy(np.concatenate(orders[name]))
+            rows = torch.from_numpy(np.concatenate(parts))
             part = SplatFile(scenes[lod][rows], levels[lod].antialiased)
             write_sog_folder(part, temporary / name, keep_order=True)
         (temporary / LOD_META).write_text(json.dumps(meta))
+
+
+class _Folders:
+    """The SOG folders of all levels, filled leaf by leaf.
+
+    Attributes:
+        rows: of each folder, by name and in the order of the leaves; ``LEVEL_NUMBER`` is a folder's name.
+    """
+
+    def __init__(self, centers: Sequence[np.ndarray]) -> None:
+        """Begin without any, for levels with these centres, [N, 3] each."""
+        self.centers = centers
+        self.rows: dict[str, list[np.ndarray]] = {}
+
+    def place(self, leaf: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Assign a leaf's rows of each level to folders, and tell where they are."""
+        lods = {}
+        for level, rows in enumerate(leaf):
+            if len(rows):
+                name = self._with_room(level, len(rows))
+                offset = sum(map(len, self.rows[name]))
+                self.rows[name].append(rows[morton_order(self.centers[level][rows])])
+                lods[str(level)] = {"file": list(self.rows).index(name), "offset": offset, "count": len(rows)}
+        return lods
+
+    def _with_room(self, level: int, count: int) -> str:
+        """The level's last folder, or a new one where that would hold too many."""
+        own = [name for name in self.rows if name.startswith(f"{level}_")]
+        if own and sum(map(len, self.rows[own[-1]])) + count <= FOLDER:
+            return own[-1]
+        name = f"{level}_{len(own)}"
+        self.rows[name] = []
+        return name
+
+
+def _tree(boxes: Sequence[np.ndarray], folders: _Folders, rows: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The node of some rows of each level, with what is below it."""
+    bound, halves = _bound(boxes, rows), _halves(folders.centers, rows)
+    if halves is None:
+        return {"bound": bound, "lods": folders.place(rows)}
+    return {"bound": bound, "children": [_tree(boxes, folders, half) for half in halves]}
 
 
 def _is_streamed(folder: Path) -> bool:
@@ -194,7 +209,7 @@ def _boxes(splats: Splats) -> np.ndarray:
     return torch.stack([means - half, means + half], dim=1).numpy()
 
 
-def _bound(boxes: list[np.ndarray], rows: list[np.ndarray]) -> dict[str, list[float]]:
+def _bound(boxes: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> dict[str, list[float]]:
     """Box around the Gaussians of all levels."""
     held = [box[index] for box, index in zip(boxes, rows, strict=True) if len(index)]
     low = np.min([each[:, 0].min(axis=0) for each in held], axis=0)
@@ -202,7 +217,7 @@ def _bound(boxes: list[np.ndarray], rows: list[np.ndarray]) -> dict[str, list[fl
     return {"min": [float(f"{v:.7g}") for v in low], "max": [float(f"{v:.7g}") for v in high]}
 
 
-def _halves(centers: list[np.ndarray], rows: list[np.ndarray]) -> list[list[np.ndarray]] | None:
+def _halves(centers: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> list[list[np.ndarray]] | None:
     """The rows of both sides of the median along the longest axis; None where a node needs no parting.
 
     Every level that has Gaussians in the node has some on either side, so that none leaves a hole.
