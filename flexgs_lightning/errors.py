@@ -1,9 +1,5 @@
 """The one exception that a user is meant to read."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-
 
 class InputError(ValueError):
     """Bad input: a file, folder, option or value that the user can mend.
@@ -17,7 +13,17 @@ class InputError(ValueError):
         return printable(super().__str__())
 
 
-def require_fields(where: str, options: object, checks: Mapping[str, tuple[bool, str]]) -> None:
+def printable(text: str) -> str:
+    """Text of others on one line: line ends become spaces, and what would steer a terminal is escaped."""
+    lines = text.splitlines()
+    folded = " ".join(filter(None, map(str.strip, lines))) if len(lines) > 1 else text
+    if folded.isprintable():
+        return folded
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in folded.rstrip("\n"))
+    return "".join(shown)
+
+
+def require_fields(where: str, options: object, checks: dict[str, tuple[bool, str]]) -> None:
     """Refuse options of which a field is out of range.
 
     Args:
@@ -31,13 +37,3 @@ def require_fields(where: str, options: object, checks: Mapping[str, tuple[bool,
     for name, (good, expected) in checks.items():
         if not good:
             raise InputError(f"{where}{name}: expected {expected}, found {getattr(options, name)}.")
-
-
-def printable(text: str) -> str:
-    """Text of others on one line: line ends become spaces, and what would steer a terminal is escaped."""
-    lines = text.splitlines()
-    folded = " ".join(filter(None, map(str.strip, lines))) if len(lines) > 1 else text
-    if folded.isprintable():
-        return folded
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in folded.rstrip("\n"))
-    return "".join(shown)
