@@ -170,6 +170,43 @@ next_item: Any = intrinsic(_next_item)
 """next_item(counter): take the next item's number from an int64 [1] array; an atomic fetch-and-add."""
 
 
+def _prefetch(typing_context: Any, array: Any, *place: Any) -> Any:
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        address = builder.bitcast(view.data, byte)
+        for dimension, index in enumerate(arguments[1:]):
+            stride = builder.extract_value(view.strides, dimension)
+            address = builder.gep(address, [builder.mul(index, stride)])
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(fetch, [address, flag(0), flag(3), flag(1)])  # to read, to keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, *[types.int64] * len(place)), generate
+
+
+def _prefetch_row(typing_context: Any, array: Any, row: Any) -> Any:
+    return _prefetch(typing_context, array, row)
+
+
+prefetch: Any = intrinsic(_prefetch_row)
+"""prefetch(array, row): have a row's beginning brought near while other work is done.
+
+Rows in no order come from far away, and the processor by itself looks ahead by a few hundred instructions
+only. Changes no result; a row that does not exist does no harm.
+"""
+
+
+def _prefetch_image(typing_context: Any, array: Any, image: Any, y: Any, x: Any) -> Any:
+    return _prefetch(typing_context, array, image, y, x)
+
+
+prefetch_pixel: Any = intrinsic(_prefetch_image)
+"""prefetch_pixel(images, image, y, x): the same of a pixel."""
+
+
 def _float_from_bits(typing_context: Any, bits: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

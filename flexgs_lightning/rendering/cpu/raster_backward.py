@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from flexgs_lightning.jit import exp_negative, inlined, kernel, next_item
+from flexgs_lightning.jit import exp_negative, inlined, kernel, next_item, prefetch, prefetch_pixel
 from flexgs_lightning.rendering.cpu.tile_pixels import (
+    AHEAD,
     ALPHA,
     ALPHA_MAX,
     ALPHA_MIN,
@@ -28,6 +29,7 @@ from flexgs_lightning.rendering.cpu.tile_pixels import (
     covered,
     further_plane,
     new_state,
+    prefetch_splat,
     reset,
 )
 from flexgs_lightning.rendering.cpu.tiles import TILE_HEIGHT, TILE_WIDTH
@@ -73,6 +75,9 @@ def draw_backward(
                 rest,
             )  # fmt: skip
         for place in range(size - 1, -1, -1):
+            ahead = first + max(place - AHEAD, 0)
+            prefetch_splat(means2d, features, extents, tile_splats[ahead])
+            prefetch(gradients, tile_entries[ahead])
             row = tile_entries[first + place]
             values, across, down = _NO_GRADIENTS, ZERO, ZERO
             if np.float32(place) < deepest:
@@ -110,6 +115,9 @@ def _load(
     reset(state, width - left, height - top)
     deepest = ZERO
     for y in range(top, min(top + TILE_HEIGHT, height)):
+        prefetch_pixel(transmittance, c, y + AHEAD, left)
+        prefetch_pixel(stop, c, y + AHEAD, left)
+        prefetch_pixel(v_image, c, y + AHEAD, left)
         for x in range(left, min(left + TILE_WIDTH, width)):
             i = np.uint64((y - top) * TILE_WIDTH + x - left)
             T = transmittance[c, y, x]

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from flexgs_lightning.jit import inlined, kernel, next_item, run
+from flexgs_lightning.jit import inlined, kernel, next_item, prefetch, run
 from flexgs_lightning.rendering.types import DEPTH
 
 TILE_WIDTH = 8
@@ -24,6 +24,8 @@ TILE_HEIGHT = 32
 _PARTS = 8
 """Pieces of one camera's depth-sorted list that are dealt out in parallel."""
 _CHUNK = 4096
+_AHEAD = 16
+"""Gaussians whose boxes are prefetched before their turn: in order of depth they lie anywhere in memory."""
 _MARGIN = 0.01
 """Pixels added around each Gaussian's box against rounding; what lies there blends to nothing."""
 
@@ -164,6 +166,7 @@ def _count_per_tile(counter, count, boxes, order, visible, columns, counts):
     while item < count:
         c, part, first, last = _part(item, visible)
         for rank in range(first, last):
+            prefetch(boxes, c * order.shape[1] + order[c, min(rank + _AHEAD, last - 1)])
             i = c * order.shape[1] + order[c, rank]
             for row in range(boxes[i, 1], boxes[i, 3]):
                 for column in range(boxes[i, 0], boxes[i, 2]):
@@ -181,6 +184,9 @@ def _deal_out(
     while item < count:
         c, part, first, last = _part(item, visible)
         for rank in range(first, last):
+            ahead = c * n + order[c, min(rank + _AHEAD, last - 1)]
+            prefetch(boxes, ahead)
+            prefetch(entry_offsets, ahead)
             i = c * n + order[c, rank]
             entry = entry_offsets[i]
             for row in range(boxes[i, 1], boxes[i, 3]):
