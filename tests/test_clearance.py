@@ -104,6 +104,45 @@ def test_held_out_views_do_not_count() -> None:
     assert float(space.radii.max()) == pytest.approx(2.0, abs=0.02)
 
 
+def test_a_stated_near_plane_clears_pyramids() -> None:
+    """Inside is what the image with its margin shows, nearer than the plane; beside it a wall may stand."""
+    found = capture(wall(4.0), [((0.0, 0.0, 0.0), None), ((1.5, 0.0, 0.0), None)]).with_near_plane(1.0)
+    space = clear_space(found, CameraClearance(share=0.01))
+    assert space is not None
+    draw = torch.Generator().manual_seed(0)
+    means = 6 * torch.rand(20_000, 3, generator=draw) - 3
+    expected = torch.zeros(len(means), dtype=torch.bool)
+    for view in found.views:
+        x, y, z = (means - view.camera.positions).double().unbind(dim=1)
+        width, height = 64 / 50 * z, 48 / 50 * z  # of the image at that depth; the centre is its middle
+        shown = (x.abs() <= 0.65 * width) & (y.abs() <= 0.65 * height)
+        near = (means - view.camera.positions).norm(dim=1) < 0.01 * 4.5
+        expected |= (z > 0) & (z < 1.0) & shown | near
+    assert torch.equal(space.contains(means), expected)
+    assert 100 < expected.sum() < 1000
+    without = clear_space(found.with_near_plane(0.01), CameraClearance(share=0.01))
+    assert without is not None
+    assert not without.contains(means).any()
+
+
+def test_what_is_before_the_near_plane_is_not_observed() -> None:
+    """Points on a camera's own housing would leave it no space."""
+    points = torch.cat([wall(4.0), wall(0.04, 30) * 0.05 + torch.tensor([0.0, 0.0, 0.038])])
+    found = capture(points, [((0.0, 0.0, 0.0), None)])
+    assert nearest_observed(found, 0.01) == pytest.approx(0.04, abs=0.01)
+    assert nearest_observed(found.with_near_plane(1.0), 0.01) == pytest.approx(4.0, abs=0.01)
+
+
+def test_space_around_held_out_cameras_is_asked_for() -> None:
+    places = [((0.0, 0.0, 0.0), None), *[((2.0 + i, 0.0, 0.0), None) for i in range(3)]]
+    held_out = Capture(**{**vars(capture(wall(4.0), places)), "test_every": 4}).with_near_plane(1.0)
+    in_front = torch.tensor([[0.0, 0.0, 0.5], [2.0, 0.0, 0.5]])
+    for asked, expected in ((False, [False, True]), (True, [True, True])):
+        space = clear_space(held_out, CameraClearance(share=0.01, held_out=asked))
+        assert space is not None
+        assert space.contains(in_front).tolist() == expected
+
+
 @pytest.mark.parametrize("observed", [None, torch.zeros(0, dtype=torch.int32)])
 def test_without_observations_points_inside_the_image_count(observed: torch.Tensor | None) -> None:
     beside = wall(1.0) + torch.tensor([5.0, 0, 0])
