@@ -15,6 +15,7 @@ import torch
 from flexgs_lightning import MCMC, AdaptiveDensityControl, CaptureDataModule, FlexGSModule, TrainingRun, load
 from flexgs_lightning.cli import main
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.checkpoint_record import sealed
 from flexgs_lightning.training.callbacks import WITH_OPTIONS
 from flexgs_lightning.training.callbacks.checkpointing import newest_checkpoint
 from flexgs_lightning.training.options import plain_arguments
@@ -218,6 +219,25 @@ def test_equal_options_say_nothing_and_end_bit_for_bit_as_uninterrupted(
         for folder in (run, training.run_folder)
     )
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_options_of_a_later_release_count_as_their_defaults(run: Path, tmp_path: Path) -> None:
+    """As from a checkpoint that was written before they existed."""
+    later = (
+        "model.motion.path",
+        "model.learning_rates.omega",
+        "model.densification.every",
+        "data.near_plane",
+    )
+    old = tmp_path / "checkpoints" / "step_12.ckpt"
+    old.parent.mkdir()
+    checkpoint = torch.load(run / "checkpoints" / old.name, weights_only=True)
+    for name in later:
+        del checkpoint["flexgs"]["options"][name]
+    torch.save(sealed(checkpoint), old)
+    found = refusal(tmp_path, 12, tmp_path, "--model.learning_rates.omega=0.5")
+    assert "model.learning_rates.omega 0.0001, found 0.5" in found
+    assert resume(tmp_path, 12, tmp_path).trainer.global_step == FIRST + SECOND
 
 
 def test_a_finished_training_says_so(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

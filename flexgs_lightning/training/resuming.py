@@ -2,13 +2,14 @@
 
 A checkpoint holds the options that it was trained with (``training_options``). ``check_resume`` compares them
 with those given now, before the first iteration: what may change changes, what no longer matters is listed,
-and everything else is refused with both values.
+and everything else is refused with both values. Options that an older release did not have count as their
+defaults, which leave everything as it was.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY
 from flexgs_lightning.records import parsed
 from flexgs_lightning.training.callbacks import WITH_OPTIONS
 from flexgs_lightning.training.callbacks.clock import ClockState, TrainingClock
-from flexgs_lightning.training.options import plain_arguments
+from flexgs_lightning.training.options import plain_arguments, plain_defaults
 from flexgs_lightning.training.scene_module import SceneModule
 
 log = logging.getLogger(__name__)
@@ -113,14 +114,29 @@ def role_of(name: str) -> Role:
 
 def training_options(module: SceneModule) -> dict[str, Any]:
     """All options of a training by dotted name, as plain values; for its checkpoints."""
+    options = _options(module, module.options, plain_arguments)
+    data = module.trainer.datamodule  # type: ignore[attr-defined]
+    place = {"data.root": str(Path(data.root).resolve())}
+    return options | place | {"views": data.batch_size * module.trainer.world_size}
+
+
+def _default_options(module: SceneModule) -> dict[str, Any]:
+    """What these options are by default, for a module's kind of densification."""
+    own = dict.fromkeys(module.options) | {"densification": module.densification}
+    return _options(module, plain_defaults(SceneModule, own), plain_defaults)
+
+
+def _options(
+    module: SceneModule, own: dict[str, Any], plain: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
+    """A module's options, and those of the data module and callbacks as ``plain`` finds them."""
     trainer: Trainer = module.trainer
     data = trainer.datamodule  # type: ignore[attr-defined]
-    options: dict[str, Any] = {"model": module.options, "data": plain_arguments(type(data), vars(data))}
-    options["data"]["root"] = str(Path(data.root).resolve())
+    options: dict[str, Any] = {"model": own, "data": plain(type(data), vars(data))}
     for name, kind in WITH_OPTIONS.items():
         given = next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
-        options[name] = {} if given is None else plain_arguments(kind, vars(given))
-    return _flat(options) | {"views": data.batch_size * trainer.world_size}
+        options[name] = {} if given is None else plain(kind, vars(given))
+    return _flat(options)
 
 
 def check_resume(module: SceneModule, checkpoint: Mapping[str, Any]) -> None:
@@ -139,7 +155,9 @@ def check_resume(module: SceneModule, checkpoint: Mapping[str, Any]) -> None:
             "The checkpoint does not say its options (it is older): they are taken as they are given."
         )
     else:
-        _compare(recorded, training_options(module), done, module.trainer.ckpt_path)
+        now, defaults = training_options(module), _default_options(module)
+        implied = {name: defaults[name] for name in now if name in defaults}  # of options that came later
+        _compare(implied | recorded, now, done, module.trainer.ckpt_path)
     stages = module.stages
     if done >= stages.total:
         log.warning(
