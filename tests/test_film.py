@@ -313,6 +313,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         "expected a 'name' for each camera, found None",
     ),
     "path": (edited(lambda cameras: cameras[1].update(name="../x")), "expected a 'name' for each camera"),
+    "path above": (edited(lambda cameras: cameras[1].update(name="..")), "expected a 'name' for each camera"),
     "no focal length": (edited(lambda cameras: cameras[1].pop("fx")), "camera cam01: 'fx' is missing"),
     "no number": (
         edited(lambda cameras: cameras[1].update(cx="wide")),

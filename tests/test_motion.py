@@ -289,15 +289,17 @@ def test_an_elastic_scene_moves_in_every_prefix() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "polynomial", "degree": 0}, "degree of motion: expected 1 to 6, found 0"),
-        ({"path": "bases", "bases": 0}, "bases: expected at least one trajectory, found 0"),
-        ({"path": "bases", "knots": 3}, "knots of a trajectory: expected at least 4, found 3"),
-        ({"opacity": "varying", "width": 0.0}, "width of lifespans: expected a positive number, found 0"),
-        ({"opacity": "varying", "least_opacity": 1.0}, "least opacity: expected.*found 1"),
+        ({"path": "polynomial", "degree": 0}, "degree: expected 1 to 6, found 0"),
+        ({"path": "bases", "bases": 0}, "bases: expected 1 to 256 trajectories, found 0"),
+        ({"path": "bases", "knots": 3}, "knots: expected 4 to 1024 a trajectory, found 3"),
+        ({"bases_rate": -1.0}, "bases_rate: expected a positive number, found -1"),
+        ({"opacity": "constant", "width": -1.0}, "width: expected a positive number, found -1"),
+        ({"opacity": "varying", "width": 0.0}, "width: expected a positive number, found 0"),
+        ({"opacity": "varying", "least_opacity": 1.0}, "least_opacity: expected.*found 1"),
     ],
 )
 def test_impossible_options_are_named(options: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=f"model.motion: {message}"):
+    with pytest.raises(InputError, match=f"model.motion.{message}"):
         MotionOptions(**options)  # type: ignore[arg-type]
 
 

@@ -121,6 +121,23 @@ def test_moments_lie_below_one(tmp_path: Path) -> None:
     assert all(time is not None and np.float32(time) < 1 for time in times)
 
 
+def test_photos_are_found_however_their_paths_are_written(tmp_path: Path) -> None:
+    """As nerfstudio writes them for Project Aria, and as Windows does; a folder of photos may be a link."""
+    root = tmp_path / "capture"
+    content = as_nerfstudio(write_capture(root, count=4))
+    expected = [view.name for view in read_capture(root).views]
+    written = [str(root.absolute() / name) for name in expected]
+    written[1:] = [expected[1].replace("/", "\\"), f"./images/../{expected[2]}", expected[3]]
+    for listed, path in zip(content["frames"], written, strict=True):
+        listed["file_path"] = path
+    save(root, content | {"test_filenames": written[:2]})
+    shutil.move(root / "images", tmp_path / "photos")
+    (root / "images").symlink_to(tmp_path / "photos")
+    capture = read_capture(root)
+    assert [view.name for view in capture.views] == expected
+    assert [view.name for view in capture.test_views] == expected[:2]
+
+
 @pytest.mark.parametrize("lists", [("train", "test"), ("test",), ("train", "val")])
 def test_nerfstudio_names_its_splits(tmp_path: Path, lists: tuple[str, ...]) -> None:
     content = as_nerfstudio(write_capture(tmp_path, count=6))
@@ -199,6 +216,14 @@ BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
     "missing photo": (lambda c: frame(c, file_path="images/none"), ("images/none", "no such file")),
     "null byte": (lambda c: frame(c, file_path="a\0b"), ("no such file",)),
     "long name": (lambda c: frame(c, file_path="a" * 5000), ("frames[0].file_path", "<= 1024")),
+    "above": (lambda c: frame(c, file_path="../x.png"), ("frames[0].file_path", "'../x.png'", "Move or link")),
+    "elsewhere": (lambda c: frame(c, file_path="/etc/x.png"), ("'/etc/x.png'", "expected a file below")),
+    "beside": (lambda c: frame(c, file_path="images/../../b.png"), ("expected a file below",)),
+    "above on Windows": (lambda c: frame(c, file_path="..\\x.png"), ("expected a file below",)),
+    "the folder": (lambda c: frame(c, file_path="."), ("frames[0].file_path", "expected a file below")),
+    "no name": (lambda c: frame(c, file_path=""), ("frames[0].file_path", "expected a file below")),
+    "mask elsewhere": (lambda c: frame(c, mask_path="../m.png"), ("frames[0].mask_path", "'../m.png'")),
+    "points elsewhere": (lambda c: c | {"ply_file_path": "/p.ply"}, ("ply_file_path", "'/p.ply'")),
     "twice": (lambda c: frame(c, file_path="images/photo_01"), ("photo_01.png", "twice")),
     "time": (lambda c: frame(c, time=7), ("time of images/photo_00.png", "found 7", "0 to 1")),
     "one time": (lambda c: frame(c, time=0.5), ("1 of 4 frames state a time",)),

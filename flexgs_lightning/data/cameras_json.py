@@ -74,7 +74,7 @@ def _table(path: Path) -> dict[str, Any]:
 
 def _camera(root: Path, path: Path, entry: dict[str, Any], options: ReadOptions) -> FilmCamera:
     name = entry.get("name")
-    if not isinstance(name, str) or not name or Path(name).name != name:
+    if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
         raise InputError(f"{path}: expected a 'name' for each camera, found {shown(name)}.")
     where = f"{path}: camera {name}"
     split = entry.get("split", "train")

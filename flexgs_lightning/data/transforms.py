@@ -42,6 +42,7 @@ from flexgs_lightning.data.transforms_files import (
     read_file,
     read_points,
     read_transforms,
+    relative_path,
 )
 from flexgs_lightning.errors import InputError
 
@@ -105,7 +106,7 @@ def read_transforms_cameras(path: Path, downscale: int = 1) -> list[Cameras]:
     found = []
     for file in files:
         for frame in file.frames:
-            photo = root / PurePosixPath(frame.file_path)
+            photo = root / frame.file_path
             camera = _calibration(file, frame, _existing(photo) or photo)
             size, pose = (camera.width, camera.height), _cam_from_world(file, frame)
             found.append(fit_camera(pose[:3], camera, size, downscale, photo).camera)
@@ -136,7 +137,7 @@ def _held_out(splits: dict[str, list[View]], files: dict[str, TransformsFile], r
     def named(listed: Sequence[str] | None, option: str) -> frozenset[str] | None:
         if listed is None:
             return None
-        paths = [str(PurePosixPath(path)) for path in listed]
+        paths = [relative_path(root, path) or path for path in listed]
         missing = next((path for path in paths if path not in known and path not in stems), None)
         if missing is not None:
             raise InputError(f"{file.path}: {option} lists {missing}, expected one of its frames.")
@@ -174,7 +175,7 @@ class _Photos:
     def view(self, file: TransformsFile, frame: Frame) -> View:
         """The view of one frame."""
         original, path = self._paths(file, frame.file_path)
-        name = _name(self.root, original, frame.file_path)
+        name = original.relative_to(self.root).as_posix()
         camera = _calibration(file, frame, original if original.is_file() else path)
         reduction = self.downscale if path == original else 1
         pose = _cam_from_world(file, frame)
@@ -184,7 +185,7 @@ class _Photos:
 
     def _paths(self, file: TransformsFile, listed: str) -> tuple[Path, Path]:
         """The photo at its full size, which need not exist where a reduced copy does; and the one in use."""
-        listed_path = self.root / PurePosixPath(listed.replace("\\", "/"))
+        listed_path = self.root / listed
         folder = listed_path.parent
         shipped = folder.with_name(f"{folder.name}_{self.downscale}") / listed_path.name
         original, copy = _existing(listed_path), _existing(shipped) if self.downscale > 1 else None
@@ -196,7 +197,7 @@ class _Photos:
 
     def _mask(self, frame: Frame, name: str) -> Path | None:
         if frame.mask_path is not None:
-            return self.root / PurePosixPath(frame.mask_path)
+            return self.root / frame.mask_path
         folder = self.root / self.masks
         inside = PurePosixPath(*PurePosixPath(name).parts[1:]) if "/" in name else PurePosixPath(name)
         candidates = (folder / f"{inside}.png", folder / inside.with_suffix(".png"))
@@ -210,11 +211,6 @@ def _existing(path: Path) -> Path | None:
         return next((candidate for candidate in candidates if candidate.is_file()), None)
     except OSError:  # a name that is too long for any file
         return None
-
-
-def _name(root: Path, path: Path, listed: str) -> str:
-    """Name of a view: the photo's place below the root, or as listed where it lies elsewhere."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else listed
 
 
 def _calibration(file: TransformsFile, frame: Frame, photo: Path) -> pycolmap.Camera:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -74,7 +75,10 @@ class CameraFields(msgspec.Struct, kw_only=True):
 
 
 class Frame(CameraFields, kw_only=True):
-    """One photo: where it lies, how its camera stood (camera to world, OpenGL), and perhaps when."""
+    """One photo: where it lies, how its camera stood (camera to world, OpenGL), and perhaps when.
+
+    ``read_file`` makes its paths relative to the file's folder, which they cannot leave.
+    """
 
     file_path: Name
     transform_matrix: list[list[float]]
@@ -124,11 +128,40 @@ def read_file(path: Path) -> TransformsFile:
     """One file.
 
     Raises:
-        InputError: not readable as JSON of this schema.
+        InputError: not readable as JSON of this schema, or it names a file outside its folder.
     """
     file = read_json(path, TransformsFile)
     file.path = path
+    for number, frame in enumerate(file.frames):
+        frame.file_path = _below(path, f"frames[{number}].file_path", frame.file_path)
+        if frame.mask_path is not None:
+            frame.mask_path = _below(path, f"frames[{number}].mask_path", frame.mask_path)
+    if file.ply_file_path is not None:
+        file.ply_file_path = _below(path, "ply_file_path", file.ply_file_path)
     return file
+
+
+def _below(path: Path, field: str, listed: str) -> str:
+    """A path that the file names, relative to the file's folder.
+
+    Producers write paths relative to the file (nerfstudio, instant-ngp, Blender), or absolute ones of its
+    folder (nerfstudio for Project Aria). What leads out of the folder is refused: a capture that was handed on
+    must not choose what is read elsewhere. A link in the folder is its owner's own word, and is followed.
+    """
+    relative = relative_path(path.parent, listed)
+    if relative is None:
+        raise InputError(
+            f"{path}: {field}: found {shown(listed)}, expected a file below {path.parent}. Move or link the "
+            "files into that folder, and write paths relative to it."
+        )
+    return relative
+
+
+def relative_path(folder: Path, listed: str) -> str | None:
+    """A path as somebody wrote it, relative to ``folder`` and without detours; None if it leads elsewhere."""
+    base = os.path.abspath(folder)
+    found = Path(os.path.normpath(os.path.join(base, listed.replace("\\", "/"))))
+    return found.relative_to(base).as_posix() if Path(base) in found.parents else None
 
 
 def read_points(root: Path, file: TransformsFile) -> Points:

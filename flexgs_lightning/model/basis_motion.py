@@ -22,6 +22,8 @@ BASES_RATE = 1.6e-4
 """Learning rates of Shape of Motion's published code (Wang et al. 2024), translations' times the extent."""
 LEAST_KNOTS = 4
 """Of a cubic spline."""
+MOST_KNOTS, MOST_BASES = 1024, 256
+"""Far beyond what trains: each Gaussian has a coefficient for each trajectory."""
 _START = 0.1
 """Size of free trajectories at the start, in standard deviations of the Gaussians' places."""
 
@@ -52,15 +54,15 @@ class BasisMotion(Part):
             rate: learning rate of the trajectories; translations' times the scene's extent.
 
         Raises:
-            InputError: no trajectory, too few knots for a cubic spline, or no positive rate.
+            InputError: no trajectory or far too many, too few knots for a cubic spline, or no positive rate.
         """
         super().__init__()
-        if count < 1:
-            raise InputError(f"bases: expected at least one trajectory, found {count}.")
-        if knots < LEAST_KNOTS:
-            raise InputError(f"knots of a trajectory: expected at least {LEAST_KNOTS}, found {knots}.")
+        if not 1 <= count <= MOST_BASES:
+            raise InputError(f"bases: expected 1 to {MOST_BASES} trajectories, found {count}.")
+        if not LEAST_KNOTS <= knots <= MOST_KNOTS:
+            raise InputError(f"knots: expected {LEAST_KNOTS} to {MOST_KNOTS} a trajectory, found {knots}.")
         if not (rate > 0 and math.isfinite(rate)):
-            raise InputError(f"learning rate of bases: expected a positive number, found {rate}.")
+            raise InputError(f"bases_rate: expected a positive number, found {rate}.")
         self.rigid, self.rate = rigid, rate
         self.translations = nn.Parameter(torch.zeros(knots, count, 3))
         self.rotations = nn.Parameter(torch.zeros(knots, count, 4))

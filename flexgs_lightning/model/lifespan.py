@@ -49,9 +49,9 @@ class Lifespan(Part):
         """
         super().__init__()
         if not (width > 0 and math.isfinite(width)):
-            raise InputError(f"width of lifespans: expected a positive number, found {width}.")
+            raise InputError(f"width: expected a positive number, found {width}.")
         if not 0 < least_opacity < 1:
-            raise InputError(f"least opacity: expected a number between 0 and 1, found {least_opacity}.")
+            raise InputError(f"least_opacity: expected a number between 0 and 1, found {least_opacity}.")
         self.width, self.least_opacity = width, least_opacity
 
     def attributes(self) -> tuple[Attribute, ...]:

@@ -53,7 +53,7 @@ class PolynomialMotion(Part):
         """
         super().__init__()
         if not 1 <= degree <= MAX_DEGREE:
-            raise InputError(f"degree of motion: expected 1 to {MAX_DEGREE}, found {degree}.")
+            raise InputError(f"degree: expected 1 to {MAX_DEGREE}, found {degree}.")
         self.degree, self.centered = degree, centered
 
     def attributes(self) -> tuple[Attribute, ...]:

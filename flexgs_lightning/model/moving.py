@@ -44,10 +44,13 @@ class MotionOptions:
     least_opacity: float = LEAST_OPACITY
 
     def __post_init__(self) -> None:
+        """Make each part once: what is not used now is out of range all the same."""
         try:
-            moving_parts(self)
+            Lifespan(self.width, self.least_opacity)
+            PolynomialMotion(self.degree)
+            BasisMotion(self.bases, self.knots, rate=self.bases_rate)
         except InputError as error:
-            raise InputError(f"model.motion: {error}") from error
+            raise InputError(f"model.motion.{error}") from error
 
 
 Appearance = Literal["sh", "features"]
@@ -65,9 +68,6 @@ def moving_parts(options: MotionOptions) -> dict[str, Part]:
     """The parts of a new scene that moves like this; none if it does not.
 
     Who is not drawn is known first, so that nobody's place is computed in vain.
-
-    Raises:
-        InputError: an option is out of range.
     """
     varying = options.opacity == "varying"
     parts: dict[str, Part] = {}

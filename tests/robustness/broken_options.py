@@ -94,7 +94,7 @@ def _training_cases() -> Iterator[Case]:
     for name in ("seed_everything", "trainer.log_every_n_steps", "trainer.devices"):
         yield from (Case("fit", name, value) for value in ("-5", "1.5", "abc"))
     for name in ("max_steps", "max_epochs", "precision", "gradient_clip_val", "accumulate_grad_batches"):
-        yield Case("fit", f"trainer.{name}", "7")
+        yield Case("fit", f"trainer.{name}", "5")
 
 
 def _command_cases() -> Iterator[Case]:
