@@ -1,16 +1,20 @@
 """The one exception that a user is meant to read."""
 
+_LONGEST, _BEGINNING, _END = 1_200, 800, 300
+"""Letters of a message; of a longer one, which some file's endless names make so, both ends are shown."""
+
 
 class InputError(ValueError):
     """Bad input: a file, folder, option or value that the user can mend.
 
     The message is one sentence or two that name the file or option, what was found and what was
     expected. The command line prints it without a traceback and exits with status 1. It is one line, whatever
-    of it came from a file or a server.
+    of it came from a file or a server, and no longer than somebody reads.
     """
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        text = printable(super().__str__())
+        return text if len(text) <= _LONGEST else f"{text[:_BEGINNING]} … {text[-_END:]}"
 
 
 def printable(text: str) -> str:

@@ -160,7 +160,9 @@ def parse_json(where: str | Path, content: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError as error:
         raise InputError(f"{where}: {_explained(error)}.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not sound JSON (not UTF-8 at place {error.start}).") from error
+    except (msgspec.DecodeError, RecursionError) as error:
         reason = "too many levels" if isinstance(error, RecursionError) else str(error)
         raise InputError(f"{where}: not sound JSON ({reason}).") from error
 

@@ -28,6 +28,7 @@ class OneLineErrors:
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """See ``jsonargparse.ArgumentParser.error``."""
         line = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", printable(message)).replace("NoneType", "null")
+        line = re.sub(r"module '([\w.]+)' has no attribute '([^']*)'", r"there is no \2 in \1", line)
         super().error(line if len(line) <= _LONGEST_ERROR else f"{line[:_LONGEST_ERROR]}…", ex)
         raise AssertionError("unreachable: a parser's error ends the program or raises")
 
@@ -47,6 +48,8 @@ def find_config(name: str | Path) -> Path:
         return Path(name)
     if str(name) in config_names():
         return CONFIGS / f"{name}.yaml"
+    if Path(name).suffix:
+        raise InputError(f"{name}: no such config; expected a YAML file.")
     raise InputError(
         f"{name}: no such config; expected a YAML file or the name of one of these: "
         f"{', '.join(config_names())}."

@@ -216,7 +216,10 @@ BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
     "missing photo": (lambda c: frame(c, file_path="images/none"), ("images/none", "no such file")),
     "null byte": (lambda c: frame(c, file_path="a\0b"), ("no such file",)),
     "long name": (lambda c: frame(c, file_path="a" * 5000), ("frames[0].file_path", "<= 1024")),
-    "above": (lambda c: frame(c, file_path="../x.png"), ("frames[0].file_path", "'../x.png'", "Move or link")),
+    "above": (
+        lambda c: frame(c, file_path="../x.png"),
+        ("frames[0].file_path", "'../x.png'", "Move or link"),
+    ),
     "elsewhere": (lambda c: frame(c, file_path="/etc/x.png"), ("'/etc/x.png'", "expected a file below")),
     "beside": (lambda c: frame(c, file_path="images/../../b.png"), ("expected a file below",)),
     "above on Windows": (lambda c: frame(c, file_path="..\\x.png"), ("expected a file below",)),

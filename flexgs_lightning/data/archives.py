@@ -24,6 +24,12 @@ SPARE = 256 << 20
 """Bytes of the disk that stay free."""
 
 
+_END = struct.Struct("<4s4H2LH")
+"""The last record of a zip file; its fifth number is that of the entries."""
+_IN_ZIP64 = 0xFFFF
+"""Stands for a number of entries that only a record of the format's extension has room for."""
+
+
 class DamagedArchiveError(Exception):
     """The archive's bytes are not what was packed: a broken structure, or a checksum that fails."""
 
@@ -101,6 +107,7 @@ def extract_folder(archive: Path, member: str, target: Path, parts: Sequence[Pat
             for entry in entries:
                 _check_entry(archive, entry)
             wanted = [entry for entry in entries if entry.filename.startswith(f"{member}/")]
+            _check_directory(archive, opened, wanted)
             packed = sum(path.stat().st_size for path in (*parts, archive))
             _check_total(archive, member, wanted, target, packed)
             with atomic_path(target) as temporary:
@@ -109,6 +116,26 @@ def extract_folder(archive: Path, member: str, target: Path, parts: Sequence[Pat
         if isinstance(error, InputError):
             raise
         raise DamagedArchiveError(f"{archive}: {error}") from error
+
+
+def _check_directory(archive: Path, opened: zipfile.ZipFile, wanted: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse a damaged list of files: whatever it hides or misnames would be missing without a word.
+
+    It states how many entries it has, and each name stands a second time before the file's bytes, which
+    zipfile compares with the list's when it opens the file: those that are wanted are opened later.
+    """
+    entries = opened.infolist()
+    with archive.open("rb") as file:
+        file.seek(-min(plain_size(archive), _END.size + 0xFFFF), io.SEEK_END)
+        tail = file.read()
+    stated: int = _END.unpack_from(tail, tail.rfind(b"PK\5\6"))[4]
+    if stated not in (len(entries), _IN_ZIP64):
+        raise zipfile.BadZipFile(f"found {len(entries)} entries, expected {stated}")
+    unwanted = {entry.header_offset: entry for entry in entries}
+    for entry in wanted:
+        unwanted.pop(entry.header_offset, None)
+    for entry in unwanted.values():
+        opened.open(entry).close()
 
 
 def check_free_space(folder: Path, needed: int, purpose: str) -> None:

@@ -241,6 +241,10 @@ class CaptureDataModule(LightningDataModule):
         if self._train_loader is not None:
             self._train_loader.close()
 
+    def on_exception(self, exception: BaseException) -> None:
+        """As ``teardown``, when training fails."""
+        self.teardown("fit")
+
     def _iteration(self) -> int:
         return self.trainer.global_step if self.trainer else 0
 

@@ -41,6 +41,9 @@ class _WorkerProcess(SpawnProcess):
     def start(self) -> None:
         with _hidden_main():
             super().start()
+        # Python ends what is left of its daemons with SIGTERM and waits; a worker does not heed that one.
+        process: Any = self._popen  # type: ignore[attr-defined]
+        process.terminate = process.kill
 
 
 class WorkerContext(SpawnContext):
@@ -148,6 +151,28 @@ def _memory(size: int, context: BaseContext | None) -> Any:
     return context.RawArray(ctypes.c_uint8, size)
 
 
+class ReadingError(InputError):
+    """A photo that cannot be decoded, or whoever decodes it was lost: what was trained until now is sound."""
+
+
+@contextlib.contextmanager
+def lost_workers_explained() -> Iterator[None]:
+    """Turn what the loader raises when a worker process is gone, at any place, into one clear message.
+
+    Raises:
+        ReadingError: instead of the loader's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ReadingError(
+            "a worker process that decodes photos was killed, perhaps because memory ran out; fewer of them "
+            "(--data.num_workers) and a smaller cache (--data.cache_megabytes) need less."
+        ) from error
+
+
 class ViewDataset(Dataset[ViewBatch | InputError]):
     """Batches of views by lists of indices into ``views``.
 
@@ -238,13 +263,13 @@ class ViewLoader:
         """Iterate from the beginning of the order; workers stay for the next time.
 
         Raises:
-            InputError: a photo cannot be read.
+            ReadingError: a photo cannot be read.
         """
         if self._loader is None:
             self._loader = self._open()
         for item in self._loader:
             if isinstance(item, InputError):
-                raise item
+                raise ReadingError(str(item)) from item
             yield item
 
     def _open(self) -> DataLoader[ViewBatch | InputError]:

@@ -145,8 +145,8 @@ def _below(path: Path, field: str, listed: str) -> str:
     """A path that the file names, relative to the file's folder.
 
     Producers write paths relative to the file (nerfstudio, instant-ngp, Blender), or absolute ones of its
-    folder (nerfstudio for Project Aria). What leads out of the folder is refused: a capture that was handed on
-    must not choose what is read elsewhere. A link in the folder is its owner's own word, and is followed.
+    folder (nerfstudio for Project Aria). What leads out of the folder is refused: a capture that was handed
+    on must not choose what is read elsewhere. A link in the folder is its owner's own, and is followed.
     """
     relative = relative_path(path.parent, listed)
     if relative is None:
@@ -159,9 +159,9 @@ def _below(path: Path, field: str, listed: str) -> str:
 
 def relative_path(folder: Path, listed: str) -> str | None:
     """A path as somebody wrote it, relative to ``folder`` and without detours; None if it leads elsewhere."""
-    base = os.path.abspath(folder)
-    found = Path(os.path.normpath(os.path.join(base, listed.replace("\\", "/"))))
-    return found.relative_to(base).as_posix() if Path(base) in found.parents else None
+    base = Path(os.path.normpath(folder.absolute()))
+    found = Path(os.path.normpath(base / listed.replace("\\", "/")))  # not resolved: links are followed
+    return found.relative_to(base).as_posix() if base in found.parents else None
 
 
 def read_points(root: Path, file: TransformsFile) -> Points:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
@@ -17,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from flexgs_lightning.data.datamodule import CaptureDataModule
+from flexgs_lightning.data.streaming import ReadingError, lost_workers_explained
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import place_of, unwritable
 from flexgs_lightning.records import shown
@@ -123,12 +125,27 @@ class TrainingRun(LightningCLI):
         seed = self.config.get("seed_everything", self.options.get("seed_everything"))
         if isinstance(seed, int) and not 0 <= seed < 1 << 32:
             raise InputError(f"seed_everything: expected 0 to {(1 << 32) - 1}, found {seed}.")
+        for name in ("model", "data", "trainer", *WITH_OPTIONS):
+            if not isinstance(self.options.get(name), Namespace):
+                found = shown(self.options.get(name))
+                raise InputError(f"{name}: expected options by name, found {found}.")
         for name, parameter in inspect.signature(FlexGSModule.__init__).parameters.items():
             found = self.options.model.get(name)
             if is_dataclass(parameter.annotation) and not isinstance(found, Namespace):
                 raise InputError(f"model.{name}: expected options by name, found {shown(found)}.")
         if self.options.get("ckpt_path") == "last":
             self.options.ckpt_path = str(newest_checkpoint(self.run_root()))
+
+    def instantiate_classes(self) -> None:
+        """Make what the options describe.
+
+        Raises:
+            InputError: what a constructor refused, also where the parser speaks of types instead.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise _refusal(error) or InputError(f"options: {error}") from error
 
     @property
     def options(self) -> Any:
@@ -149,7 +166,7 @@ class TrainingRun(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except InputError:
             raise
-        except (MisconfigurationException, ValueError, RuntimeError) as error:
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise InputError(f"trainer: {error}") from error
         check_strategy(trainer.strategy, trainer.world_size)
         warnings.filterwarnings("ignore", ".*sync_dist=True")  # these are means already
@@ -174,15 +191,28 @@ class TrainingRun(LightningCLI):
         """Explain what ends a training early, and leave signals as they were found.
 
         Raises:
-            InputError: another process was lost, or a file could not be written (a full disk, no permission).
+            InputError: another process was lost, a photo could not be decoded, or a file could not be written
+                (a full disk, no permission).
         """
         with keeping(self._what_is_kept), signals_given_back(), lost_processes_explained():
             try:
-                yield
+                with lost_workers_explained():
+                    yield
+            except ReadingError as error:
+                self._remove_unless_resumable()
+                raise InputError(f"{error} {self._what_is_kept()}") from error
             except OSError as error:
                 path = Path(place_of(error) or self._run_folder_logger.log_dir)
                 message = f"{unwritable(path, error)} {self._what_is_kept()}"
                 raise InputError(message) from error
+
+    def _remove_unless_resumable(self) -> None:
+        """A photo may be found broken in the first iterations, which nobody wants to keep a run folder of."""
+        training = self.config.get("subcommand", "fit") == "fit"
+        if training and self.trainer.is_global_zero and not self.last_checkpoint.is_file():
+            shutil.rmtree(self._run_folder_logger.log_dir, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other runs are there
+                self.run_root().rmdir()
 
     def _what_is_kept(self) -> str:
         if self.config.get("subcommand", "fit") != "fit":
@@ -223,3 +253,10 @@ class TrainingRun(LightningCLI):
             folder = Path(ckpt_path).resolve().parents[1]
             root, version = folder.parent, folder.name
         return RunLogger(root.parent, name=root.name, version=version, default_hp_metric=False)
+
+
+def _refusal(error: BaseException | None) -> InputError | None:
+    """What this package said, at the bottom of a parser's error."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error

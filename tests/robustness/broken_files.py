@@ -29,6 +29,7 @@ from flexgs_lightning.deploy.formats.registry import read_splats
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import load
 from flexgs_lightning.model.checkpoint_record import CHECKPOINT_KEY, DIGESTS, sealed
+from flexgs_lightning.training.callbacks import WITH_OPTIONS
 
 # -- checkpoints ---------------------------------------------------------------------------------------
 
@@ -299,6 +300,13 @@ def photos(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     return _read_capture(samples, root, (str(root),), rng)
 
 
+SETTINGS = (
+    *("option", "key", "seed", "protocol"),
+    *(f"{name}{end}" for name in ("model", "data", "trainer", *WITH_OPTIONS) for end in ".:"),
+)
+"""Words of which a refusal of settings holds one."""
+
+
 # -- records -------------------------------------------------------------------------------------------
 
 
@@ -325,11 +333,10 @@ def config(samples: Samples, folder: Path, rng: Rng) -> Outcome:
         break_file(path, rng)
     else:
         settings = yaml.safe_load(source.read_text())
-        for name in ("trainer", "ckpt_path"):
-            settings.pop(name, None)
+        settings.pop("ckpt_path", None)
         path.write_text(yaml.safe_dump(broken_record(settings, rng)))
     options = ["--config", str(path), f"--runs={folder / 'runs'}", f"--data.root={samples.binary}", *TRAINING]
-    outcome = run(["fit", *options], (path.name, "option", "key", "model.", "data.", "seed", "protocol"))
+    outcome = run(["fit", *options], (path.name, *SETTINGS))
     if outcome.status != 0 and (folder / "runs").exists():
         return replace(outcome, fault=outcome.fault or "a run folder after a refusal")
     return outcome
@@ -362,9 +369,7 @@ def comparison_config(samples: Samples, folder: Path, rng: Rng) -> Outcome:
         "--steps",
         "1",
     ]
-    return run(
-        ["compare", *options, "--output", str(folder / "compare")], (path.name, "model.", "data.", "protocol")
-    )
+    return run(["compare", *options, "--output", str(folder / "compare")], (path.name, *SETTINGS))
 
 
 @kind(3)

@@ -25,6 +25,8 @@ from flexgs_lightning.training.module import FlexGSModule
 WORDS = ("abc", "\x1b[31m", "[[1]]", "{a: 1}", "é" * 300)
 INTEGERS = ("-1", "-1000000000000", "1.5", "nan")
 FLOATS = ("-1", "nan", "inf", "-inf")
+WITH_MCMC = "fit MCMC"
+"""``fit`` with the other densification."""
 
 
 class Case(NamedTuple):
@@ -65,6 +67,12 @@ def arguments_of(command: str, samples: Samples, folder: Path) -> list[str]:
     given = {
         "fit": [f"--data.root={capture}", f"--runs={folder / 'runs'}", *TRAINING],
         "export": ["--ckpt", last, "--output", f"{out}.ply"],
+        WITH_MCMC: [
+            f"--data.root={capture}",
+            f"--runs={folder / 'runs'}",
+            *TRAINING,
+            "--model.densification=MCMC",
+        ],
         "convert": [ply, f"{out}.spz"],
         "render": ["--ply", ply, "--data_root", capture, "--output", out],
         "compress": ["--ckpt", last, "--output", f"{out}.egs"],
@@ -81,7 +89,8 @@ def arguments_of(command: str, samples: Samples, folder: Path) -> list[str]:
         "unseen": ["--ckpts", last, *study],
         "rd": ["--ckpt", last, "--systems", "ply", *study],
     }
-    return [*command.split(), *given[command]]
+    words = ["fit"] if command == WITH_MCMC else command.split()
+    return [*words, *given[command]]
 
 
 def _training_cases() -> Iterator[Case]:
@@ -89,8 +98,8 @@ def _training_cases() -> Iterator[Case]:
     yield from _of_class("data", CaptureDataModule)
     for name, kind in WITH_OPTIONS.items():
         yield from _of_class(name, kind)
-    for control in (AdaptiveDensityControl, MCMC):
-        yield from _of_class(f"model.densification={control.__name__}", control)
+    yield from _of_class("model.densification", AdaptiveDensityControl)
+    yield from (case._replace(command=WITH_MCMC) for case in _of_class("model.densification", MCMC))
     for name in ("seed_everything", "trainer.log_every_n_steps", "trainer.devices"):
         yield from (Case("fit", name, value) for value in ("-5", "1.5", "abc"))
     for name in ("max_steps", "max_epochs", "precision", "gradient_clip_val", "accumulate_grad_batches"):

@@ -59,7 +59,10 @@ def _member_of_folder(path: Path, name: str) -> bytes:
     """A file beside ``meta.json``, and none elsewhere whatever the name says."""
     if not name or "\0" in name or Path(name).name != name:
         raise InputError(f"{path}: names {shown(name)}; expected a file of the same folder.")
-    return read_bytes(path if name == META else path.with_name(name))
+    try:
+        return read_bytes(path if name == META else path.with_name(name))
+    except InputError as error:
+        raise InputError(f"{path}: of what belongs to it, {error}") from error
 
 
 def _folder_bytes(path: Path) -> int:

@@ -19,6 +19,7 @@ from flexgs_lightning.model.gaussians import Chosen
 from flexgs_lightning.model.normalization import SceneFrame
 from flexgs_lightning.model.part import Conditions, ParameterGroup, Part
 from flexgs_lightning.processes import Shards
+from flexgs_lightning.records import shown
 
 RANGES: dict[str, tuple[float, float]] = {
     "quats": (-1.0, 1.0),
@@ -174,7 +175,7 @@ class UniformQuantization(Quantization):
             if name not in RANGES or not 1 <= count <= 24:
                 raise InputError(
                     f"model.compression.bits: expected 1 to 24 for any of {', '.join(RANGES)}, "
-                    f"found {count} for {name}."
+                    f"found {count} for {shown(name)}."
                 )
         self.bits_each = dict(bits)
         self.ranges = {
