@@ -64,15 +64,11 @@ def arguments_of(command: str, samples: Samples, folder: Path) -> list[str]:
     ply, capture, own = str(samples.splats["ply"]), str(samples.binary), str(samples.run / "config.yaml")
     out = str(folder / "out")
     study = ["--config", own, "--output", out, "--device", "cpu"]
+    fit = [f"--data.root={capture}", f"--runs={folder / 'runs'}", *TRAINING]
     given = {
-        "fit": [f"--data.root={capture}", f"--runs={folder / 'runs'}", *TRAINING],
+        "fit": fit,
         "export": ["--ckpt", last, "--output", f"{out}.ply"],
-        WITH_MCMC: [
-            f"--data.root={capture}",
-            f"--runs={folder / 'runs'}",
-            *TRAINING,
-            "--model.densification=MCMC",
-        ],
+        WITH_MCMC: [*fit, "--model.densification=MCMC"],
         "convert": [ply, f"{out}.spz"],
         "render": ["--ply", ply, "--data_root", capture, "--output", out],
         "compress": ["--ckpt", last, "--output", f"{out}.egs"],
