@@ -161,7 +161,7 @@ def parse_json(where: str | Path, content: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise InputError(f"{where}: {_explained(error)}.") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not sound JSON (not UTF-8 at place {error.start}).") from error
+        raise InputError(f"{where}: not sound JSON (not UTF-8).") from error
     except (msgspec.DecodeError, RecursionError) as error:
         reason = "too many levels" if isinstance(error, RecursionError) else str(error)
         raise InputError(f"{where}: not sound JSON ({reason}).") from error

@@ -336,6 +336,26 @@ def test_bad_capture(
     assert not (tmp_path / "runs").exists()
 
 
+BAD_SETTINGS = {
+    "checkpoint: [1]": "checkpoint: expected options by name, found [1]",
+    "temperature: 1.5": "temperature: expected options by name, found 1.5",
+    "trainer: {devices: -1}": "trainer: `devices` selected",
+    "model: {densification: {class_path: flexgs_lightning.AdaptiveDensityControl, "
+    "init_args: {prune_opacity: 7}}}": "densification.prune_opacity: expected a number",
+}
+
+
+@pytest.mark.parametrize("settings", BAD_SETTINGS)
+def test_settings_that_a_parser_lets_pass(
+    settings: str, folder: Folder, tmp_path: Path, refusal: Callable[[list[str]], str]
+) -> None:
+    (tmp_path / "bad.yaml").write_text(settings)
+    options = [f"--data.root={folder.root}", f"--runs={tmp_path / 'runs'}", *SHORT]
+    message = refusal(["fit", *options, "--config", str(tmp_path / "bad.yaml")])
+    assert f"error: {BAD_SETTINGS[settings]}" in message
+    assert not (tmp_path / "runs").exists()
+
+
 def test_missing_empty_and_small_captures(tmp_path: Path, refusal: Callable[[list[str]], str]) -> None:
     def message(root: Path) -> str:
         return refusal(["fit", f"--data.root={root}", f"--runs={tmp_path / 'runs'}", *SHORT])

@@ -24,7 +24,14 @@ from flexgs_lightning.data.capture import View, ViewBatch
 from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.data.ordering import HeldOutOrder, TrainingOrder, training_batches
-from flexgs_lightning.data.streaming import ImageCache, ViewDataset, ViewLoader, WorkerContext
+from flexgs_lightning.data.streaming import (
+    ImageCache,
+    ReadingError,
+    ViewDataset,
+    ViewLoader,
+    WorkerContext,
+    lost_workers_explained,
+)
 from flexgs_lightning.errors import InputError
 
 SIZE = (161, 121)
@@ -271,6 +278,18 @@ def test_an_unreadable_photo_gives_one_message(folder: Folder, num_workers: int)
             pass
     assert str(caught.value).startswith(f"{path}: expected a readable image")
     assert "\n" not in str(caught.value)
+    datamodule.teardown("fit")
+
+
+def test_a_worker_that_is_killed_gives_one_message(folder: Folder) -> None:
+    datamodule = prepared(folder, num_workers=1, cache_megabytes=0)
+    batches = iter(datamodule.train_dataloader())
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    told = pytest.raises(ReadingError, match=r"worker process .* was killed.*--data\.num_workers")
+    with told, lost_workers_explained():
+        list(itertools.islice(batches, 100))
     datamodule.teardown("fit")
 
 

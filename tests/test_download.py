@@ -358,6 +358,20 @@ def test_damage_leaves_nothing_unpacked(tmp_path: Path, damage: str) -> None:
     assert _leftovers(tmp_path) == ["archive.zip"]
 
 
+@pytest.mark.parametrize("damage", ["a comment that swallows the rest", "another name"])
+def test_a_damaged_list_of_files_hides_none(tmp_path: Path, damage: str) -> None:
+    content = bytearray(_zip(_scene("room")))
+    listed = content.index(b"PK\1\2")
+    if damage == "another name":
+        name = content.index(b"room/", listed)
+        content[name : name + 1] = b"R"
+    else:
+        content[listed + 32 : listed + 34] = b"\xff\x0f"  # length of the first entry's comment
+    with pytest.raises(DamagedArchiveError, match=r"expected \d+|differ"):
+        extract_folder(_archive(tmp_path, bytes(content)), "room", tmp_path / "out")
+    assert _leftovers(tmp_path) == ["archive.zip"]
+
+
 def test_too_little_disk_is_said_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12 - 10**9, 10**9))

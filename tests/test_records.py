@@ -7,7 +7,16 @@ import pytest
 from msgspec import Struct
 
 from flexgs_lightning.errors import InputError, printable
-from flexgs_lightning.records import Positive, Share, plain_size, read_bytes, read_json, read_yaml, shown
+from flexgs_lightning.records import (
+    Positive,
+    Share,
+    parse_json,
+    plain_size,
+    read_bytes,
+    read_json,
+    read_yaml,
+    shown,
+)
 from flexgs_lightning.settings import read_config, with_config_files
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -100,6 +109,18 @@ def test_empty_settings_say_nothing(tmp_path: Path) -> None:
     assert read_config(tmp_path / "a.yaml") == {}
     arguments = ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml"), "--x", "1"]
     assert with_config_files(arguments) == [f"--config={tmp_path / 'b.yaml'}", "--x", "1"]
+
+
+def test_json_of_other_letters_is_told_without_python_s_words() -> None:
+    with pytest.raises(InputError, match=r"a\.glb: not sound JSON \(not UTF-8\)"):
+        parse_json("a.glb", b'{"a": "\xff"}', dict)
+
+
+def test_messages_end() -> None:
+    text = str(InputError(f"x.json: found {'a' * 5000}, expected a name."))
+    assert text.startswith("x.json: found aaa")
+    assert text.endswith("aaa, expected a name.")
+    assert len(text) < 1_200
 
 
 def test_messages_are_one_line_and_cannot_steer_a_terminal() -> None:

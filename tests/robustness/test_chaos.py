@@ -337,6 +337,27 @@ def test_runs_that_cannot_be_a_folder_are_one_message(place: str, stage: Stage) 
     assert snapshot(folder) == snapshot(stage.origin)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("photo", ["to train on", "held out"])
+def test_a_photo_that_is_damaged_inside_is_one_message_and_training_goes_on_with_a_sound_one(
+    photo: str, workers: int, stage: Stage
+) -> None:
+    """The one is found before the first checkpoint, the other in the first validation."""
+    folder, first = stage.folder(), 100 if photo == "to train on" else 2
+    options = (*FIT, f"--data.num_workers={workers}", f"--checkpoint.every_n_steps={first}")
+    path = sorted((folder / "capture" / "images").iterdir())[1 if photo == "to train on" else 3]
+    sound = path.read_bytes()
+    path.write_bytes(sound[: len(sound) // 2])
+    check_refused(stage.run(options, folder), f"{path.name}: expected a readable image, .*the same command")
+    if first == 100:
+        assert not (folder / "runs").exists()
+        return
+    path.write_bytes(sound)
+    ending = stage.run((*options, "--ckpt_path=last"), folder)
+    assert ending.status == 0, ending.said
+    assert parameters(folder) == stage.undisturbed("fit")[0]
+
+
 def check_refused(ending: Ending, message: str) -> None:
     """One line on standard error, and it is the last."""
     assert ending.status == 1, ending.said
