@@ -80,6 +80,10 @@ def temporary_path(path: Path) -> Iterator[Path]:
         _unfinished.discard(temporary)
 
 
+class BusyError(InputError):
+    """Another process works in a folder."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path, new: bool = False) -> Iterator[None]:
     """Keep other processes from working in ``folder`` meanwhile; the lock ends with the process, however.
@@ -93,7 +97,8 @@ def locked(folder: Path, new: bool = False) -> Iterator[None]:
 
     Raises:
         FileExistsError: it exists, but ought to be new.
-        InputError: another process works there, which the message names; or the folder cannot be written.
+        BusyError: another process works there, which the message names.
+        InputError: the folder cannot be written.
     """
     from filelock import FileLock, Timeout  # here, because every start of the program would wait for it
 
@@ -106,7 +111,7 @@ def locked(folder: Path, new: bool = False) -> Iterator[None]:
         path.write_text(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}")
     except Timeout:
         who = path.read_text() or "another process"
-        raise InputError(
+        raise BusyError(
             f"{folder}: {who}, is at work there. Wait until it is done, or choose another folder."
         ) from None
     except OSError as error:

@@ -168,9 +168,10 @@ def _deliver_again(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
 
 
 def close_progress_bars() -> None:
-    """So that what is said next has a line of its own."""
+    """So that what is said next has a line of its own, also where standard output ends up in the same file."""
     if "tqdm" in sys.modules:
         from tqdm import tqdm
 
         for bar in list(getattr(tqdm, "_instances", ())):
             bar.close()
+    sys.stdout.flush()  # Lightning's bars are there

@@ -1,6 +1,7 @@
 """``flexgs benchmark``: train and measure every scene of a benchmark, and report it beside the paper."""
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
+import contextlib
 import logging
 import os
 import shlex
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from flexgs_lightning.data.benchmarks import BenchmarkScene, find_benchmark, find_protocol, find_scene
 from flexgs_lightning.errors import InputError
@@ -20,7 +21,7 @@ from flexgs_lightning.evaluation.benchmark.codec import write_elastic_files
 from flexgs_lightning.evaluation.benchmark.report import write_report
 from flexgs_lightning.evaluation.benchmark.scene import HEADER, SceneRun
 from flexgs_lightning.evaluation.scheduling import Task, run_side_by_side
-from flexgs_lightning.files import atomic_path
+from flexgs_lightning.files import BusyError, atomic_path, locked
 from flexgs_lightning.records import read_yaml
 from flexgs_lightning.settings import find_config, read_config
 from flexgs_lightning.signals import Stopped, keeping
@@ -162,45 +163,27 @@ def _places(gpus: int | None) -> list[dict[str, str]]:
 
 def _task(run: SceneRun, fit: Sequence[str], failures: dict[str, str]) -> Task:
     """Train ``run`` unless it is finished, or another process is at it."""
-    lock = FileLock(run.folder / ".lock")
+    claim = contextlib.ExitStack()
     started = 0.0
 
     def start(place: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
-        nonlocal started
-        run.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("%s: another process trains it.", run.name)
-            return None
-        if run.finished() is not None:
-            lock.release()
-            log.info("%s: finished already.", run.name)
-            return None
-        started = time.monotonic()
-        checkpoint = run.checkpoint()
-        log.info(
-            "%s: %s on %s; output goes to %s",
-            run.name,
-            "training" if checkpoint is None else f"resuming {checkpoint}",
-            f"GPU {place['CUDA_VISIBLE_DEVICES']}" if place else "the CPU",
-            run.log,
-        )
-        options = [*fit, *run.arguments(checkpoint)]
-        with run.log.open("ab") as output:
-            output.write(f"{HEADER}{shlex.join(options[4:])}\n".encode())
-            output.flush()
-            return subprocess.Popen(
-                options,
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | place,
-                start_new_session=True,
-            )
+        nonlocal claim, started
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(run.folder))
+            except BusyError:
+                log.info("%s: another process trains it.", run.name)
+                return None
+            if run.finished() is not None:
+                log.info("%s: finished already.", run.name)
+                return None
+            started = time.monotonic()
+            process = _train(run, fit, place)
+            claim = held.pop_all()
+            return process
 
     def done(status: int) -> None:
-        lock.release()
+        claim.close()
         reason = run.failure(status)
         minutes = (time.monotonic() - started) / 60
         if reason is None:
@@ -210,3 +193,27 @@ def _task(run: SceneRun, fit: Sequence[str], failures: dict[str, str]) -> Task:
             failures[run.name] = reason
 
     return Task(run.name, start, done)
+
+
+def _train(run: SceneRun, fit: Sequence[str], place: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start the training of a scene, or go on with it, where no terminal's Ctrl-C reaches it by itself."""
+    checkpoint = run.checkpoint()
+    log.info(
+        "%s: %s on %s; output goes to %s",
+        run.name,
+        "training" if checkpoint is None else f"resuming {checkpoint}",
+        f"GPU {place['CUDA_VISIBLE_DEVICES']}" if place else "the CPU",
+        run.log,
+    )
+    options = [*fit, *run.arguments(checkpoint)]
+    with run.log.open("ab") as output:
+        output.write(f"{HEADER}{shlex.join(options[4:])}\n".encode())
+        output.flush()
+        return subprocess.Popen(
+            options,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | place,
+            start_new_session=True,
+        )
