@@ -168,7 +168,7 @@ def _deliver_again(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
 
 
 def close_progress_bars() -> None:
-    """So that what is said next has a line of its own, also where standard output ends up in the same file."""
+    """So that what is said next has a line of its own, also where both streams end up in one file."""
     if "tqdm" in sys.modules:
         from tqdm import tqdm
 
