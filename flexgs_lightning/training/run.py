@@ -211,8 +211,9 @@ class TrainingRun(LightningCLI):
         training = self.config.get("subcommand", "fit") == "fit"
         if training and self.trainer.is_global_zero and not self.last_checkpoint.is_file():
             shutil.rmtree(self._run_folder_logger.log_dir, ignore_errors=True)
-            with contextlib.suppress(OSError):  # other runs are there
+            with contextlib.suppress(OSError):  # unless other runs are there
                 self.run_root().rmdir()
+                self.run_root().parent.rmdir()
 
     def _what_is_kept(self) -> str:
         if self.config.get("subcommand", "fit") != "fit":

@@ -148,10 +148,12 @@ def _child(arguments: list[str], folder: str, log: str) -> None:
 
         traceback.print_exc()
     finally:
+        import atexit
         import threading
 
         sys.stdout.flush()
-        threading._shutdown()  # as an interpreter does: wait for what is still being written
+        threading._shutdown()  # as an interpreter does: wait for what is still being written,
+        atexit._run_exitfuncs()  # and end its own processes
         os._exit(status)
 
 

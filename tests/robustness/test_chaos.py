@@ -47,6 +47,9 @@ FIT = (
     *("--model.densification.every=3", "--trainer.val_check_interval=8", "--elastic_validation.ratios=0.3"),
     "--importance_refresh.every_n_steps=100",
 )
+BESIDE = (*FIT, "--data.num_workers=2", "--data.cache_megabytes=0")
+"""Processes of its own decode, all the time."""
+PHOTOS = "photos"
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,24 @@ COMMANDS: dict[str, Command] = {
         metrics("runs/benchmark/zipnerf/berlin/version_*/metrics.json", "mean"),
         keeps=True,
     ),
+    "rd": Command(
+        (
+            *("rd", f"--ckpt={MODEL}", "--systems", "ply", "sog", "--ratios", "0.3", "1"),
+            *("--output=rates", "--device=cpu"),
+        ),
+        metrics("rates/rd.json", "cells"),
+        keeps=True,
+    ),
+    "profile": Command(
+        ("profile", f"--ckpt={MODEL}", "--output=profile.json", "--device=cpu"),
+        lambda folder: (folder / "profile.json").is_file(),
+    ),
+    "info": Command(("info", "scene.egs"), lambda _: None),
+    "data process": Command(
+        ("data", "process", PHOTOS, "--output=processed", "--threads=1"),
+        bytes_below("processed"),
+        keeps=True,
+    ),
     "data download": Command(
         ("data", "download", "mipnerf360", "--scene=garden", "--mirror=MIRROR"),
         bytes_below("data/mipnerf360/garden", "data/mipnerf360/archives"),
@@ -165,6 +186,7 @@ COMMANDS: dict[str, Command] = {
         keeps=True,
     ),
     "fit": Command(FIT, parameters, keeps=True, resumed=(*FIT, "--ckpt_path=last")),
+    "fit with workers": Command(BESIDE, parameters, keeps=True, resumed=(*BESIDE, "--ckpt_path=last")),
 }
 QUICK = (
     "export",
@@ -193,6 +215,13 @@ class Stage:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.origin, folder)
         return folder
+
+    def take_photos(self, source: Path) -> None:
+        """Have five photos that structure from motion makes something of."""
+        if not (self.origin / PHOTOS).is_dir():
+            (self.origin / PHOTOS).mkdir()
+            for path in sorted(source.iterdir())[:5]:
+                shutil.copy(path, self.origin / PHOTOS)
 
     def run(self, typed: tuple[str, ...], folder: Path, **options: Any) -> Ending:
         """Run a command."""
@@ -283,11 +312,16 @@ class _mirror:  # noqa: N801 (a context)
 
 
 @pytest.mark.parametrize("case", cases(16, 200))
-def test_a_command_that_is_stopped_anywhere_leaves_nothing_half_done(case: int, stage: Stage) -> None:
+def test_a_command_that_is_stopped_anywhere_leaves_nothing_half_done(
+    case: int, stage: Stage, request: pytest.FixtureRequest
+) -> None:
     draw = random.Random(f"{SEED} {case}")
     names = tuple(COMMANDS) if FUZZ else QUICK
     number = SIGNALS[(case + case // len(names)) % len(SIGNALS)]
-    check(stage, names[case % len(names)], number, draw.random(), group=draw.random() < 0.5)
+    name, fraction, group = names[case % len(names)], draw.random(), draw.random() < 0.5
+    if name == "data process":
+        stage.take_photos(request.getfixturevalue("shared_data") / "fox" / "images_8")
+    check(stage, name, number, fraction, group)
 
 
 @pytest.mark.parametrize("case", cases(1, 200))
