@@ -13,6 +13,7 @@ import threading
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
 from typing import Any, cast
 
@@ -37,9 +38,30 @@ def _hidden_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+_LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM)
+"""Signals that a group gets together: the main process ends its workers itself."""
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let a process that is started here begin with signals blocked, until it can say that it ignores them.
+
+    Its first seconds go into imports, and who gets a signal then would be gone.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # first: it would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_MAIN)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _WorkerProcess(SpawnProcess):
     def start(self) -> None:
-        with _hidden_main():
+        with _hidden_main(), _signals_held_back():
             super().start()
         # Python ends what is left of its daemons with SIGTERM and waits; a worker does not heed that one.
         process: Any = self._popen  # type: ignore[attr-defined]
@@ -305,7 +327,6 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """Leave signals, which a group gets together, to the main process; it ends its workers itself."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _LEFT_TO_MAIN:
+        signal.signal(number, signal.SIG_IGN)

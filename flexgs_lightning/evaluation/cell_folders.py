@@ -42,10 +42,6 @@ class CellFolder:
         path = self.folder / ERROR
         return (read_text(path).splitlines() or [""])[0] if path.is_file() else None
 
-    def result(self) -> dict[str, Any]:
-        """What was measured."""
-        return read_json(self.folder / RESULT, dict[str, Any])
-
     def finish(self, result: Mapping[str, Any]) -> None:
         """Keep what was measured."""
         write_json(self.folder / RESULT, result)

@@ -75,6 +75,29 @@ class CellResult(Struct):
     lpips: Finite | None = None
 
 
+class RatePoint(Struct):
+    """One file of a system: its bytes, and what is drawn from it."""
+
+    label: str
+    gaussians: Positive
+    bytes: Positive
+    psnr: Finite
+    ssim: Finite
+    encode_seconds: Finite
+    decode_seconds: Finite
+    attributes: dict[str, Natural]
+    lpips: Finite | None = None
+    training: Training | None = None
+
+
+class RateResult(Struct):
+    """``cell.json`` of a rate-distortion report: a system at a setting."""
+
+    system: str
+    setting: str
+    points: Annotated[list[RatePoint], Meta(min_length=1)]
+
+
 def read_metrics(path: Path) -> dict[str, Any]:
     """``metrics.json``, with all that reports read of it there.
 
@@ -91,6 +114,15 @@ def read_cell(path: Path) -> dict[str, Any]:
         InputError: see ``read_json``.
     """
     return _checked(path, CellResult)
+
+
+def read_rates(path: Path) -> dict[str, Any]:
+    """``cell.json`` of a rate-distortion report.
+
+    Raises:
+        InputError: see ``read_json``.
+    """
+    return _checked(path, RateResult)
 
 
 def _checked(path: Path, kind: type[Struct]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from kinds import DEEP, accepted, break_file, choose, dumped, judged_call, kind
+from kinds import DEEP, accepted, break_file, break_json, choose, dumped, judged_call, kind
 from mutations import Rng, broken_record
 from outcomes import Outcome, run
 from samples import Samples
@@ -34,13 +34,6 @@ def _read_whole(root: Path) -> Outcome:
             assert view.camera.Ks.isfinite().all()
 
     return judged_call(read, (str(root), "data."))
-
-
-def _break_json(path: Path, rng: Rng) -> None:
-    if rng.random() < 0.3:
-        break_file(path, rng)
-    else:
-        path.write_bytes(dumped(broken_record(json.loads(path.read_bytes()), rng, depths=DEEP)))
 
 
 def _break_array(path: Path, rng: Rng) -> None:
@@ -79,7 +72,7 @@ def transforms(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     if rng.random() < 0.2:
         break_file(root / "sparse_pc.ply", rng)
     else:
-        _break_json(root / "transforms.json", rng)
+        break_json(root / "transforms.json", rng)
     return _read_whole(root)
 
 
@@ -92,7 +85,7 @@ def film_table(samples: Samples, folder: Path, rng: Rng) -> Outcome:
         case 1:
             break_file(choose(rng, sorted(root.rglob("*.png"))), rng)
         case _:
-            _break_json(root / "cameras.json", rng)
+            break_json(root / "cameras.json", rng)
     return _read_whole(root)
 
 
@@ -150,7 +143,7 @@ def codec_recipe(samples: Samples, folder: Path, rng: Rng) -> Outcome:
 @kind(3)
 def profile(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     path = Path(shutil.copy(samples.profile, folder / "profile.json"))
-    _break_json(path, rng)
+    break_json(path, rng)
     output = folder / "out.ply"
     options = ["--ckpt", str(samples.checkpoints["last"]), "--max-milliseconds", "2", "--profile", str(path)]
     outcome = run(["export", *options, "--output", str(output)], (path.name, "milliseconds"))

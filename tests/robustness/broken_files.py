@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import torch
-import yaml
 from kinds import DEEP, accepted, break_file, choose, dumped, judged_call, kind
 from mutations import LINES, Rng, broken_bytes, broken_record, broken_tensor, no_plain_file
 from outcomes import Outcome, run
@@ -29,7 +28,6 @@ from flexgs_lightning.deploy.formats.registry import read_splats
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import load
 from flexgs_lightning.model.checkpoint_record import CHECKPOINT_KEY, DIGESTS, sealed
-from flexgs_lightning.training.callbacks import WITH_OPTIONS
 
 # -- checkpoints ---------------------------------------------------------------------------------------
 
@@ -85,7 +83,7 @@ def checkpoint_forged(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     """With digests that fit, or none: what is accepted is another scene, but one that can be drawn."""
     path = folder / "model.ckpt"
     only = choose(rng, (None, CHECKPOINT_KEY, "state_dict", CHECKPOINT_KEY))
-    source = samples.checkpoints[choose(rng, ("first", "last"))]
+    source = choose(rng, (samples.checkpoints["first"], samples.checkpoints["last"], samples.moving))
     _broken_checkpoint(source, path, rng, choose(rng, ("none", "anew")), only)
     return _export(samples, path, exact=False)
 
@@ -300,76 +298,7 @@ def photos(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     return _read_capture(samples, root, (str(root),), rng)
 
 
-SETTINGS = (
-    *("option", "key", "seed", "protocol"),
-    *(f"{name}{end}" for name in ("model", "data", "trainer", *WITH_OPTIONS) for end in ".:"),
-)
-"""Words of which a refusal of settings holds one."""
-
-
-# -- records -------------------------------------------------------------------------------------------
-
-
-@kind(6)
-def camera_path(samples: Samples, folder: Path, rng: Rng) -> Outcome:
-    path = folder / "path.json"
-    path.write_bytes(samples.path.read_bytes())
-    if rng.random() < 0.3:
-        break_file(path, rng)
-    else:
-        path.write_bytes(dumped(broken_record(json.loads(path.read_bytes()), rng, depths=DEEP)))
-    output = folder / "frames"
-    options = ["--ply", str(samples.splats["ply"]), "--path", str(path), "--output", str(output)]
-    return accepted(run(["render", *options], (path.name,)), lambda: bool(list(output.glob("*.png"))))
-
-
-@kind(3)
-def config(samples: Samples, folder: Path, rng: Rng) -> Outcome:
-    """A YAML file of settings."""
-    path = folder / "settings.yaml"
-    source = samples.run / "config.yaml"
-    if rng.random() < 0.3:
-        path.write_bytes(source.read_bytes())
-        break_file(path, rng)
-    else:
-        settings = yaml.safe_load(source.read_text())
-        settings.pop("ckpt_path", None)
-        path.write_text(yaml.safe_dump(broken_record(settings, rng)))
-    options = ["--config", str(path), f"--runs={folder / 'runs'}", f"--data.root={samples.binary}", *TRAINING]
-    outcome = run(["fit", *options], (path.name, *SETTINGS))
-    if outcome.status != 0 and (folder / "runs").exists():
-        return replace(outcome, fault=outcome.fault or "a run folder after a refusal")
-    return outcome
-
-
-@kind(2)
-def comparison_config(samples: Samples, folder: Path, rng: Rng) -> Outcome:
-    """The same file, given to a command that trains by it later."""
-    path = folder / "settings.yaml"
-    settings = yaml.safe_load((samples.run / "config.yaml").read_text())
-    if rng.random() < 0.3:
-        path.write_bytes((samples.run / "config.yaml").read_bytes())
-        break_file(path, rng)
-    else:
-        part = {
-            "data": {**settings["data"], "test_every": 2},
-            "model": {**settings["model"], "lpips": "none"},
-        }
-        path.write_text(yaml.safe_dump(broken_record(part, rng)))
-    ckpt = samples.checkpoints["first"]
-    options = [
-        "--ckpt",
-        str(ckpt),
-        "--config",
-        str(path),
-        "--methods",
-        "prune",
-        "--ratios",
-        "1.0",
-        "--steps",
-        "1",
-    ]
-    return run(["compare", *options, "--output", str(folder / "compare")], (path.name, *SETTINGS))
+# -- archives ------------------------------------------------------------------------------------------
 
 
 @kind(3)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mutations import Rng, broken_bytes, no_plain_file
+from mutations import Rng, broken_bytes, broken_record, no_plain_file
 from outcomes import Outcome, judged
 from samples import Samples
 
@@ -79,6 +79,14 @@ def dumped(value: Any) -> bytes:
         return json.dumps(value).encode()
     except RecursionError:
         return b'{"asset":' + b"[" * 3000 + b"]" * 3000 + b"}"
+
+
+def break_json(path: Path, rng: Rng) -> None:
+    """A value of a JSON file, or now and then its bytes."""
+    if rng.random() < 0.3:
+        break_file(path, rng)
+    else:
+        path.write_bytes(dumped(broken_record(json.loads(path.read_bytes()), rng, depths=DEEP)))
 
 
 def judged_call(function: Callable[[], object], named: tuple[str, ...]) -> Outcome:

@@ -39,6 +39,16 @@ TRAINING = (
 """Options of the training, without its folders."""
 
 
+MOVING = (
+    "--model.motion.path=bases",
+    "--model.motion.opacity=varying",
+    "--model.appearance=features",
+    "--model.sh_degree=0",
+    "--model.elastic_training.steps=0",
+)
+"""Options of a training with every part that moves."""
+
+
 @dataclass(frozen=True)
 class Samples:
     """Folders and files; only read, and copied before anything is broken.
@@ -56,6 +66,8 @@ class Samples:
         profile: what a frame costs.
         video: of a few frames.
         site: a folder to serve.
+        studies: folders of finished studies by the command's name.
+        moving: checkpoint of a filmed scene with motion, lives and features.
         scenes: folder of a benchmark's scenes.
         exported: what ``flexgs export`` makes of the last checkpoint.
     """
@@ -121,6 +133,21 @@ class Samples:
         return self.root / "site"
 
     @property
+    def studies(self) -> dict[str, Path]:
+        return {name: self.root / "studies" / name for name in ("compare", "rd")}
+
+    def study(self, name: str) -> list[str]:
+        """The command that makes a study, and goes on with it, but for its folder."""
+        ckpt, own = str(self.checkpoints["last"]), str(self.run / "config.yaml")
+        own_options = {"compare": ["--methods", "prune", "--steps", "1"], "rd": ["--systems", "ply"]}
+        common = ["--ckpt", ckpt, "--config", own, "--ratios", "1.0", "--device", "cpu"]
+        return [name, *common, *own_options[name]]
+
+    @property
+    def moving(self) -> Path:
+        return self.root / "runs" / "moving" / "version_0" / "checkpoints" / "last.ckpt"
+
+    @property
     def scenes(self) -> Path:
         return self.root / "scenes"
 
@@ -167,6 +194,10 @@ def make(root: Path) -> Samples:
     (samples.site / "index.html").write_text("<p>A page")
     _write_captures(samples)
     _write_recipes(samples)
+    for name, output in samples.studies.items():
+        assert main([*samples.study(name), "--output", str(output)]) == 0
+    film = [f"--data.root={samples.films['frames']}", "--name=moving", f"--runs={root / 'runs'}", *TRAINING]
+    assert main(["fit", *film, *MOVING]) == 0
     assert (
         main(["export", "--ckpt", str(samples.checkpoints["last"]), "--output", str(samples.exported)]) == 0
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import broken_captures  # noqa: F401 (enters its kinds)
 import broken_files  # noqa: F401
+import broken_records  # noqa: F401
 import pytest
 from kinds import KINDS, run_case
 from length import SEED, cases
@@ -19,7 +20,7 @@ SHARES = sum(share for _, share in KINDS.values())
 @pytest.mark.parametrize("name", KINDS)
 def test_broken_files(name: str, samples: Samples, tmp_path: Path) -> None:
     share = KINDS[name][1]
-    numbers = cases(few=-(-200 * share // SHARES), many=-(-2000 * share // SHARES))
+    numbers = cases(few=-(-240 * share // SHARES), many=-(-2400 * share // SHARES))
     faults, sound = [], 0
     for number in numbers:
         outcome = run_case(name, samples, tmp_path / str(number), SEED, number)

@@ -12,7 +12,7 @@ from samples import Samples
 @pytest.mark.timeout(3600)
 def test_broken_options(samples: Samples, tmp_path: Path) -> None:
     everything = all_cases()
-    chosen = random.Random(SEED).sample(everything, min(len(cases(few=50, many=500)), len(everything)))
+    chosen = random.Random(SEED).sample(everything, min(len(cases(few=60, many=600)), len(everything)))
     faults = []
     for number, case in enumerate(chosen):
         folder = tmp_path / str(number)

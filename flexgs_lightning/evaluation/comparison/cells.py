@@ -20,6 +20,7 @@ from flexgs_lightning.evaluation.study import Study
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.images import to_uint8
 from flexgs_lightning.model.budget import MEGABYTE, count_at
+from flexgs_lightning.records import shown
 
 VIEW = "view.png"
 
@@ -41,7 +42,7 @@ class Cell(CellFolder):
         found = read_cell(self.folder / RESULT)
         if (found["method"], found["ratio"]) != (self.method.name, self.ratio):
             raise InputError(
-                f"{self.folder / RESULT}: of {found['method']} at {found['ratio']}, expected {self}."
+                f"{self.folder / RESULT}: of {shown(found['method'])} at {found['ratio']}, expected {self}."
             )
         return found
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexgs_lightning.evaluation.cell_folders import CellFolder, Shared, keep_facts, run_cells
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.cell_folders import RESULT, CellFolder, Shared, keep_facts, run_cells
 from flexgs_lightning.evaluation.measure import measure
 from flexgs_lightning.evaluation.rate_distortion.systems import Coded, Maker, System
+from flexgs_lightning.evaluation.records import read_rates
 from flexgs_lightning.evaluation.study import Study
 from flexgs_lightning.metrics.protocol import worst_view
+from flexgs_lightning.records import shown
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,20 @@ class RateCell(CellFolder):
 
     system: System
     setting: str
+
+    def result(self) -> dict[str, Any]:
+        """What was measured.
+
+        Raises:
+            InputError: the record is damaged, or that of another cell.
+        """
+        found = read_rates(self.folder / RESULT)
+        if (found["system"], found["setting"]) != (self.system.name, self.setting):
+            raise InputError(
+                f"{self.folder / RESULT}: of {shown(found['system'])} at {shown(found['setting'])}, "
+                f"expected {self}."
+            )
+        return found
 
     def __str__(self) -> str:
         return f"{self.system.name} at {self.setting}"
