@@ -216,7 +216,7 @@ def broken_tensor(value: Any, rng: Rng) -> Any:
         case 3:
             return value.to(torch.float16) if value.is_floating_point() else value.float()
         case 4:
-            return torch.zeros(1).expand(10**6, 10**4)
+            return torch.zeros(1).expand(10**6, 10**6)  # more than any machine's memory
         case 5:
             return value.unsqueeze(-1)
         case 6:

@@ -14,6 +14,7 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import Attribute
 from flexgs_lightning.model.gaussians import Chosen, Gaussians
 from flexgs_lightning.processes import Shards
+from flexgs_lightning.records import shown
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,17 @@ def part_from_plain(kind: str, values: Mapping[str, Any], gaussians: int, shards
     """An empty part of a kind, for a checkpoint's state.
 
     Raises:
-        InputError: unknown kind.
+        InputError: unknown kind, or options that it does not have.
     """
     if kind not in PARTS:
         raise InputError(f"part of a scene: expected one of {', '.join(PARTS)}, found '{kind}'.")
     options = {key: value for key, value in values.items() if key != "kind"}
-    return PARTS[kind].from_plain(options, gaussians, shards)
+    try:
+        return PARTS[kind].from_plain(options, gaussians, shards)
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+        found = shown(options, 200)
+        raise InputError(
+            f"part '{kind}': expected the options that it is written with, found {found}."
+        ) from error
