@@ -6,6 +6,7 @@ import io
 import itertools
 import shutil
 import stat
+import struct
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -22,8 +23,6 @@ MAX_EXPANSION = 20
 """Photos hardly compress: an archive that claims to expand more than this is not a capture."""
 SPARE = 256 << 20
 """Bytes of the disk that stay free."""
-
-
 _END = struct.Struct("<4s4H2LH")
 """The last record of a zip file; its fifth number is that of the entries."""
 _IN_ZIP64 = 0xFFFF
