@@ -176,17 +176,17 @@ export class Panel {
     const total = header.ends[header.ends.length - 1][1] / MEGABYTE;
     element("loaded").textContent = `${(player.bytes / MEGABYTE).toFixed(2)} of ${total.toFixed(2)} MB`;
     const progress = element("progress");
-    progress.value = player.film.progress(player.needed / header.total);
+    progress.value = player.film.progress(player.needed);
     progress.hidden = progress.value >= 1;
     element("measure").disabled = progress.value < 1 && !player.finished;
   }
 
   /** How many Gaussians are drawn, and which of them are to be seen at the moment. */
   drawnWords() {
-    const { drawn, film, shown, playhead, automatic, wanted } = this.player;
-    const { total } = film.groups[shown];
-    const words = `${whole(drawn.count)} of ${whole(total)}`;
-    const limited = playhead.playing && !automatic && drawn.count < Math.min(this.player.loaded, film.countIn(shown, wanted / film.total));
+    const { player } = this;
+    const { drawn, film, shown, playhead, automatic } = player;
+    const words = `${whole(drawn.count)} of ${whole(film.groups[shown].total)}`;
+    const limited = playhead.playing && !automatic && player.pace.most < Math.min(player.loaded, player.wantedOf(shown));
     return limited ? `${words}: what can be sorted while it plays` : words;
   }
 

@@ -13,6 +13,7 @@ const MOST_PIXELS_A_POINT = 2; // of the screen's own pixels, drawn for one of t
 const AUTOMATIC_START = 5000; // Gaussians
 const AHEAD = 2; // automatic quality loads this many times what it draws
 const LONGEST_FRAME = 3000; // milliseconds beyond which the page was not shown
+const NEAR = 0.01; // depth of the nearest that is drawn, where scene.json says none
 const LITTLE_TIME = 1 / 60; // of a group, over which speeds are measured
 const MARGIN = 1e-3; // of a group, by which an order knows of more lives than the moment's
 
@@ -25,7 +26,8 @@ export class Player extends EventTarget {
     super();
     this.canvas = canvas;
     this.description = description;
-    this.renderer = new Renderer(canvas);
+    this.near = description.near ?? NEAR;
+    this.renderer = new Renderer(canvas, this.near);
     this.camera = new Camera(description.up, description.unit);
     this.camera.take(description.start, description.focus);
     this.input = new Input(canvas, this.camera, () => this.moved());
@@ -92,7 +94,8 @@ export class Player extends EventTarget {
     const group = Object.assign(this.film.groups[index], head);
     group.held = this.renderer.openGroup(index, group);
     const rows = rowsFor(group.available, group.counts);
-    this.sorter.postMessage({ group: index, rows, width: placeWidth(head.motion), motion: head.motion });
+    const { motion } = head;
+    this.sorter.postMessage({ group: index, rows, width: placeWidth(motion), motion, near: this.near });
     if (group.held === group.available) return;
     if (this.automatic) this.automatic.total = Math.min(this.automatic.total, this.room);
     this.want();
@@ -134,11 +137,15 @@ export class Player extends EventTarget {
     return this.scale ? this.scale.count(this.share) : 0;
   }
 
-  /** Gaussians of a group that can be drawn now: those wanted, as far as they are there and can be sorted in time. */
+  /** Gaussians of a group that are to be drawn. */
+  wantedOf(index) {
+    return this.film.countIn(index, this.automatic ? this.automatic.count / this.film.total : this.share);
+  }
+
+  /** Those of them that can be drawn now: that are there, and can be sorted in time. */
   countOf(index) {
-    const wanted = this.film.countIn(index, this.wanted / this.film.total);
     const limit = this.playhead.playing && !this.automatic ? this.pace.most : Infinity;
-    return Math.min(wanted, this.film.groups[index].loaded, limit);
+    return Math.min(this.wantedOf(index), this.film.groups[index].loaded, limit);
   }
 
   setShare(share) {
@@ -164,9 +171,9 @@ export class Player extends EventTarget {
   /** Have loaded what is to be drawn, of the group at the playhead first. */
   want() {
     if (this.film) {
-      const needed = this.automatic ? AHEAD * this.automatic.count : this.wanted;
-      this.needed = Math.min(needed, this.room);
-      this.loader.postMessage({ wanted: this.needed / this.film.total, playhead: this.film.at(this.playhead.time) });
+      const needed = this.automatic ? (AHEAD * this.automatic.count) / this.film.total : this.share;
+      this.needed = Math.min(needed, this.film.room);
+      this.loader.postMessage({ wanted: this.needed, playhead: this.film.at(this.playhead.time) });
     }
     this.needSort();
     this.tell("change");
@@ -225,7 +232,7 @@ export class Player extends EventTarget {
     this.sent = this.asked;
     this.sentAt = performance.now();
     this.sentTime = time;
-    this.sentWanted = count === film.countIn(index, this.wanted / film.total) ? this.wanted : 0;
+    this.sentWanted = count === this.wantedOf(index) ? this.wanted : 0;
     const { rotation, position } = this.camera;
     const axis = rotation.slice(6, 9);
     axis.push(-axis.reduce((sum, value, k) => sum + value * position[k], 0));
@@ -291,7 +298,7 @@ export class Player extends EventTarget {
     const { automatic } = this;
     const slower = this.playhead.playing ? SortingPace.asFrame(this.drawn.sorting, automatic.goal) : 0;
     if (automatic.frame(Math.max(milliseconds, slower), this.drawn.wanted)) this.want();
-    if (this.finished && automatic.count > this.loaded) automatic.settled = true; // more is not to be had
+    if (this.finished && this.wantedOf(this.shown) > this.loaded) automatic.settled = true; // more is not to be had
     if (automatic.settled) this.tell("change");
   }
 
@@ -328,7 +335,7 @@ export class Player extends EventTarget {
   /** Whether everything wanted is loaded, sorted and drawn, and nothing plays. */
   get settled() {
     const { film } = this;
-    const loaded = this.resting && film.progress(this.needed / film.total) >= 1;
+    const loaded = this.resting && film.progress(this.needed) >= 1;
     const there = this.finished || loaded || film?.groups.every((group) => group.loaded === group.held);
     const still = !this.playhead.playing && this.answered === this.asked;
     return Boolean(there) && still && !this.dirty && !this.busy;

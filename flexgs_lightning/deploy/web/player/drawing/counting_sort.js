@@ -1,6 +1,5 @@
 // Ranks of Gaussians from the farthest to the nearest: two passes of counting sort over their depths.
 
-export const NEAR = 0.01;
 export const FAR = 1e10;
 const DIGIT = 11; // bits of a pass
 const BINS = 1 << DIGIT;
@@ -8,7 +7,9 @@ export const HIDDEN = 0xffffffff;
 
 /** Buffers that a sort works in, kept from sort to sort. */
 export class DepthSorter {
-  constructor() {
+  /** `near` is the least depth of what is drawn. */
+  constructor(near = 0.01) {
+    this.near = near;
     this.bins = new Uint32Array(BINS);
     this.depths = new Float32Array(0);
     this.between = new Uint32Array(0);
@@ -50,7 +51,7 @@ export class DepthSorter {
 
   /** Fill in depths; lowest and highest of their bits, and how many are in front of the camera. */
   measure(means, { upper, lower, lowerCount, weight }, count, [ax, ay, az, aw], keys) {
-    const depths = this.depths;
+    const { depths, near } = this;
     let low = HIDDEN;
     let high = 0;
     let visible = 0;
@@ -62,7 +63,7 @@ export class DepthSorter {
         const other = ax * means[n] + ay * means[n + 1] + az * means[n + 2] + aw;
         depth += weight * (other - depth);
       }
-      if (!(depth >= NEAR && depth <= FAR)) {
+      if (!(depth >= near && depth <= FAR)) {
         keys[i] = HIDDEN;
         continue;
       }

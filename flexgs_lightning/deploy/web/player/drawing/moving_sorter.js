@@ -1,13 +1,13 @@
 // Order by depth of Gaussians that move: their depths at a moment, and of those alone that live around it.
 
-import { DepthSorter, FAR, HIDDEN, NEAR } from "./counting_sort.js";
+import { DepthSorter, FAR, HIDDEN } from "./counting_sort.js";
 import { trajectoriesAt } from "./trajectories.js";
 
 const MEAN = 3; // floats that a Gaussian's begin with (loading/row_layout.js)
 
 export class MovingDepthSorter extends DepthSorter {
-  constructor(motion, width) {
-    super();
+  constructor(motion, width, near) {
+    super(near);
     this.motion = motion;
     this.width = width; // floats of a Gaussian
     this.moment = 0; // that is sorted for, in the group's time
@@ -16,7 +16,7 @@ export class MovingDepthSorter extends DepthSorter {
 
   /** As for Gaussians that stand still, at the moment. */
   measure(places, { upper, lower, lowerCount, weight }, count, axis, keys) {
-    const { depths, width } = this;
+    const { depths, width, near } = this;
     this.prepare(axis);
     let low = HIDDEN;
     let high = 0;
@@ -27,7 +27,7 @@ export class MovingDepthSorter extends DepthSorter {
         const other = this.depth(places, width * (lower + i), axis);
         depth = depth < 0 ? other : other < 0 ? depth : depth + weight * (other - depth);
       }
-      if (!(depth >= NEAR && depth <= FAR)) {
+      if (!(depth >= near && depth <= FAR)) {
         keys[i] = HIDDEN;
         continue;
       }

@@ -13,8 +13,10 @@ const CONTEXT = {
 const BATCH = 4096; // quads of an instance: small instances are slow on most devices, and on processors very
 
 export class Renderer {
-  constructor(canvas) {
+  /** `near` is the least depth of what is drawn. */
+  constructor(canvas, near) {
     this.canvas = canvas;
+    this.near = near;
     this.gl = canvas.getContext("webgl2", CONTEXT);
     if (!this.gl) {
       throw new DeviceError(
@@ -63,6 +65,7 @@ export class Renderer {
     gl.uniform3fv(places.translation, translation);
     gl.uniform3fv(places.eye, position);
     gl.uniform4fv(places.lens, lens);
+    gl.uniform1f(places.near, this.near);
     gl.uniform4fv(places.limits, slopeLimits(lens, size));
     gl.uniform2fv(places.size, size);
     gl.uniform1i(places.antialiased, header.antialiased ? 1 : 0);

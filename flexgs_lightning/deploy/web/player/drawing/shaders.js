@@ -106,7 +106,7 @@ vec3 heat(float level) {
 
 const projectSource = (moves, mode) => `
 uniform int upper, lower, lowerCount;
-uniform float weight;
+uniform float weight, near; // near: least depth of what is drawn
 uniform mat3 rotation;    // world to camera
 uniform vec3 translation, eye;
 uniform vec4 lens;        // fx, fy, cx, cy in pixels
@@ -134,7 +134,7 @@ void main() {
   Row row = fetchRow(upper + i);
   if (i < lowerCount) row = blended(row, fetchRow(lower + i), weight);${moves ? MOVE : ""}
   vec3 centre = rotation * row.mean + translation;
-  if (centre.z < 0.01) return;
+  if (centre.z < near) return;
 
   mat3 axes = transpose(rotation);
   vec2 slope = clamp(centre.xy / centre.z, limits.xy, limits.zw);

@@ -13,8 +13,8 @@ self.onmessage = ({ data }) => {
   if (data.axis) sort(data);
 };
 
-function open({ group, rows, width, motion }) {
-  const sorter = motion ? new MovingDepthSorter(motion, width) : new DepthSorter();
+function open({ group, rows, width, motion, near }) {
+  const sorter = motion ? new MovingDepthSorter(motion, width, near) : new DepthSorter(near);
   groups[group] = { sorter, width, places: new Float32Array(width * rows) };
 }
 
