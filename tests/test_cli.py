@@ -342,6 +342,10 @@ BAD_SETTINGS = {
     "trainer: {devices: -1}": "trainer: `devices` selected",
     "model: {densification: {class_path: flexgs_lightning.AdaptiveDensityControl, "
     "init_args: {prune_opacity: 7}}}": "densification.prune_opacity: expected a number",
+    "model: {compression_training: {steps: 1000000000000}}": "model.compression_training.steps: expected",
+    "model: {compression: {psnr_loss: .inf}}": "model.compression.psnr_loss: expected",
+    "model: {initialization: {random_gaussians: 1000000000000}}": "model.initialization.random_gaussians: ",
+    "data: {near_plane: -1}": "near_plane of capture: expected a positive number",
 }
 
 

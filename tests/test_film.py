@@ -90,7 +90,7 @@ def test_near_planes_in_a_capture_are_positive(tmp_path: Path, wrong: object) ->
 @pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
 def test_near_planes_that_are_asked_for_are_positive(tmp_path: Path, wrong: float) -> None:
     write_film(tmp_path)
-    with pytest.raises(InputError, match=r"near plane of .*: expected a positive number"):
+    with pytest.raises(InputError, match=r"near_plane of .*: expected a positive number"):
         read_capture(tmp_path, near_plane=wrong)
 
 

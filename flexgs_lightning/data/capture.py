@@ -176,7 +176,7 @@ class Capture:
             InputError: it is not a positive number.
         """
         if not (near_plane > 0 and math.isfinite(near_plane)):
-            raise InputError(f"near plane of {self.name}: expected a positive number, found {near_plane}.")
+            raise InputError(f"near_plane of {self.name}: expected a positive number, found {near_plane}.")
         cameras = {id(view.camera): view.camera for view in self.views}  # frames of a film share one
         changed = {key: replace(camera, near_plane=near_plane) for key, camera in cameras.items()}
         return replace(

@@ -18,6 +18,8 @@ from flexgs_lightning.processes import ALONE, Shards
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.densification.checks import MIN_GAUSSIANS
 
+MOST_RANDOM = 100_000_000
+"""Gaussians of a random start: more fit no memory."""
 _OBJECT_REACH = 0.5
 """Half the side of an object's cube, relative to the cameras' distance."""
 
@@ -46,9 +48,10 @@ class Initialization:
             raise InputError(
                 f"model.initialization.max_gaussians: expected null or {least}, found {self.max_gaussians}."
             )
-        if self.random_gaussians < MIN_GAUSSIANS:
+        if not MIN_GAUSSIANS <= self.random_gaussians <= MOST_RANDOM:
             raise InputError(
-                f"model.initialization.random_gaussians: expected {least}, found {self.random_gaussians}."
+                f"model.initialization.random_gaussians: expected {MIN_GAUSSIANS} to {MOST_RANDOM:,}, "
+                f"found {self.random_gaussians}."
             )
         if not 0 < self.opacity < 1:
             raise InputError(

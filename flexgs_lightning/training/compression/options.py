@@ -7,6 +7,7 @@ from typing import Literal
 from flexgs_lightning.errors import require_fields
 from flexgs_lightning.model.compression.quantization import UniformQuantization
 from flexgs_lightning.model.compression.rounding import Rounding
+from flexgs_lightning.training.optimization import LARGEST_RATE, MOST_STEPS
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ class Compression:
 
     def __post_init__(self) -> None:
         checks = {
-            "psnr_loss": (self.psnr_loss > 0, "a positive number of dB"),
+            "psnr_loss": (0 < self.psnr_loss < LARGEST_RATE, "a positive number of dB"),
             "mask_degree": (0 <= self.mask_degree <= 2, "0 to 2"),
             "mask_target": (0 < self.mask_target < 1, "above 0, below 1"),
-            "mask_threshold": (self.mask_threshold >= 0, "0 or more"),
+            "mask_threshold": (0 <= self.mask_threshold < LARGEST_RATE, "0 or more"),
         }
         require_fields("model.compression.", self, checks)
         UniformQuantization(dict.fromkeys(self.attributes, self.bits))  # refuses what it cannot do
@@ -92,12 +93,12 @@ class CompressionTraining:
 
     def __post_init__(self) -> None:
         names = ("rate_weight", "entropy_rate", "step_rate", "mask_rate", "mask_sparsity", "mask_divergence")
-        checks = {name: (getattr(self, name) >= 0, "0 or more") for name in names}
+        checks = {name: (0 <= getattr(self, name) < LARGEST_RATE, "0 or more") for name in names}
         checks |= {
-            "steps": (self.steps >= 0, "0 or more"),
+            "steps": (0 <= self.steps <= MOST_STEPS, f"0 to {MOST_STEPS:,}"),
             "rate_rows": (self.rate_rows >= 1, "1 or more"),
-            "rate_share": (self.rate_share > 0, "a positive number"),
+            "rate_share": (0 < self.rate_share < LARGEST_RATE, "a positive number"),
             "rate_decay": (0 < self.rate_decay <= 1, "above 0, at most 1"),
-            "sh_rest_boost": (self.sh_rest_boost > 0, "a positive number"),
+            "sh_rest_boost": (0 < self.sh_rest_boost < LARGEST_RATE, "a positive number"),
         }
         require_fields("model.compression_training.", self, checks)
