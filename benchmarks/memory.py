@@ -26,7 +26,7 @@ from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.elastic import ElasticTraining
-from flexgs_lightning.training.elastic.stage import descend, elastic_optimizer
+from flexgs_lightning.training.elastic.stage import Iteration, descend, elastic_optimizer
 from flexgs_lightning.training.losses import photometric_loss
 from flexgs_lightning.training.optimization import LearningRates, gaussian_optimizers, residual_units
 
@@ -53,10 +53,7 @@ class Stage:
     def gradients(self) -> None:
         if self.elastic:
             options = ElasticTraining()
-            descend(
-                self.scene, options, 0,
-                photometric=self.photometric, backward=torch.Tensor.backward, temperature=1.0,
-            )  # fmt: skip
+            descend(self.scene, options, Iteration(0, self.photometric, torch.Tensor.backward))
         else:
             self.photometric(self.scene.at()).backward()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.compression.bits import bits_at
 from flexgs_lightning.training.compression.parts import make_small
 from flexgs_lightning.training.compression.stage import compress_step, compression_optimizers
+from flexgs_lightning.training.elastic.stage import Iteration
 from flexgs_lightning.training.optimization import LearningRates, residual_units
 
 CPU = torch.device("cpu")
@@ -179,10 +181,7 @@ def test_combinations_train(names: tuple[str, ...]) -> None:
         ElasticTraining(steps=1, ratio_range=(0.1, 0.5)),
         options,
         training,
-        3,
-        photometric=lambda splats: view_loss(splats, views[0]),
-        backward=lambda value: value.backward(),
-        temperature=1.0,
+        Iteration(3, lambda splats: view_loss(splats, views[0]), torch.Tensor.backward),
     )
     assert total.isfinite()
     for optimizer in optimizers:
@@ -289,11 +288,9 @@ def test_training_lowers_the_bytes_of_the_file() -> None:
         optimizers = compression_optimizers(scene, LearningRates(), ElasticTraining(), training, 1.0)
         for step in range(training.steps):
             view = views[step % len(views)]
-            compress_step(
-                scene, ElasticTraining(steps=1, ratio_range=(0.2, 0.5)), Compression(), training, step,
-                photometric=lambda splats, view=view: view_loss(splats, view),  # type: ignore[misc]
-                backward=lambda value: value.backward(), temperature=1.0,
-            )  # fmt: skip
+            elastic = ElasticTraining(steps=1, ratio_range=(0.2, 0.5))
+            iteration = Iteration(step, partial(view_loss, view=view), torch.Tensor.backward)
+            compress_step(scene, elastic, Compression(), training, iteration)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()

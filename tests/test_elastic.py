@@ -26,7 +26,7 @@ from flexgs_lightning.rendering.importance import blending_importance
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.elastic import ElasticTraining
 from flexgs_lightning.training.elastic.losses import field_regularization
-from flexgs_lightning.training.elastic.stage import descend, elastic_optimizer
+from flexgs_lightning.training.elastic.stage import Iteration, descend, elastic_optimizer
 from flexgs_lightning.training.elastic.subset import Subset
 from flexgs_lightning.training.losses import Parts
 
@@ -48,9 +48,7 @@ def elastic(selection: str = "ordered", *, parts: ElasticOptions = ALL_PARTS, co
 
 
 def descended(model: Scene, options: ElasticTraining, step: int, photometric: Any) -> tuple[float, Parts]:
-    loss, parts = descend(
-        model, options, step, photometric=photometric, backward=torch.Tensor.backward, temperature=1.0
-    )
+    loss, parts = descend(model, options, Iteration(step, photometric, torch.Tensor.backward))
     return loss.item(), parts
 
 

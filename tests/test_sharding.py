@@ -28,7 +28,7 @@ from flexgs_lightning.training.checks import check_savable
 from flexgs_lightning.training.densification import MCMC, AdaptiveDensityControl
 from flexgs_lightning.training.elastic import ElasticTraining
 from flexgs_lightning.training.elastic.losses import importance_loss, sparsity_loss
-from flexgs_lightning.training.elastic.stage import descend, elastic_optimizer
+from flexgs_lightning.training.elastic.stage import Iteration, descend, elastic_optimizer
 from flexgs_lightning.training.elastic.subset import Subset
 from flexgs_lightning.training.parallel import replicated, sum_gradients
 from flexgs_lightning.training.ranking import rank_gaussians
@@ -191,7 +191,7 @@ def descended(shards: Shards, count: int, cameras: Cameras, first: int) -> dict[
 
     options = ElasticTraining(sampling="list", ratios=(0.1, 0.4), prefixes=2)
     backward = lambda loss: (loss / shards.count).backward()  # noqa: E731
-    descend(model, options, 0, photometric=photometric, backward=backward, temperature=1.0)
+    descend(model, options, Iteration(0, photometric, backward))
     sum_gradients(replicated(model, shards).values())
     optimizer = elastic_optimizer(model, options, 1.0)
     assert optimizer is not None

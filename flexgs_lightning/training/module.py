@@ -27,7 +27,12 @@ from flexgs_lightning.training.compression.stage import (
     compress_step,
     compression_optimizers,
 )
-from flexgs_lightning.training.elastic.stage import begin_elastic_stage, descend, elastic_optimizer
+from flexgs_lightning.training.elastic.stage import (
+    Iteration,
+    begin_elastic_stage,
+    descend,
+    elastic_optimizer,
+)
 from flexgs_lightning.training.initialization import initial_scene
 from flexgs_lightning.training.losses import Parts, photometric_loss
 from flexgs_lightning.training.moments import check_times, everyone_at
@@ -44,7 +49,8 @@ from flexgs_lightning.training.parallel import (
     replicated,
     sum_gradients,
 )
-from flexgs_lightning.training.resuming import check_moments, check_resume
+from flexgs_lightning.training.resumable import check_moments
+from flexgs_lightning.training.resuming import check_resume
 from flexgs_lightning.training.scene_module import SceneModule
 from flexgs_lightning.training.trainer import set_up
 
@@ -165,17 +171,15 @@ class FlexGSModule(SceneModule):
             images.append(drawn.detach())  # without its graph, which ends with its own backward pass
             return photometric_loss(drawn, reference, self.ssim_weight)
 
-        how: dict[str, Any] = {
-            "photometric": photometric, "backward": self._backward, "temperature": self.temperature,
-        }  # fmt: skip
+        how = (photometric, self._backward, self.temperature, self.moments(batch))
         if (step := self.compression_step) is not None:
-            small = (self.compression, self.compression_training)
-            set_rates(self.plain_optimizers(), step, self.compression_training.steps)
-            loss, parts = compress_step(self.scene, self.elastic_training, *small, step, **how)
+            set_rates(self.plain_optimizers(), step, self.stages.compression)
+            options = (self.elastic_training, self.compression, self.compression_training)
+            loss, parts = compress_step(self.scene, *options, Iteration(step, *how))
         else:
             step = cast(int, self.elastic_step)
-            set_rates(self.plain_optimizers(), step, self.elastic_training.steps)
-            loss, parts = descend(self.scene, self.elastic_training, step, moments=self.moments(batch), **how)
+            set_rates(self.plain_optimizers(), step, self.stages.elastic)
+            loss, parts = descend(self.scene, self.elastic_training, Iteration(step, *how))
         self.finite_watch.look(self.scene, loss, self.iteration)
         self._step()
         if self.is_time_to_log:

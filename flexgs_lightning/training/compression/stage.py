@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +17,12 @@ from flexgs_lightning.model.part import FULL, Part
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.selection import Selection
 from flexgs_lightning.rendering.rasterizer import rasterize
-from flexgs_lightning.rendering.types import Drawn
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.compression.bits import bits_each
 from flexgs_lightning.training.compression.options import Compression, CompressionTraining
 from flexgs_lightning.training.compression.parts import make_small, quantization_of
 from flexgs_lightning.training.elastic import ElasticTraining
-from flexgs_lightning.training.elastic.stage import descend
+from flexgs_lightning.training.elastic.stage import Iteration, descend
 from flexgs_lightning.training.losses import Parts, photometric_loss
 from flexgs_lightning.training.optimization import LearningRates, falling, gaussian_optimizers
 from flexgs_lightning.training.scene_module import SceneModule
@@ -53,33 +51,27 @@ def compress_step(
     elastic: ElasticTraining,
     options: Compression,
     training: CompressionTraining,
-    step: int,
-    *,
-    photometric: Callable[[Drawn], Tensor],
-    backward: Callable[[Tensor], None],
-    temperature: float,
+    iteration: Iteration,
 ) -> tuple[Tensor, Parts]:
     """Draw the rounded scene at several ratios and count its bits, each followed by its backward pass.
 
-    Args and returns as ``elastic.stage.descend``; a scene that is not elastic is drawn whole.
+    A scene that is not elastic is drawn whole. Returns as ``elastic.stage.descend``.
     """
     masks = [part for part in scene.each_part() if isinstance(part, ShMask)]
     for mask in masks:
-        mask.anneal(step / training.steps)
+        mask.anneal(iteration.step / training.steps)
     if scene.elastic:
-        total, parts = descend(
-            scene, elastic, step, photometric=photometric, backward=backward, temperature=temperature
-        )
+        total, parts = descend(scene, elastic, iteration)
     else:
-        loss = photometric(scene.at(FULL))
-        backward(loss)
+        loss = iteration.photometric(scene.at(FULL))
+        iteration.backward(loss)
         total, parts = loss.detach(), Parts(full_loss=loss.detach())
     for mask in masks:
         if mask.learned:
             loss = mask.loss(options.mask_target, training.mask_sparsity, training.mask_divergence)
             parts |= {"mask_loss": loss.detach(), "mask_share": mask.share()}
             total = total + loss.detach()
-            backward(loss)
+            iteration.backward(loss)
     quantization = quantization_of(scene)
     if quantization is not None and quantization.models():
         bits = bits_each(scene, quantization, training.rate_rows)
@@ -87,7 +79,7 @@ def compress_step(
         parts["rate_loss"] = loss.detach()
         parts |= {f"bits_{name}": value.detach() for name, value in bits.items()}
         total = total + loss.detach()
-        backward(loss)
+        iteration.backward(loss)
     return total, parts
 
 

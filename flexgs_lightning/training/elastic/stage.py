@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -102,28 +103,29 @@ def clear(scene: Scene, space: ClearSpace | None, step: int) -> int:
     return removed
 
 
-def descend(
-    scene: Scene,
-    options: ElasticTraining,
-    step: int,
-    *,
-    photometric: Callable[[Drawn], Tensor],
-    backward: Callable[[Tensor], None],
-    temperature: float,
-    moments: Moments = None,
-) -> tuple[Tensor, Parts]:
-    """Draw the full model and some subsets, each followed at once by its backward pass (Eq. 16).
+@dataclass(frozen=True)
+class Iteration:
+    """An iteration of a later stage, as the module sees it.
 
-    Gradients add up where they belong; what a render needs for its gradient is gone before the next one.
-
-    Args:
-        scene: what is trained.
-        options: how.
-        step: iterations of this stage so far.
+    Attributes:
+        step: iterations of the stage so far.
         photometric: draws splats through the iteration's cameras and compares them with the photos.
         backward: adds a loss's gradient to those of the parameters.
         temperature: of the Gumbel-softmax (gsnet).
         moments: when the iteration's cameras see a scene that moves.
+    """
+
+    step: int
+    photometric: Callable[[Drawn], Tensor]
+    backward: Callable[[Tensor], None]
+    temperature: float = 1.0
+    moments: Moments = None
+
+
+def descend(scene: Scene, options: ElasticTraining, iteration: Iteration) -> tuple[Tensor, Parts]:
+    """Draw the full model and some subsets, each followed at once by its backward pass (Eq. 16).
+
+    Gradients add up where they belong; what a render needs for its gradient is gone before the next one.
 
     Returns:
         The iteration's loss, detached, and its parts.
@@ -134,17 +136,17 @@ def descend(
         nonlocal total
         total = total + loss.detach()
         if loss.requires_grad:
-            backward(loss)
+            iteration.backward(loss)
 
-    ratios = options.draw_ratios(step)
-    if options.draws_full(step):
-        loss = photometric(everyone_at(scene, moments))
+    ratios = options.draw_ratios(iteration.step)
+    if options.draws_full(iteration.step):
+        loss = iteration.photometric(everyone_at(scene, iteration.moments))
         parts["full_loss"] = loss.detach()
         add(options.full_weight * loss)
         del loss  # with the graph, before the next render
     for ratio in ratios:
-        subset = Subset(scene, ratio, temperature, moments)
-        loss = photometric(subset.splats)
+        subset = Subset(scene, ratio, iteration.temperature, iteration.moments)
+        loss = iteration.photometric(subset.splats)
         parts["subset_loss"] = loss.detach()
         weighted = (1 - options.full_weight) / len(ratios) * loss
         if subset.mask is not None:
