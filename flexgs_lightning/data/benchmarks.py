@@ -6,12 +6,14 @@ Tanks & Temples has two, because the FlexGS paper's rows are not at the size tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from flexgs_lightning.data.capture import TEST_EVERY
 from flexgs_lightning.errors import InputError
+
+T = TypeVar("T")
 
 _REFRAW360 = "https://storage.googleapis.com/gresearch/refraw360"
 _NEURAL_3D = "https://github.com/facebookresearch/Neural_3D_Video/releases/download/v1.0"
@@ -197,9 +199,7 @@ def find_benchmark(name: str) -> Benchmark:
     Raises:
         InputError: there is none; the message lists those there are.
     """
-    if name not in BENCHMARKS:
-        raise _unknown("benchmark", name, BENCHMARKS)
-    return BENCHMARKS[name]
+    return _find("benchmark", name, BENCHMARKS)
 
 
 def find_scene(name: str, benchmark: str | None = None) -> BenchmarkScene:
@@ -208,12 +208,10 @@ def find_scene(name: str, benchmark: str | None = None) -> BenchmarkScene:
     Raises:
         InputError: there is none; the message lists those there are.
     """
-    scenes = (
-        SCENES if benchmark is None else {scene.name: scene for scene in find_benchmark(benchmark).scenes}
-    )
-    if name not in scenes:
-        raise _unknown("scene" if benchmark is None else f"scene of {benchmark}", name, scenes)
-    return scenes[name]
+    if benchmark is None:
+        return _find("scene", name, SCENES)
+    scenes = {scene.name: scene for scene in find_benchmark(benchmark).scenes}
+    return _find(f"scene of {benchmark}", name, scenes)
 
 
 def find_protocol(name: str) -> Protocol:
@@ -222,9 +220,7 @@ def find_protocol(name: str) -> Protocol:
     Raises:
         InputError: there is none; the message lists those there are.
     """
-    if name not in PROTOCOLS:
-        raise _unknown("protocol", name, PROTOCOLS)
-    return PROTOCOLS[name]
+    return _find("protocol", name, PROTOCOLS)
 
 
 def scene_protocol(scene: str, protocol: str | None = None) -> SceneProtocol:
@@ -243,5 +239,7 @@ def scene_protocol(scene: str, protocol: str | None = None) -> SceneProtocol:
     return SceneProtocol(find_scene(scene, chosen.benchmark), chosen)
 
 
-def _unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    return InputError(f"unknown {kind} '{name}'; expected one of {', '.join(known)}.")
+def _find(kind: str, name: str, known: Mapping[str, T]) -> T:
+    if name not in known:
+        raise InputError(f"unknown {kind} '{name}'; expected one of {', '.join(known)}.")
+    return known[name]
