@@ -7,8 +7,9 @@ scales, the screen covariance is F F^T + eps I with the 2x3 factor F = J W R S. 
 
 The ellipse is passed on as (h, k, g) with sigma(d) = h (dx + k dy)^2 + g dy^2, the exponent of the
 Gaussian: a sum of squares that rounding cannot make negative, unlike the usual a, b, c of the inverse.
-Arithmetic is float64 within one Gaussian; arrays are float32. Helpers pass tuples of numbers: a row of an
-array is an object whose reference count is atomic, and counting costs more than the arithmetic.
+Geometry is float64 within one Gaussian; arrays, and sums over harmonics, are float32. Helpers pass tuples
+of numbers: a row of an array is an object whose reference count is atomic, and counting costs more than the
+arithmetic.
 """
 
 # mypy: disallow-untyped-defs=False
@@ -23,7 +24,17 @@ from numpy import ndarray
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.jit import inlined, kernel, next_item
-from flexgs_lightning.rendering.cpu.spherical_harmonics import evaluate_basis
+from flexgs_lightning.rendering.cpu.side_by_side import (
+    BATCH,
+    get,
+    get3,
+    get4,
+    new_planes,
+    put3,
+    put4,
+    whole_lanes,
+)
+from flexgs_lightning.rendering.cpu.spherical_harmonics import put_basis
 from flexgs_lightning.rendering.types import EPS2D, FAR_PLANE
 
 CHUNK = 512
@@ -31,6 +42,10 @@ CHUNK = 512
 ALPHA_MIN = 1.0 / 255.0
 _MAX_SIGMAS = 3.33
 _MAX_RADIUS = 1 << 30
+ZERO, HALF = np.float32(0.0), np.float32(0.5)
+
+# Planes: what is read of each Gaussian, and what is found.
+_MEAN, _QUAT, _SCALE, _CENTRE, _SHAPE, _SIZE, _BASIS, _END = 0, 3, 7, 10, 13, 16, 20, 36
 
 
 def pack_cameras(cameras: Cameras) -> Float[ndarray, "C 24"]:
@@ -65,12 +80,6 @@ def load_camera(cams, c):
 
 
 @inlined
-def load3(array, i):
-    """A row of an [N, 3] array as float64."""
-    return np.float64(array[i, 0]), np.float64(array[i, 1]), np.float64(array[i, 2])
-
-
-@inlined
 def dot(u, v):
     """Inner product of triples."""
     return u[0] * v[0] + u[1] * v[1] + u[2] * v[2]
@@ -102,14 +111,8 @@ def to_camera(cam, mean):
 
 
 @inlined
-def rotation_of(quats, i):
-    """Normalised (w, x, y, z), 1 / norm, and the rotation matrix as three rows."""
-    w, x, y, z = (
-        np.float64(quats[i, 0]),
-        np.float64(quats[i, 1]),
-        np.float64(quats[i, 2]),
-        np.float64(quats[i, 3]),
-    )
+def rotation_of(w, x, y, z):
+    """Normalised quaternion, 1 / norm, and the rotation matrix as three rows."""
     inverse = 1.0 / math.sqrt(w * w + x * x + y * y + z * z)
     w, x, y, z = w * inverse, x * inverse, y * inverse, z * inverse
     rows = (
@@ -173,62 +176,90 @@ def project(
     """
     n = means.shape[0]
     chunks = (n + CHUNK - 1) // CHUNK
-    basis = np.empty(16, np.float64)
+    planes = new_planes(_END)
     item = next_item(counter)
     while item < count:
-        c, first = item // chunks, item % chunks * CHUNK
-        cam = load_camera(cams, c)
-        for i in range(first, min(first + CHUNK, n)):
-            mean, scale = load3(means, i), load3(scales, i)
-            visible, centre, ellipse, alpha, z, extent, radius = _ellipse(
-                cam, size, antialiased, mean, rotation_of(quats, i)[2], scale, np.float64(opacities[i])
-            )
-            means2d[c, i, 0], means2d[c, i, 1] = centre
-            features[c, i, 0], features[c, i, 1], features[c, i, 2] = ellipse
-            features[c, i, 3], features[c, i, 4] = alpha, z
+        c, begin = item // chunks, item % chunks * CHUNK
+        cam, end = load_camera(cams, c), min(begin + CHUNK, n)
+        for first in range(begin, end, BATCH):
+            found = np.uint64(min(BATCH, end - first))
+            _load(planes, found, first, means, quats, scales)
+            for j in whole_lanes(found):
+                _ellipse(planes, j, cam)
             if sh is not None:
-                colour = (0.0, 0.0, 0.0)
-                if visible:
-                    colour = _colour(cam, degree, mean, sh, i, basis)
-                features[c, i, 5], features[c, i, 6], features[c, i, 7] = colour
-            extents[c, i, 0], extents[c, i, 1] = extent
-            radii[c, i, 0], radii[c, i, 1] = radius
+                for j in whole_lanes(found):
+                    x, y, z, _ = view_direction(cam, get3(planes, _MEAN, j))
+                    put_basis(planes, _BASIS, j, x, y, z)
+            for j in range(found):
+                i = first + j
+                visible, centre, ellipse, alpha, z, extent, radius = _seen(
+                    planes, j, cam[23], size, antialiased, np.float64(opacities[i])
+                )
+                means2d[c, i, 0], means2d[c, i, 1] = centre
+                features[c, i, 0], features[c, i, 1], features[c, i, 2] = ellipse
+                features[c, i, 3], features[c, i, 4] = alpha, z
+                if sh is not None:
+                    colour = (ZERO, ZERO, ZERO)
+                    if visible:
+                        colour = _colour(planes, j, degree, sh, i)
+                    features[c, i, 5], features[c, i, 6], features[c, i, 7] = colour
+                extents[c, i, 0], extents[c, i, 1] = extent
+                radii[c, i, 0], radii[c, i, 1] = radius
         item = next_item(counter)
 
 
 @inlined
-def _ellipse(cam, size, antialiased, mean, rotation, scale, opacity):
-    """(visible, centre, (h, k, g), opacity, depth, extent, radius) of one Gaussian; zeros if it is culled."""
-    culled = False, (0.0, 0.0), (0.0, 0.0, 0.0), 0.0, 0.0, (0.0, 0.0), (0, 0)
-    x, y, z = to_camera(cam, mean)
-    if not cam[23] <= z <= FAR_PLANE:
-        return culled
+def _load(planes, found, first, means, quats, scales):
+    """Copy adjoining rows."""
+    for j in range(found):
+        i = first + j
+        put3(planes, _MEAN, j, (means[i, 0], means[i, 1], means[i, 2]))
+        put4(planes, _QUAT, j, (quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3]))
+        put3(planes, _SCALE, j, (scales[i, 0], scales[i, 1], scales[i, 2]))
+
+
+@inlined
+def _ellipse(planes, j, cam):
+    """What does not depend on whether the Gaussian is seen; of one behind the camera it is never read."""
+    w, qx, qy, qz = get4(planes, _QUAT, j)
+    rotation, scale = rotation_of(w, qx, qy, qz)[2], get3(planes, _SCALE, j)
+    x, y, z = to_camera(cam, get3(planes, _MEAN, j))
     t1, t2 = screen_axes(cam, x, y, z)
     f1, f2 = scaled(times_matrix(t1, rotation), scale), scaled(times_matrix(t2, rotation), scale)
     xx, xy, yy, plain, determinant = covariance(f1, f2)
     xx, yy = xx + EPS2D, yy + EPS2D
-    if antialiased:
-        opacity *= math.sqrt(plain / determinant)
-    if not (opacity >= ALPHA_MIN and determinant < math.inf):
-        return culled
-    sigmas = min(_MAX_SIGMAS, math.sqrt(2.0 * math.log(opacity / ALPHA_MIN)))
-    ex, ey = sigmas * math.sqrt(xx), sigmas * math.sqrt(yy)
-    rx, ry = min(math.ceil(ex), _MAX_RADIUS), min(math.ceil(ey), _MAX_RADIUS)
-    px, py = cam[12] * x / z + cam[14], cam[13] * y / z + cam[15]
-    if not (rx > 0 and ry > 0 and px + rx > 0 and px - rx < size[0] and py + ry > 0 and py - ry < size[1]):
-        return culled
-    ellipse = (0.5 * yy / determinant, -xy / yy, 0.5 / yy)
-    return True, (px, py), ellipse, opacity, z, (ex, ey), (rx, ry)
+    put3(planes, _CENTRE, j, (cam[12] * x / z + cam[14], cam[13] * y / z + cam[15], z))
+    put3(planes, _SHAPE, j, (0.5 * yy / determinant, -xy / yy, 0.5 / yy))
+    put4(planes, _SIZE, j, (math.sqrt(xx), math.sqrt(yy), determinant, math.sqrt(plain / determinant)))
 
 
 @inlined
-def _colour(cam, degree, mean, sh, i, basis):
+def _seen(planes, j, near, size, antialiased, opacity):
+    """(visible, centre, (h, k, g), opacity, depth, extent, radius) of one Gaussian; zeros if it is culled."""
+    culled = False, (0.0, 0.0), (0.0, 0.0, 0.0), 0.0, 0.0, (0.0, 0.0), (0, 0)
+    px, py, z = get3(planes, _CENTRE, j)
+    if not near <= z <= FAR_PLANE:
+        return culled
+    deviation_x, deviation_y, determinant, compensation = get4(planes, _SIZE, j)
+    if antialiased:
+        opacity *= compensation
+    if not (opacity >= ALPHA_MIN and determinant < math.inf):
+        return culled
+    sigmas = min(_MAX_SIGMAS, math.sqrt(2.0 * math.log(opacity / ALPHA_MIN)))
+    ex, ey = sigmas * deviation_x, sigmas * deviation_y
+    rx, ry = min(math.ceil(ex), _MAX_RADIUS), min(math.ceil(ey), _MAX_RADIUS)
+    if not (rx > 0 and ry > 0 and px + rx > 0 and px - rx < size[0] and py + ry > 0 and py - ry < size[1]):
+        return culled
+    return True, (px, py), get3(planes, _SHAPE, j), opacity, z, (ex, ey), (rx, ry)
+
+
+@inlined
+def _colour(planes, j, degree, sh, i):
     """Spherical harmonics in the view direction + 0.5, clamped at 0."""
-    x, y, z, _ = view_direction(cam, mean)
-    evaluate_basis(degree, x, y, z, basis)
-    red, green, blue = 0.5, 0.5, 0.5
+    red, green, blue = HALF, HALF, HALF
     for k in range((degree + 1) * (degree + 1)):
-        red += basis[k] * sh[i, k, 0]
-        green += basis[k] * sh[i, k, 1]
-        blue += basis[k] * sh[i, k, 2]
-    return max(red, 0.0), max(green, 0.0), max(blue, 0.0)
+        basis = np.float32(get(planes, _BASIS + k, j))
+        red += basis * sh[i, k, 0]
+        green += basis * sh[i, k, 1]
+        blue += basis * sh[i, k, 2]
+    return max(red, ZERO), max(green, ZERO), max(blue, ZERO)

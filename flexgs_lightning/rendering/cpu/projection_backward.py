@@ -13,7 +13,6 @@ from flexgs_lightning.rendering.cpu.projection import (
     CHUNK,
     covariance,
     dot,
-    load3,
     load_camera,
     rotation_of,
     scaled,
@@ -22,8 +21,27 @@ from flexgs_lightning.rendering.cpu.projection import (
     to_camera,
     view_direction,
 )
-from flexgs_lightning.rendering.cpu.spherical_harmonics import direction_gradient, evaluate_basis
+from flexgs_lightning.rendering.cpu.side_by_side import (
+    BATCH,
+    get,
+    get3,
+    get4,
+    new_planes,
+    put,
+    put3,
+    put4,
+    whole_lanes,
+)
+from flexgs_lightning.rendering.cpu.spherical_harmonics import direction_gradient, put_basis
 from flexgs_lightning.rendering.types import EPS2D
+
+ZERO = np.float32(0.0)
+
+# Planes: what is read of each Gaussian, its gradients from one camera, and their sums over cameras.
+_MEAN, _QUAT, _SCALE, _OPACITY, _ELLIPSE, _V_ELLIPSE, _V_CENTRE = 0, 3, 7, 10, 11, 14, 17
+_DIRECTION, _BASIS, _V_BASIS, _GRADIENT, _SUM, _END = 21, 25, 41, 57, 68, 79
+_BY_MEAN, _BY_SCALE, _BY_QUAT, _BY_OPACITY, _GRADIENTS = 0, 3, 6, 10, 11
+"""Offsets from ``_GRADIENT`` and ``_SUM``."""
 
 
 @kernel
@@ -37,44 +55,106 @@ def project_backward(
     ``v_`` arrays hold gradients in the shapes of what they belong to; the last row of arguments is
     written, the one before read. ``sh`` and ``v_sh`` are None if the Gaussians carry no harmonics.
     """
-    basis, v_basis = np.empty(16, np.float64), np.empty(16, np.float64)
+    planes, rows = new_planes(_END), np.empty(BATCH, np.int64)
     item = next_item(counter)
     while item < count:
-        for i in range(item * CHUNK, min((item + 1) * CHUNK, means.shape[0])):
-            untouched = True
-            v_mean, v_scale, v_quat, v_opacity = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0), 0.0
-            for c in range(cams.shape[0]):
-                if radii[c, i, 0] > 0:
-                    cam, mean, scale = load_camera(cams, c), load3(means, i), load3(scales, i)
-                    if sh is not None:
-                        v_rgb = _through_clamp(features, v_features, c, i)
-                        by_colour = _colour_backward(
-                            cam, degree, mean, sh, i, v_rgb, basis, v_basis, v_sh, untouched
-                        )
-                        v_mean = _plus(v_mean, by_colour)
-                        untouched = False
-                    by_shape, v_s, v_q, v_o = _ellipse_backward(
-                        cam, antialiased, mean, rotation_of(quats, i), scale, np.float64(opacities[i]),
-                        _load_ellipse(features, c, i), _load_ellipse(v_features, c, i),
-                        np.float64(v_features[c, i, 3]), np.float64(v_features[c, i, 4]),
-                        np.float64(v_means2d[c, i, 0]), np.float64(v_means2d[c, i, 1]),
-                    )  # fmt: skip
-                    v_mean, v_scale = _plus(v_mean, by_shape), _plus(v_scale, v_s)
-                    v_quat = v_quat[0] + v_q[0], v_quat[1] + v_q[1], v_quat[2] + v_q[2], v_quat[3] + v_q[3]
-                    v_opacity += v_o
+        end = min((item + 1) * CHUNK, means.shape[0])
+        for first in range(item * CHUNK, end, BATCH):
+            last = min(first + BATCH, end)
+            planes[_SUM * BATCH :] = 0.0
             if sh is not None:
-                for k in range(0 if untouched else (degree + 1) * (degree + 1), sh.shape[1]):
-                    v_sh[i, k, 0], v_sh[i, k, 1], v_sh[i, k, 2] = 0.0, 0.0, 0.0
-            v_means[i, 0], v_means[i, 1], v_means[i, 2] = v_mean
-            v_quats[i, 0], v_quats[i, 1], v_quats[i, 2], v_quats[i, 3] = v_quat
-            v_scales[i, 0], v_scales[i, 1], v_scales[i, 2] = v_scale
-            v_opacities[i] = v_opacity
+                v_sh[first:last] = ZERO
+            for c in range(cams.shape[0]):
+                visible = _load(
+                    planes, rows, first, last, c, means, quats, scales, opacities, features, radii,
+                    v_means2d, v_features,
+                )  # fmt: skip
+                cam = load_camera(cams, c)
+                for j in whole_lanes(visible):
+                    _ellipse_backward(planes, j, cam, antialiased)
+                if sh is not None:
+                    for j in whole_lanes(visible):
+                        direction = view_direction(cam, get3(planes, _MEAN, j))
+                        put4(planes, _DIRECTION, j, direction)
+                        put_basis(planes, _BASIS, j, direction[0], direction[1], direction[2])
+                    for j in range(np.uint64(visible)):
+                        v_rgb = _through_clamp(features, v_features, c, rows[j])
+                        _coefficients_backward(planes, j, rows[j], degree, sh, v_sh, v_rgb)
+                    for j in whole_lanes(visible):
+                        _direction_backward(planes, j)
+                for j in range(np.uint64(visible)):
+                    slot = np.uint64(rows[j] - first)
+                    for k in range(_GRADIENTS):
+                        total = get(planes, _SUM + k, slot) + get(planes, _GRADIENT + k, j)
+                        put(planes, _SUM + k, slot, total)
+            _store(planes, first, last, v_means, v_quats, v_scales, v_opacities)
         item = next_item(counter)
 
 
 @inlined
-def _load_ellipse(features, c, i):
-    return np.float64(features[c, i, 0]), np.float64(features[c, i, 1]), np.float64(features[c, i, 2])
+def _load(
+    planes, rows, first, last, c, means, quats, scales, opacities, features, radii, v_means2d, v_features
+):  # fmt: skip
+    """Copy those of the rows first..last that camera c sees; return their number."""
+    visible = 0
+    for i in range(first, last):
+        if radii[c, i, 0] > 0:
+            j = np.uint64(visible)
+            rows[j] = i
+            put3(planes, _MEAN, j, (means[i, 0], means[i, 1], means[i, 2]))
+            put4(planes, _QUAT, j, (quats[i, 0], quats[i, 1], quats[i, 2], quats[i, 3]))
+            put3(planes, _SCALE, j, (scales[i, 0], scales[i, 1], scales[i, 2]))
+            put(planes, _OPACITY, j, opacities[i])
+            put3(planes, _ELLIPSE, j, (features[c, i, 0], features[c, i, 1], features[c, i, 2]))
+            put3(planes, _V_ELLIPSE, j, (v_features[c, i, 0], v_features[c, i, 1], v_features[c, i, 2]))
+            centre = v_means2d[c, i, 0], v_means2d[c, i, 1], v_features[c, i, 3], v_features[c, i, 4]
+            put4(planes, _V_CENTRE, j, centre)
+            visible += 1
+    return visible
+
+
+@inlined
+def _store(planes, first, last, v_means, v_quats, v_scales, v_opacities):
+    """Write the sums to the rows first..last."""
+    for i in range(first, last):
+        j = np.uint64(i - first)
+        v_means[i, 0], v_means[i, 1], v_means[i, 2] = get3(planes, _SUM + _BY_MEAN, j)
+        v_scales[i, 0], v_scales[i, 1], v_scales[i, 2] = get3(planes, _SUM + _BY_SCALE, j)
+        w, x, y, z = get4(planes, _SUM + _BY_QUAT, j)
+        v_quats[i, 0], v_quats[i, 1], v_quats[i, 2], v_quats[i, 3] = w, x, y, z
+        v_opacities[i] = get(planes, _SUM + _BY_OPACITY, j)
+
+
+@inlined
+def _through_clamp(features, v_features, c, i):
+    """Gradient of the colour before its clamp at 0."""
+    return (
+        v_features[c, i, 5] if features[c, i, 5] > ZERO else ZERO,
+        v_features[c, i, 6] if features[c, i, 6] > ZERO else ZERO,
+        v_features[c, i, 7] if features[c, i, 7] > ZERO else ZERO,
+    )
+
+
+@inlined
+def _coefficients_backward(planes, j, i, degree, sh, v_sh, v_rgb):
+    """Add to the coefficients' gradients, and find those by the basis functions."""
+    red, green, blue = v_rgb
+    for k in range((degree + 1) * (degree + 1)):
+        basis = np.float32(get(planes, _BASIS + k, j))
+        v_sh[i, k, 0] += basis * red
+        v_sh[i, k, 1] += basis * green
+        v_sh[i, k, 2] += basis * blue
+        put(planes, _V_BASIS + k, j, sh[i, k, 0] * red + sh[i, k, 1] * green + sh[i, k, 2] * blue)
+
+
+@inlined
+def _direction_backward(planes, j):
+    """Add the centre's gradient through the view direction."""
+    x, y, z, inverse = get4(planes, _DIRECTION, j)
+    gx, gy, gz = direction_gradient(planes, _V_BASIS, j, x, y, z)
+    radial = gx * x + gy * y + gz * z
+    v_mean = inverse * (gx - radial * x), inverse * (gy - radial * y), inverse * (gz - radial * z)
+    put3(planes, _GRADIENT + _BY_MEAN, j, _plus(v_mean, get3(planes, _GRADIENT + _BY_MEAN, j)))
 
 
 @inlined
@@ -83,48 +163,18 @@ def _plus(u, v):
 
 
 @inlined
-def _through_clamp(features, v_features, c, i):
-    """Gradient of the colour before its clamp at 0."""
-    red = v_features[c, i, 5] if features[c, i, 5] > 0.0 else 0.0
-    green = v_features[c, i, 6] if features[c, i, 6] > 0.0 else 0.0
-    blue = v_features[c, i, 7] if features[c, i, 7] > 0.0 else 0.0
-    return np.float64(red), np.float64(green), np.float64(blue)
-
-
-@inlined
-def _colour_backward(cam, degree, mean, sh, i, v_rgb, basis, v_basis, v_sh, untouched):
-    """Set or add to the coefficients' gradients; return the centre's, which is through the view direction."""
-    x, y, z, inverse = view_direction(cam, mean)
-    evaluate_basis(degree, x, y, z, basis)
-    red, green, blue = v_rgb
-    bases = (degree + 1) * (degree + 1)
-    if untouched:
-        for k in range(bases):
-            v_sh[i, k, 0], v_sh[i, k, 1], v_sh[i, k, 2] = basis[k] * red, basis[k] * green, basis[k] * blue
-    else:
-        for k in range(bases):
-            v_sh[i, k, 0] += basis[k] * red
-            v_sh[i, k, 1] += basis[k] * green
-            v_sh[i, k, 2] += basis[k] * blue
-    for k in range(bases):
-        v_basis[k] = sh[i, k, 0] * red + sh[i, k, 1] * green + sh[i, k, 2] * blue
-    gx, gy, gz = direction_gradient(degree, x, y, z, v_basis)
-    radial = gx * x + gy * y + gz * z
-    return inverse * (gx - radial * x), inverse * (gy - radial * y), inverse * (gz - radial * z)
-
-
-@inlined
-def _ellipse_backward(
-    cam, antialiased, mean, oriented, scale, opacity, ellipse, v_ellipse, v_opacity, v_depth, v_px, v_py
-):  # fmt: skip
+def _ellipse_backward(planes, j, cam, antialiased):
     """Gradients by centre, scales, quaternion and opacity."""
-    unit, inverse_norm, rotation = oriented
-    x, y, z = to_camera(cam, mean)
+    w, qx, qy, qz = get4(planes, _QUAT, j)
+    unit, inverse_norm, rotation = rotation_of(w, qx, qy, qz)
+    scale, opacity = get3(planes, _SCALE, j), get(planes, _OPACITY, j)
+    v_px, v_py, v_opacity, v_depth = get4(planes, _V_CENTRE, j)
+    x, y, z = to_camera(cam, get3(planes, _MEAN, j))
     t1, t2 = screen_axes(cam, x, y, z)
     p1, p2 = times_matrix(t1, rotation), times_matrix(t2, rotation)
     f1, f2 = scaled(p1, scale), scaled(p2, scale)
 
-    v_xx, v_xy, v_yy = _covariance_gradient(ellipse, v_ellipse)
+    v_xx, v_xy, v_yy = _covariance_gradient(get3(planes, _ELLIPSE, j), get3(planes, _V_ELLIPSE, j))
     if antialiased:  # opacity * sqrt(plain / determinant)
         xx, xy, yy, plain, determinant = covariance(f1, f2)
         ratio = math.sqrt(plain / determinant)
@@ -143,7 +193,10 @@ def _ellipse_backward(
     v_t1 = dot(v_p1, rotation[0]), dot(v_p1, rotation[1]), dot(v_p1, rotation[2])
     v_t2 = dot(v_p2, rotation[0]), dot(v_p2, rotation[1]), dot(v_p2, rotation[2])
     v_mean = _centre_gradient(cam, x, y, z, t1, t2, v_t1, v_t2, v_px, v_py, v_depth)
-    return v_mean, v_scale, v_quat, v_opacity
+    put3(planes, _GRADIENT + _BY_MEAN, j, v_mean)
+    put3(planes, _GRADIENT + _BY_SCALE, j, v_scale)
+    put4(planes, _GRADIENT + _BY_QUAT, j, v_quat)
+    put(planes, _GRADIENT + _BY_OPACITY, j, v_opacity)
 
 
 @inlined
