@@ -77,8 +77,7 @@ def main() -> None:
             encoding = encode(plan, rule)
             report(f"steps as trained times {factor:g}", encoding, plan, uncoded, test)
             if options.refine_steps:
-                cameras = [view.camera for view in measuring]
-                better = refined(plan, encoding, cameras, CPU, options.refine_steps)
+                better = refined(plan, encoding, measuring, CPU, options.refine_steps)
                 report(
                     f"steps as trained times {factor:g}, refined", encode(better, rule), plan, uncoded, test
                 )

@@ -42,9 +42,9 @@ def random_sensitivities(arrays: ElasticModelArrays, seed: int = 1) -> list[Sens
     for level in arrays.levels:
         count = len(level.values)
         worth = level.values[:, :1] ** 2 / (np.arange(count) + 10.0)[:, None]
-        values = worth * rng.exponential(1.0, (count, 13))
+        values = worth * rng.exponential(1.0, level.values.shape)
         rest = worth[..., None] * rng.exponential(1.0, (count, *arrays.sh_rest.shape[1:]))
-        found.append(Sensitivity(values, rest))
+        found.append(Sensitivity(values, rest, np.repeat(worth, 2, axis=1)))
     return found
 
 

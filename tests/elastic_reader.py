@@ -1,7 +1,11 @@
-"""A second reader of the elastic file, in plain Python, from docs/elastic_file.md alone; slow, for tests."""
+"""A second reader of the elastic file, in plain Python, from docs/elastic_file.md alone; slow, for tests.
+
+``Reader`` reads version 1, ``FilmReader`` version 2, of which each group is a ``Group``.
+"""
 
 import math
 import struct
+from types import MappingProxyType
 
 import numpy as np
 
@@ -72,43 +76,14 @@ def tables(count: int) -> list[list[int]]:
     return [[4096 * i for i in range(17)] + [0] for _ in range(count)]
 
 
-class Reader:
-    """Decodes a whole file; ``levels`` are lists of float32 rows [M, 13], ``sh_rest`` is [N, D]."""
+UNITS = [2**-12] + [2**-10] * 3 + [0] * 3 + [2**-14] * 3 + [2**-10] * 3
 
-    def __init__(self, data: bytes) -> None:
-        assert data[:8] == b"\x89EGS\r\n\x1a\n"
-        self.data, self.place = data, 20
-        length = struct.unpack_from("<I", data, 12)[0]
-        self.total, degree, _, levels, self.cell_bits = self.take("<IBBBB")
-        self.take("<3f")
-        self.components = self.take("<i")[0]
-        self.origin, self.unit, self.centre = self.take("<3f"), self.take("<f")[0], self.take("<3i")
-        self.width = 3 * ((degree + 1) ** 2 - 1)
-        self.ratios = self.take(f"<{levels}d")
-        self.weights = [self.take("<7i") for _ in range(14)]
-        self.bounds = [self.take("<2B") for _ in range(14)]
-        self.mixing = [self.take("<14h") for _ in range(13)]
-        self.scales = self.take(f"<{self.width}f")
-        self.transform = [self.take(f"<{self.width}b") for _ in range(self.components)]
-        facts = self.take("<I")[0]
-        self.place += facts
-        index = [self.take("<3I") for _ in range(self.take("<I")[0])]
-        assert self.place == 20 + length
-        self.counts = [math.floor(ratio * self.total * (1 + 1e-12)) for ratio in self.ratios]
-        self.cells, self.columns, self.updates, self.sh = map(tables, (80, 1924, 1924, 528))
-        self.means = [0] * 13
-        self.chunks: list[list[list[int]]] = []
-        self.levels: list[np.ndarray] = []
-        self.rest: list[np.ndarray] = []
-        before = 0
-        for stop, size, _ in index:
-            end = self.place + size
-            if before in self.counts:
-                self.update()
-            self.rows(stop - before)
-            self.place, before = end, stop
-        self.levels.append(self.values())
-        self.sh_rest = np.concatenate([spread(rows) for rows in self.rest])
+
+class Taker:
+    """Takes numbers from bytes."""
+
+    def __init__(self, data: bytes, place: int = 0) -> None:
+        self.data, self.place = data, place
 
     def take(self, layout: str) -> tuple:
         found = struct.unpack_from(layout, self.data, self.place)
@@ -122,25 +97,104 @@ class Reader:
             self.place += length
         return found
 
+
+class Reader(Taker):
+    """Decodes a whole file; ``levels`` are lists of float32 rows [M, 13], ``sh_rest`` is [N, D]."""
+
+    streams_of_rows = ("cells", "opacities", "scales", "means", "rotations", "sh0", "sh_rest")
+    updated = ("opacities", "scales", "means", "rotations", "sh0")
+    columns_of = MappingProxyType(dict(zip(updated, COLUMNS, strict=True)))
+    flag_of = MappingProxyType[str, int]({})
+    motion = 0
+    varying = False
+
+    def __init__(self, data: bytes) -> None:
+        assert data[:8] == b"\x89EGS\r\n\x1a\n"
+        super().__init__(data, 20)
+        length = struct.unpack_from("<I", data, 12)[0]
+        self.total, degree, _, levels, self.cell_bits = self.take("<IBBBB")
+        self.take("<3f")
+        self.components = self.take("<i")[0]
+        self.origin, self.unit, self.centre = self.take("<3f"), self.take("<f")[0], self.take("<3i")
+        self.width = 3 * ((degree + 1) ** 2 - 1)
+        self.ratios = self.take(f"<{levels}d")
+        self.rule(features=7)
+        facts = self.take("<I")[0]
+        self.place += facts
+        index = [self.take("<3I") for _ in range(self.take("<I")[0])]
+        assert self.place == 20 + length
+        self.begin()
+        for stop, size, _ in index:
+            end = self.place + size
+            self.chunk(stop)
+            self.place = end
+        self.finish()
+
+    def rule(self, features: int) -> None:
+        rows = 14 + self.motion
+        self.weights = [self.take(f"<{features}i") for _ in range(rows)]
+        self.bounds = [self.take("<2B") for _ in range(rows)]
+        self.mixing = [self.take("<14h") for _ in range(13)]
+        self.motion_mixing = [self.take(f"<{self.motion + 1}h") for _ in range(self.motion)]
+        self.scales = self.take(f"<{self.width}f")
+        self.transform = [self.take(f"<{self.width}b") for _ in range(self.components)]
+
+    def begin(self) -> None:
+        self.counts = [math.floor(ratio * self.total * (1 + 1e-12)) for ratio in self.ratios]
+        self.cells, self.columns, self.updates, self.sh = map(tables, (80, 1924, 1924, 528))
+        self.moves, self.motion_columns, self.motion_updates = map(
+            tables, (16, 148 * self.motion, 148 * self.motion)
+        )
+        self.means = [0] * 13
+        self.motion_means = [0] * self.motion
+        self.chunks: list[list[list[int]]] = []
+        self.flags: list[list[int]] = []
+        self.levels: list[np.ndarray] = []
+        self.rest: list[np.ndarray] = []
+        self.before = 0
+
+    def chunk(self, stop: int) -> None:
+        if self.before in self.counts:
+            self.update()
+        self.rows(stop - self.before)
+        self.before = stop
+
+    def finish(self) -> None:
+        self.levels.append(self.values())
+        self.sh_rest = np.concatenate([spread(rows) for rows in self.rest])
+
     def update(self) -> None:
         self.levels.append(self.values())
-        offsets = [self.take("<5h") for _ in self.chunks]
+        offsets = [self.take(f"<{len(self.updated)}h") for _ in self.chunks]
         self.chunks = [[list(row) for row in chunk] for chunk in self.chunks]
-        for attribute, stream in enumerate(self.streams(5)):
+        streams = self.streams(len(self.updated))
+        for attribute, (name, stream) in enumerate(zip(self.updated, streams, strict=True)):
             for chunk, offset in zip(self.chunks, offsets, strict=True):
-                self.code(stream, chunk, COLUMNS[attribute], offset[attribute], new=False)
+                self.code(stream, chunk, self.columns_of[name], offset[attribute], new=False)
             stream.end()
 
     def rows(self, count: int) -> None:
-        offsets = self.take("<6h")
-        cells, *attributes, sh_rest = self.streams(7)
-        chunk = self.places(cells, count)
-        for columns, offset, stream in zip(COLUMNS, offsets, attributes, strict=False):
-            self.code(stream, chunk, columns, offset, new=True)
-            stream.end()
+        names = self.streams_of_rows
+        with_steps = [name for name in names if name not in ("cells", "moves")]
+        offsets = dict(zip(with_steps, self.take(f"<{len(with_steps)}h"), strict=True))
+        streams = dict(zip(names, self.streams(len(names)), strict=True))
+        chunk = self.places(streams["cells"], count)
+        flags = [0] * count
+        for name in names[1:-1]:
+            if name == "moves":
+                f = g = 0
+                for i in range(count):
+                    f, g = streams[name].symbol(self.moves[4 * f + g]) & 3, f
+                    flags[i] = f
+            else:
+                bit = self.flag_of.get(name, 0)
+                coded = [bit == 0 or flag & bit != 0 for flag in flags]
+                self.code(streams[name], chunk, self.columns_of[name], offsets[name], new=True, coded=coded)
+            streams[name].end()
         self.chunks.append(chunk)
-        self.rest.append(self.harmonics(sh_rest, chunk, offsets[5]))
-        sh_rest.end()
+        self.flags.append(flags)
+        self.rest.append(self.harmonics(streams["sh_rest"], chunk, offsets["sh_rest"]))
+        streams["sh_rest"].end()
 
     def places(self, stream: Stream, count: int) -> list[list[int]]:
         shift, code, h, chunk = 24 - self.cell_bits, 0, 0, []
@@ -154,7 +208,7 @@ class Reader:
                 p = stream.symbol(self.cells[31 + length]) & ((1 << k) - 1)
                 gap = (((1 << k) + p) << (r - k)) + stream.long(r - k)
             code += gap
-            row = [0] * 14
+            row = [0] * (14 + self.motion)
             for axis in range(3):
                 cell = sum(((code >> (3 * bit + 2 - axis)) & 1) << bit for bit in range(self.cell_bits))
                 row[4 + axis] = (cell << shift) + ((1 << shift) >> 1)
@@ -168,32 +222,45 @@ class Reader:
     def step(self, row: list[int], c: int, offset: int) -> tuple[int, int]:
         w, t = self.weights[c], clamp(row[0], 0, 4096)
         total = 1024 * offset + 4096 * w[0] + w[1] * t + w[2] * (t * t // 4096) + w[6] * row[13]
+        total += w[7] * clamp(row[14], -32768, 32767) if self.varying else 0
         total += sum(w[3 + i] * clamp(row[1 + i], -32768, 32767) for i in range(3))
         kind = clamp((total + 32768) // 65536, *self.bounds[c])
         return kind, max(1, ((16, 19, 23, 27)[kind & 3] << (kind >> 2)) >> 4)
 
-    def code(self, stream: Stream, chunk: list[list[int]], columns: tuple, offset: int, new: bool) -> None:
+    def code(
+        self, stream: Stream, chunk: list, columns: tuple, offset: int, new: bool, coded: list | None = None
+    ) -> None:
+        first = 14 if columns[0] >= 14 else 0
+        count = self.motion if first else 13
+        mixing, means = (self.motion_mixing, self.motion_means) if first else (self.mixing, self.means)
+        if first:
+            table = self.motion_columns if new else self.motion_updates
+        else:
+            table = self.columns if new else self.updates
         for i, row in enumerate(chunk):
+            if coded is not None and not coded[i]:
+                continue
             active = 0
             for c in columns:
                 kind, step = self.step(row, c, offset)
+                k = c - first
                 predicted, mixed = row[c], new and c not in (4, 5, 6)
                 if mixed:
-                    total = sum(self.mixing[c][d] * row[d] for d in range(c))
-                    total += self.mixing[c][13] * chunk[i - 1][c] if i else 0
-                    predicted = limit((total + 2048) // 4096 + (self.means[c] + 128) // 256)
-                place = (c * 48 + (kind >> (1 if new else 2))) * 3 + min(2, active)
-                n = stream.magnitude((self.columns if new else self.updates)[place])
+                    total = sum(mixing[k][d] * row[first + d] for d in range(k))
+                    total += mixing[k][count] * chunk[i - 1][c] if i else 0
+                    predicted = limit((total + 2048) // 4096 + (means[k] + 128) // 256)
+                place = (k * 48 + (kind >> (1 if new else 2))) * 3 + min(2, active)
+                n = stream.magnitude(table[place])
                 if n:
                     active += 1
                     if new:
-                        negative = stream.symbol(self.columns[1872 + 4 * c + min(n, 4) - 1]) & 1
+                        negative = stream.symbol(table[144 * count + 4 * k + min(n, 4) - 1]) & 1
                     else:
                         negative = stream.bits(1)
                     n = -n if negative else n
                 row[c] = limit(predicted + n * step)
                 if mixed:
-                    self.means[c] += 256 * (row[c] - predicted) // 64
+                    means[k] += 256 * (row[c] - predicted) // 64
 
     def harmonics(self, stream: Stream, chunk: list[list[int]], offset: int) -> np.ndarray:
         values = np.zeros((len(chunk), self.width), dtype=F)
@@ -218,12 +285,81 @@ class Reader:
                 out[d] = F(total) * (F(step) * F(self.scales[d]))
         return values
 
+    motion_units: tuple = ()
+
     def values(self) -> np.ndarray:
-        units = [2**-12] + [2**-10] * 3 + [self.unit] * 3 + [2**-14] * 3 + [2**-10] * 3
-        rows = np.concatenate([spread(np.array(chunk)) for chunk in self.chunks])[:, :13]
-        values = rows.astype(F) * np.array(units, dtype=F)
+        units = np.array([*UNITS, *self.motion_units], dtype=F)
+        units[4:7] = self.unit
+        rows = np.concatenate([spread(np.array(chunk)) for chunk in self.chunks])
+        values = np.delete(rows, 13, axis=1).astype(F) * units
         values[:, 4:7] += np.array(self.origin, dtype=F)
         return values
+
+
+class Group(Reader):
+    """A group of a film; its chunks are given one after the other."""
+
+    def __init__(self, total: int, degree: int) -> None:
+        self.total, self.width, self.head = total, 3 * ((degree + 1) ** 2 - 1), False
+
+    def read(self, data: bytes, stop: int) -> None:
+        Taker.__init__(self, data)
+        if not self.head:
+            self.read_head()
+        self.chunk(stop)
+
+    def read_head(self) -> None:
+        length = self.take("<I")[0]
+        levels, self.cell_bits, self.components = self.take("<BBi")
+        self.origin, self.unit, self.centre = self.take("<3f"), self.take("<f")[0], self.take("<3i")
+        path, self.varying, order, knots = self.take("<BBBH")
+        self.least = self.take("<f")[0]
+        self.ratios = self.take(f"<{levels}d")
+        motion = []  # name, columns, whether updates move it, its bit
+        motion += [("time_scales", 1, True, 0), ("time_centers", 1, True, 0)] if self.varying else []
+        motion += [("real_parts", 1, True, 0)] if path == 3 else []
+        motion += [("motion", 3 * order, False, 1), ("omega", 4, False, 2)] if path == 1 else []
+        motion += [("coefficients", order, False, 1)] if path in (2, 3) else []
+        self.columns_of, self.flag_of, self.motion = dict(Reader.columns_of), {}, 0
+        for name, count, _, bit in motion:
+            start = 14 + self.motion
+            self.columns_of[name], self.flag_of[name] = tuple(range(start, start + count)), bit
+            self.motion += count
+        early = [name for name, _, moved, _ in motion if moved]
+        self.updated = ("opacities", *early, "scales", "means", "rotations", "sh0")
+        late = (*(["moves"] if path else []), *(name for name, _, moved, _ in motion if not moved))
+        self.streams_of_rows = ("cells", *self.updated, *late, "sh_rest")
+        self.motion_units = self.take(f"<{self.motion}f")
+        self.rule(features=8 if self.varying else 7)
+        self.translations = np.array(self.take(f"<{knots * order * 3}f"), F).reshape(knots, order, 3)
+        self.rotations = np.array(self.take(f"<{knots * order * 4}f"), F).reshape(knots, order, 4)
+        assert self.place == 4 + length
+        self.head = True
+        self.begin()
+
+
+class FilmReader(Taker):
+    """Decodes a whole film to its ``groups``."""
+
+    def __init__(self, data: bytes) -> None:
+        assert data[:12] == b"\x89EGS\r\n\x1a\n" + struct.pack("<HH", 2, 0)
+        super().__init__(data, 20)
+        length = struct.unpack_from("<I", data, 12)[0]
+        degree, _ = self.take("<BB")
+        self.take("<3f")
+        self.seconds, self.frames, count = self.take("<dIH")
+        self.bounds = self.take(f"<{count + 1}d")
+        facts = self.take("<I")[0]
+        self.place += facts
+        index = [self.take("<4I") for _ in range(self.take("<I")[0])]
+        assert self.place == 20 + length
+        totals = {group: stop for group, stop, *_ in index}
+        self.groups = [Group(totals[group], degree) for group in range(count)]
+        for group, stop, size, _ in index:
+            self.groups[group].read(data[self.place : self.place + size], stop)
+            self.place += size
+        for found in self.groups:
+            found.finish()
 
 
 def spread(rows: np.ndarray) -> np.ndarray:

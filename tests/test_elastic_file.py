@@ -20,7 +20,7 @@ from flexgs_lightning.codec.decoder import cut_file, open_file, read_elastic
 from flexgs_lightning.codec.encoder import Encoding, chunk_stops
 from flexgs_lightning.codec.quantization import Numbers
 from flexgs_lightning.codec.rans import Stream, Trace, magnitude, new_tables
-from flexgs_lightning.codec.rows import BIT_PRICE, COLUMN_TABLES, code_columns
+from flexgs_lightning.codec.rows import BIT_PRICE, TABLES_A_COLUMN, code_columns
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.jit import kernel
 from flexgs_lightning.model.compression.coordinates import PLACES, quaternion_product
@@ -110,8 +110,9 @@ def _columns_as_coded(
     class_ = next(c for c in range(96) if (16 << (c >> 2)) >> 4 == step and c % 4 == 0)
     bounds = np.full((14, 2), class_, dtype=np.int32)
     code_columns(
-        True, False, place.start, place.stop, targets, after, 0, np.zeros((14, 7), np.int32), bounds,
-        np.zeros((13, 14), np.int32), np.zeros(13, np.int64), new_tables(COLUMN_TABLES),
+        True, False, place.start, place.stop, 0, targets, after, np.zeros(len(rows), np.uint8), 0, 0,
+        np.zeros((14, 7), np.int32), bounds, np.zeros((13, 14), np.int32), np.zeros(13, np.int64),
+        new_tables(13 * TABLES_A_COLUMN),
         trace.intervals, trace.data, trace.state,
     )  # fmt: skip
     return after[:, :13], trace.bits()

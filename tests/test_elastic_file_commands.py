@@ -158,7 +158,8 @@ def test_refinement_draws_nearer_in_as_many_bytes(views: list[Judged]) -> None:
     rule = plan.rule.scaled((4.0,))
     plain = encode(plan, rule)
     cameras = around(32)
-    better = encode(refined(plan, plain, [cameras[i] for i in range(0, 32, 2)], CPU, steps=96), rule)
+    around_it = [Judged(cameras[i], views[0].photo) for i in range(0, 32, 2)]
+    better = encode(refined(plan, plain, around_it, CPU, steps=96), rule)
     assert better.size() < 1.03 * plain.size()
     between = [Judged(cameras[i], views[0].photo) for i in range(1, 32, 4)]
     assert _error(arrays, better.decoded, between) < 0.9 * _error(arrays, plain.decoded, between)

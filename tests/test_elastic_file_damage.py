@@ -150,7 +150,8 @@ def test_streams_that_lie_under_a_right_checksum(data: bytes, path: Path, level:
 
 def test_other_versions_and_files(data: bytes, path: Path) -> None:
     for changed, message in {
-        data[:8] + struct.pack("<H", 2) + data[10:]: "version 2, this release reads version 1",
+        data[:8] + struct.pack("<H", 3) + data[10:]: "version 3, this release reads versions 1 and 2",
+        data[:8] + struct.pack("<H", 2) + data[10:]: "version 2, expected version 1",
         data[:10] + struct.pack("<H", 4) + data[12:]: "flags",
         b"ply\nformat ascii 1.0\n" + data: "not an elastic file",
         b"": "not an elastic file",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
-from torch import Tensor
+from jaxtyping import Float32, UInt8
 
+from flexgs_lightning.codec.drawing import STANDING, activated, alive
+from flexgs_lightning.codec.movement import Movement
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import PLY_HEADER_BYTES, count_at, ply_bytes_per_gaussian, ratio_for
-from flexgs_lightning.model.compression.coordinates import PLACES
 from flexgs_lightning.splats import Splats
 
 
@@ -23,11 +23,12 @@ class Level:
 
     Attributes:
         ratio: in (0, 1].
-        values: [M, 13] float32, see ``model.compression.coordinates``.
+        values: [M, 13] float32, see ``model.compression.coordinates``; columns of motion stand behind, see
+            ``movement.Layout``.
     """
 
     ratio: float
-    values: Float32[np.ndarray, "M 13"]
+    values: Float32[np.ndarray, "M V"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class ElasticModelArrays:
         sh_rest: [M, K - 1, 3] float32 the other spherical-harmonics coefficients.
         background: colour behind the scene.
         antialiased: see ``rendering.rasterize``.
+        movement: how the Gaussians move; by default they do not.
+        flags: [M] uint8 who moves, see ``movement``; nobody by default.
     """
 
     total: int
@@ -51,6 +54,12 @@ class ElasticModelArrays:
     sh_rest: Float32[np.ndarray, "M K 3"]
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
     antialiased: bool = False
+    movement: Movement = STANDING
+    flags: UInt8[np.ndarray, " M"] = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+    def __post_init__(self) -> None:
+        if len(self.flags) != len(self):
+            object.__setattr__(self, "flags", np.zeros(len(self), np.uint8))
 
     def __len__(self) -> int:
         """M, the Gaussians that are at hand."""
@@ -71,8 +80,8 @@ class ElasticModelArrays:
         """Ratio of all that is at hand."""
         return len(self) / self.total
 
-    def values_at(self, ratio: float) -> Float32[np.ndarray, "R 13"]:
-        """[floor(e N), 13] values drawn at a ratio, columns as in ``Level``.
+    def values_at(self, ratio: float) -> Float32[np.ndarray, "R V"]:
+        """[floor(e N), V] values drawn at a ratio, columns as in ``Level``.
 
         Raises:
             InputError: the ratio lies outside (0, 1], holds no Gaussian or more than are at hand.
@@ -96,14 +105,18 @@ class ElasticModelArrays:
     def at(
         self,
         ratio: float | None = None,
+        time: float | None = None,
         *,
         max_gaussians: int | None = None,
         max_megabytes: float | None = None,
     ) -> Splats:
         """The model within a budget, as ``checkpoint.Model.at`` has it; megabytes are an exported PLY's.
 
+        Of a scene that moves, those that are to be seen at a time in [0, 1].
+
         Raises:
-            InputError: no or several budgets, or one that is out of range or holds no Gaussian.
+            InputError: no or several budgets, or one that is out of range or holds no Gaussian; it moves, and
+                there is no time or one outside [0, 1].
         """
         ratio = ratio_for(
             self.total,
@@ -113,28 +126,19 @@ class ElasticModelArrays:
             bytes_per_gaussian=ply_bytes_per_gaussian(self.sh_degree),
             overhead_bytes=PLY_HEADER_BYTES,
         )
-        values = self.values_at(ratio)
-        return activated(torch.from_numpy(values), torch.from_numpy(self.sh_rest[: len(values)].copy()))
+        values = torch.from_numpy(self.values_at(ratio))
+        sh_rest = torch.from_numpy(self.sh_rest[: len(values)].copy())
+        flags = torch.from_numpy(self.flags[: len(values)].copy())
+        living = alive(values, self.movement, time)
+        if living is not None:
+            values, sh_rest, flags = values[living], sh_rest[living], flags[living]
+        return activated(values, sh_rest, self.movement, flags, time)
 
-    def splats(self) -> Splats:
+    def splats(self, time: float | None = None) -> Splats:
         """All that is at hand, ready to draw."""
-        return self.at(self.largest_ratio)
+        return self.at(self.largest_ratio, time)
 
     def only(self, ratios: Sequence[float]) -> ElasticModelArrays:
         """The same without the levels at other ratios below 1."""
         kept = tuple(level for level in self.levels if level.ratio == 1.0 or level.ratio in ratios)
         return replace(self, levels=kept)
-
-
-def activated(values: Float[Tensor, "R 13"], sh_rest: Float[Tensor, "R K 3"]) -> Splats:
-    """Values of a level, ready to draw; differentiable."""
-    parts = {name: values[:, place] for name, place in PLACES.items()}
-    t = parts["opacities"].squeeze(1).clamp(0.0, 1.0)
-    rotations = parts["rotations"]
-    return Splats(
-        means=parts["means"],
-        quats=torch.cat([torch.ones_like(rotations[:, :1]), rotations], dim=1),
-        scales=parts["scales"].exp(),
-        opacities=t * t * (3.0 - 2.0 * t),
-        sh=torch.cat([parts["sh0"][:, None], sh_rest], dim=1),
-    )

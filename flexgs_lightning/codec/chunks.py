@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int32, Int64, UInt8
 
 from flexgs_lightning.codec import rows as kernels
 from flexgs_lightning.codec.arrays import ElasticModelArrays, Level
+from flexgs_lightning.codec.movement import DISTANCE, Field, Movement
 from flexgs_lightning.codec.quantization import MEANS_BITS, Numbers
 from flexgs_lightning.codec.rans import Stream, Trace, new_tables
-from flexgs_lightning.model.compression.coordinates import PLACES, WIDTH
+from flexgs_lightning.model.compression.coordinates import WIDTH
 
-ATTRIBUTES = (*PLACES, "sh_rest")
-"""What has an offset of its own in each chunk."""
-ROW_STREAMS = ("cells", *ATTRIBUTES)
-"""Streams of a chunk's rows, in this order."""
-UPDATE_STREAMS = tuple(PLACES)
-"""Streams of what brings the rows before a chunk to the next level."""
 _SYMBOLS_EACH = 6
 """Most intervals that one number takes."""
 
@@ -28,6 +24,32 @@ Pipe = Trace | Stream
 
 class DamagedChunkError(ValueError):
     """A chunk holds what no encoder writes; the message says what."""
+
+
+class _Columns:
+    """What the columns of a kind adapt: tables, running means, and the weights of their prediction."""
+
+    def __init__(self, first: int, count: int, mixing: Int32[np.ndarray, "C N"]) -> None:
+        self.first, self.mixing = first, mixing
+        self.new = new_tables(count * kernels.TABLES_A_COLUMN)
+        self.updates = new_tables(count * kernels.TABLES_A_COLUMN)
+        self.means = np.zeros(count, dtype=np.int64)
+
+
+class RowTargets(NamedTuple):
+    """What an encoder wants a chunk's rows to be, in the order of coding.
+
+    Attributes:
+        codes: [n] ascending Morton codes of the rows' cells.
+        rows: [n, W] integers.
+        flags: [n] who moves.
+        sh: [n, C] transformed spherical harmonics.
+    """
+
+    codes: Int64[np.ndarray, " n"]
+    rows: Int32[np.ndarray, "n W"]
+    flags: UInt8[np.ndarray, " n"]
+    sh: Float32[np.ndarray, "n C"]
 
 
 @dataclass
@@ -45,19 +67,22 @@ class ChunkCoder:
     total: int
     ratios: tuple[float, ...]
     counts: tuple[int, ...]
-    rows: list[Int32[np.ndarray, "n 14"]] = field(default_factory=list)
+    rows: list[Int32[np.ndarray, "n W"]] = field(default_factory=list)
+    flags: list[UInt8[np.ndarray, " n"]] = field(default_factory=list)
     sh_rest: list[Float32[np.ndarray, "n K 3"]] = field(default_factory=list)
-    levels: list[list[Int32[np.ndarray, "n 14"]]] = field(default_factory=list)
+    levels: list[list[Int32[np.ndarray, "n W"]]] = field(default_factory=list)
     sh_classes: list[Int32[np.ndarray, " n"]] = field(default_factory=list)
     """Step classes of the other spherical harmonics."""
 
     def __post_init__(self) -> None:
+        numbers = self.numbers
+        self.layout = numbers.layout
         self._cells = new_tables(kernels.CELL_TABLES)
-        self._columns = new_tables(kernels.COLUMN_TABLES)
-        self._updates = new_tables(kernels.COLUMN_TABLES)
+        self._still = _Columns(0, WIDTH, numbers.mixing)
+        self._motion = _Columns(DISTANCE + 1, self.layout.motion_columns, numbers.motion_mixing)
+        self._moves = new_tables(kernels.FLAG_TABLES)
         self._sh = new_tables(kernels.SH_TABLES)
-        self._means = np.zeros(WIDTH, dtype=np.int64)
-        self._unused = np.zeros((0, WIDTH + 1), dtype=np.int32)
+        self._unused = np.zeros((0, self.layout.width), dtype=np.int32)
 
     @property
     def done(self) -> int:
@@ -71,13 +96,13 @@ class ChunkCoder:
     def update(
         self,
         pipes: Sequence[Pipe],
-        offsets: Int32[np.ndarray, "c 5"],
-        targets: Sequence[Int32[np.ndarray, "n 14"]] | None,
+        offsets: Int32[np.ndarray, "c A"],
+        targets: Sequence[Int32[np.ndarray, "n W"]] | None,
     ) -> None:
         """Bring all rows from the level that they complete to the next one.
 
         Args:
-            pipes: one for each of ``UPDATE_STREAMS``.
+            pipes: one for each of the layout's ``update_streams``.
             offsets: of each chunk so far and attribute.
             targets: rows of each chunk so far at the next level, or None to decode.
 
@@ -85,12 +110,11 @@ class ChunkCoder:
             DamagedChunkError: naming the stream.
         """
         moved = [rows.copy() for rows in self.rows]
-        for attribute, (name, place) in enumerate(PLACES.items()):
-            for chunk, rows in enumerate(moved):
-                wanted = self._unused if targets is None else targets[chunk]
-                offset = int(offsets[chunk, attribute])
-                self._columns_of(pipes[attribute], False, place, wanted, rows, offset, targets is not None)
-            self._check(pipes[attribute], f"update of {name}")
+        for attribute, (attributes, pipe) in enumerate(zip(self.layout.moved, pipes, strict=True)):
+            for chunk, (rows, flags) in enumerate(zip(moved, self.flags, strict=True)):
+                wanted = None if targets is None else targets[chunk]
+                self._code(pipe, False, attributes, wanted, rows, flags, int(offsets[chunk, attribute]))
+            self._check(pipe, f"update of {attributes.name}")
         self.levels.append(self.rows)
         self.rows = moved
 
@@ -98,63 +122,75 @@ class ChunkCoder:
         self,
         pipes: Sequence[Pipe],
         count: int,
-        offsets: Int32[np.ndarray, " 6"],
-        codes: Int64[np.ndarray, " n"] | None,
-        targets: Int32[np.ndarray, "n 14"] | None,
-        sh_targets: Float32[np.ndarray, "n C"] | None,
+        offsets: Int32[np.ndarray, " A"],
+        targets: RowTargets | None,
     ) -> None:
         """Add a chunk's rows.
 
         Args:
-            pipes: one for each of ``ROW_STREAMS``.
+            pipes: one for each of the layout's ``row_streams``.
             count: n.
-            offsets: of each attribute.
-            codes: ascending Morton codes of the rows' cells, or None to decode.
-            targets: rows in that order, or None.
-            sh_targets: transformed spherical harmonics in that order, or None.
+            offsets: of each of its ``attributes``.
+            targets: what the rows should be, or None to decode.
 
         Raises:
             DamagedChunkError: naming the stream.
         """
-        numbers, encoding = self.numbers, targets is not None
-        codes = np.zeros(count, dtype=np.int64) if codes is None else codes
-        pipes[0].reserve(_SYMBOLS_EACH * count)
-        kernels.code_cells(encoding, codes, 3 * numbers.cell_bits, self._cells, *_arguments(pipes[0]))
-        self._check(pipes[0], "cells")
-        rows = np.zeros((count, WIDTH + 1), dtype=np.int32)
+        numbers, layout = self.numbers, self.layout
+        pipe_of = dict(zip(layout.row_streams, pipes, strict=True))
+        offset_of = dict(zip(layout.attributes, offsets.tolist(), strict=True))
+        codes = np.zeros(count, dtype=np.int64) if targets is None else targets.codes
+        flags = np.zeros(count, dtype=np.uint8) if targets is None else targets.flags.copy()
+        self._code_cells(pipe_of["cells"], codes, targets is not None)
+        rows = np.zeros((count, layout.width), dtype=np.int32)
         shift = MEANS_BITS - numbers.cell_bits
         kernels.place_rows(cells_of(codes, numbers.cell_bits), shift, numbers.centre, rows)
-        for attribute, (name, place) in enumerate(PLACES.items()):
-            wanted = self._unused if targets is None else targets
-            pipe = pipes[attribute + 1]
-            self._columns_of(pipe, True, place, wanted, rows, int(offsets[attribute]), encoding)
+        for name in layout.row_streams[1:-1]:
+            pipe = pipe_of[name]
+            if name == "moves":
+                pipe.reserve(count)
+                kernels.code_flags(targets is not None, flags, self._moves, *_arguments(pipe))
+            else:
+                attribute = next(field for field in layout.fields if field.name == name)
+                wanted = None if targets is None else targets.rows
+                self._code(pipe, True, attribute, wanted, rows, flags, offset_of[name])
             self._check(pipe, name)
-        sh_rest = self._code_sh(pipes[-1], rows, int(offsets[-1]), sh_targets)
+        sh_targets = None if targets is None else targets.sh
+        sh_rest = self._code_sh(pipe_of["sh_rest"], rows, offset_of["sh_rest"], sh_targets)
         self.rows.append(rows)
+        self.flags.append(flags)
         self.sh_rest.append(sh_rest)
 
-    def _columns_of(
+    def _code_cells(self, pipe: Pipe, codes: Int64[np.ndarray, " n"], encoding: bool) -> None:
+        pipe.reserve(_SYMBOLS_EACH * len(codes))
+        kernels.code_cells(encoding, codes, 3 * self.numbers.cell_bits, self._cells, *_arguments(pipe))
+        self._check(pipe, "cells")
+
+    def _code(
         self,
         pipe: Pipe,
         new: bool,
-        place: slice,
-        targets: Int32[np.ndarray, "n 14"],
-        rows: Int32[np.ndarray, "n 14"],
+        attribute: Field,
+        targets: Int32[np.ndarray, "n W"] | None,
+        rows: Int32[np.ndarray, "n W"],
+        flags: UInt8[np.ndarray, " n"],
         offset: int,
-        encoding: bool,
     ) -> None:
-        numbers = self.numbers
-        tables = self._columns if new else self._updates
+        """Code an attribute's columns of a chunk's rows, in place."""
+        numbers, place = self.numbers, attribute.place
+        kind = self._motion if place.start > DISTANCE else self._still
         pipe.reserve(_SYMBOLS_EACH * len(rows) * (place.stop - place.start))
         kernels.code_columns(
-            encoding, new, place.start, place.stop, targets, rows, offset, numbers.weights, numbers.bounds,
-            numbers.mixing, self._means, tables, *_arguments(pipe),
+            targets is not None, new, place.start, place.stop, kind.first,
+            self._unused if targets is None else targets, rows, flags, attribute.flag, offset,
+            numbers.weights, numbers.bounds, kind.mixing, kind.means, kind.new if new else kind.updates,
+            *_arguments(pipe),
         )  # fmt: skip
 
     def _code_sh(
         self,
         pipe: Pipe,
-        rows: Int32[np.ndarray, "n 14"],
+        rows: Int32[np.ndarray, "n W"],
         offset: int,
         targets: Float32[np.ndarray, "n C"] | None,
     ) -> Float32[np.ndarray, "n K 3"]:
@@ -181,7 +217,9 @@ class ChunkCoder:
         if isinstance(pipe, Stream) and not pipe.ended_well():
             raise DamagedChunkError(f"its stream {name} holds what no encoder writes")
 
-    def arrays(self, background: tuple[float, float, float], antialiased: bool) -> ElasticModelArrays:
+    def arrays(
+        self, background: tuple[float, float, float], antialiased: bool, movement: Movement
+    ) -> ElasticModelArrays:
         """The model of all rows so far; within a chunk, rows are spread evenly over the scene."""
         complete = [*self.levels, self.rows]
         levels = tuple(
@@ -189,7 +227,8 @@ class ChunkCoder:
             for ratio, chunks in zip(self.ratios[: len(complete)], complete, strict=True)
         )
         sh_rest = np.concatenate([spread(chunk) for chunk in self.sh_rest])
-        return ElasticModelArrays(self.total, levels, sh_rest, background, antialiased)
+        flags = np.concatenate([spread(chunk) for chunk in self.flags])
+        return ElasticModelArrays(self.total, levels, sh_rest, background, antialiased, movement, flags)
 
 
 def _arguments(pipe: Pipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flexgs_lightning.codec.chunks import ATTRIBUTES, ROW_STREAMS, UPDATE_STREAMS
+from flexgs_lightning.codec.drawing import STANDING
+from flexgs_lightning.codec.movement import Layout, Movement
 from flexgs_lightning.codec.quantization import MEANS_BITS, Numbers
 from flexgs_lightning.codec.rows import FEATURES, SH_RULE, STEPS
 from flexgs_lightning.errors import InputError
@@ -24,6 +25,8 @@ from flexgs_lightning.records import parse_json
 MAGIC = b"\x89EGS\r\n\x1a\n"
 """Not text, and damaged by whatever converts line ends or strips the eighth bit."""
 VERSION = 1
+FILM_VERSION = 2
+"""Of films: groups of frames that move, see ``film_container``."""
 _START = struct.Struct("<8sHHII")
 """Magic, version, flags (0), bytes of the header after this, their CRC-32."""
 _FACTS = struct.Struct("<IBBBB3fi3ff3i")
@@ -66,6 +69,7 @@ class Header:
         numbers: units, rule and transform.
         facts: whatever the writer wants to tell people, such as PSNR; no reader needs it.
         entries: the index.
+        movement: how a group of frames moves.
     """
 
     total: int
@@ -76,6 +80,7 @@ class Header:
     numbers: Numbers
     facts: dict[str, Any] = field(default_factory=dict)
     entries: tuple[Entry, ...] = ()
+    movement: Movement = STANDING
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -115,29 +120,41 @@ def pack_header(header: Header, chunks: Sequence[tuple[int, bytes]]) -> bytes:
         struct.pack("<I", len(chunks)),
         *(_ENTRY.pack(stop, len(data), zlib.crc32(data)) for stop, data in chunks),
     ]
-    body = b"".join(parts)
-    return _START.pack(MAGIC, VERSION, 0, len(body), zlib.crc32(body)) + body
+    return packed(VERSION, b"".join(parts))
 
 
-class _Reader:
+def packed(version: int, body: bytes) -> bytes:
+    """A header's body, with what stands before it."""
+    return _START.pack(MAGIC, version, 0, len(body), zlib.crc32(body)) + body
+
+
+class Reader:
     """Takes numbers from a header, and never more than are there."""
 
     def __init__(self, path: Path, data: bytes) -> None:
         self.path, self.data, self.place = path, data, 0
 
     def bytes(self, count: int) -> bytes:
+        """The next bytes.
+
+        Raises:
+            InputError: there are fewer.
+        """
         if count < 0 or self.place + count > len(self.data):
             raise InputError(f"{self.path}: header: expected {count} more bytes, found fewer.")
         self.place += count
         return self.data[self.place - count : self.place]
 
     def struct(self, layout: struct.Struct) -> tuple[Any, ...]:
+        """Some numbers; see ``bytes``."""
         return layout.unpack(self.bytes(layout.size))
 
     def number(self) -> int:
+        """A u32; see ``bytes``."""
         return int.from_bytes(self.bytes(4), "little")
 
     def array(self, kind: str, *shape: int) -> np.ndarray:
+        """Numbers of a kind of NumPy's; see ``bytes``."""
         count = int(np.prod(shape)) * np.dtype(kind).itemsize
         return np.frombuffer(self.bytes(count), dtype=kind).reshape(shape)
 
@@ -152,25 +169,15 @@ def read_header(path: Path, start: bytes) -> Header:
     Raises:
         InputError: no elastic file, another version, or a header that is damaged or contradicts itself.
     """
-    length, checksum = _start(path, start)
-    end = _START.size + length
-    if len(start) < end:
-        raise InputError(
-            f"{path}: header: expected {end:,} bytes, found {len(start):,}: the file is cut off."
-        )
-    body = start[_START.size : end]
-    if zlib.crc32(body) != checksum:
-        raise InputError(f"{path}: header: its checksum is not that of its bytes, the file is damaged.")
-    reader = _Reader(path, body)
+    reader = header_body(path, start, VERSION)
+    end = START_BYTES + len(reader.data)
     (total, sh_degree, antialiased, levels, cell_bits, *rest) = reader.struct(_FACTS)
     components = rest[3]
     width = 3 * ((sh_degree + 1) ** 2 - 1)
-    _check(path, total >= 1, "Gaussians", total)
-    _check(path, sh_degree <= 3, "SH degree", sh_degree)
-    _check(path, antialiased <= 1, "antialiased", antialiased)
-    _check(path, 1 <= levels <= MOST_LEVELS, "levels", levels)
-    _check(path, 1 <= cell_bits <= 16, "bits of a cell", cell_bits)
-    _check(path, 0 <= components <= width, "components", components)
+    check(path, total >= 1, "Gaussians", total)
+    check(path, sh_degree <= 3, "SH degree", sh_degree)
+    check(path, antialiased <= 1, "antialiased", antialiased)
+    check_sizes(path, levels, cell_bits, components, width)
     ratios = tuple(reader.array("<f8", levels).tolist())
     weights = reader.array("<i4", SH_RULE + 1, FEATURES).astype(np.int32)
     bounds = reader.array("u1", SH_RULE + 1, 2).astype(np.int32)
@@ -179,17 +186,33 @@ def read_header(path: Path, start: bytes) -> Header:
     basis = reader.array("i1", components, width).astype(np.int8)
     origin, centre = np.array(rest[4:7], dtype=np.float32), np.array(rest[8:11], dtype=np.int32)
     numbers = Numbers(origin, np.float32(rest[7]), centre, cell_bits, weights, bounds, mixing, basis, scales)
-    _check_numbers(path, numbers, np.array(rest[:3]))
-    _check_ratios(path, ratios, total)
-    facts = _facts(path, reader.bytes(reader.number()))
-    levels_end = {count_at(ratio, total) for ratio in ratios}
+    check_numbers(path, numbers, np.array(rest[:3]))
+    check_ratios(path, ratios, total)
+    facts = read_facts(path, reader.bytes(reader.number()))
     entries = _entries(path, reader, end, total)
-    missing = levels_end - {entry.stop for entry in entries}
-    _check(
-        path, not missing, "index", f"no chunk that ends at {sorted(missing)} Gaussians, where a level does"
-    )
+    check_ends(path, ratios, entries)
     background = (float(rest[0]), float(rest[1]), float(rest[2]))
     return Header(total, sh_degree, bool(antialiased), background, ratios, numbers, facts, entries)
+
+
+def header_body(path: Path, start: bytes, version: int) -> Reader:
+    """The body of a header of a version, checked, ready to be read.
+
+    Raises:
+        InputError: see ``read_header``.
+    """
+    found, length, checksum = _start(path, start)
+    if found != version:
+        raise InputError(f"{path}: elastic file of version {found}, expected version {version}.")
+    end = _START.size + length
+    if len(start) < end:
+        raise InputError(
+            f"{path}: header: expected {end:,} bytes, found {len(start):,}: the file is cut off."
+        )
+    body = start[_START.size : end]
+    if zlib.crc32(body) != checksum:
+        raise InputError(f"{path}: header: its checksum is not that of its bytes, the file is damaged.")
+    return Reader(path, body)
 
 
 def header_bytes(path: Path, start: bytes) -> int:
@@ -198,11 +221,20 @@ def header_bytes(path: Path, start: bytes) -> int:
     Raises:
         InputError: no elastic file, or another version.
     """
-    return _START.size + _start(path, start)[0]
+    return _START.size + _start(path, start)[1]
 
 
-def _start(path: Path, start: bytes) -> tuple[int, int]:
-    """Length and checksum of the header's body."""
+def version_of(path: Path, start: bytes) -> int:
+    """The version that a file's first ``START_BYTES`` bytes name.
+
+    Raises:
+        InputError: as ``header_bytes``.
+    """
+    return _start(path, start)[0]
+
+
+def _start(path: Path, start: bytes) -> tuple[int, int, int]:
+    """Version, and length and checksum of the header's body."""
     if start[: len(MAGIC)] != MAGIC[: len(start)] or not start:
         raise InputError(f"{path}: not an elastic file (.egs), it does not begin like one.")
     if len(start) < _START.size:
@@ -210,53 +242,77 @@ def _start(path: Path, start: bytes) -> tuple[int, int]:
             f"{path}: header: expected {_START.size} bytes, found {len(start)}: the file is cut off."
         )
     _, version, flags, length, checksum = _START.unpack(start[: _START.size])
-    if version != VERSION:
-        raise InputError(f"{path}: elastic file of version {version}, this release reads version {VERSION}.")
+    if version not in (VERSION, FILM_VERSION):
+        raise InputError(
+            f"{path}: elastic file of version {version}, this release reads versions {VERSION} and "
+            f"{FILM_VERSION}."
+        )
     if flags:
         raise InputError(f"{path}: header: unknown flags {flags:#x}; it needs a newer release.")
     if length > MOST_HEADER:
         raise InputError(f"{path}: header: says it has {length:,} bytes, expected at most {MOST_HEADER:,}.")
-    return length, checksum
+    return version, length, checksum
 
 
-def _check(path: Path, good: bool, name: str, found: object) -> None:
+def check(path: Path, good: bool, name: str, found: object) -> None:
+    """Refuse a header that says what cannot be."""
     if not good:
         raise InputError(f"{path}: header: {name} out of range, found {found}.")
 
 
-def _check_numbers(path: Path, numbers: Numbers, background: np.ndarray) -> None:
-    floats = [numbers.origin, numbers.basis_scales, background, np.array([numbers.means_unit])]
+def check_sizes(path: Path, levels: int, cell_bits: int, components: int, width: int) -> None:
+    """Refuse sizes that cannot be; ``width`` is D."""
+    check(path, 1 <= levels <= MOST_LEVELS, "levels", levels)
+    check(path, 1 <= cell_bits <= 16, "bits of a cell", cell_bits)
+    check(path, 0 <= components <= width, "components", components)
+
+
+def check_numbers(path: Path, numbers: Numbers, background: np.ndarray) -> None:
+    """Refuse units, rules and transforms that cannot be."""
+    floats = [
+        numbers.origin, numbers.basis_scales, background, np.array([numbers.means_unit]), numbers.motion_units
+    ]  # fmt: skip
     finite = all(np.isfinite(values).all() for values in floats)
-    _check(path, finite, "numbers", "NaN or infinity")
-    _check(path, bool(numbers.means_unit > 0), "unit of the means", numbers.means_unit)
+    check(path, finite, "numbers", "NaN or infinity")
+    check(path, bool(numbers.means_unit > 0), "unit of the means", numbers.means_unit)
+    check(path, bool((numbers.motion_units > 0).all()), "units of the motion", numbers.motion_units.tolist())
     low, high = numbers.bounds[:, 0], numbers.bounds[:, 1]
-    _check(path, bool((low <= high).all() and (high < STEPS).all()), "step classes", numbers.bounds.tolist())
+    check(path, bool((low <= high).all() and (high < STEPS).all()), "step classes", numbers.bounds.tolist())
     inside = bool((np.abs(numbers.centre) < 1 << (MEANS_BITS + 2)).all())
-    _check(path, inside, "centre", numbers.centre.tolist())
-    _check(
-        path, int(np.abs(numbers.weights.astype(np.int64)).max()) <= MOST_WEIGHT, "rule", "a larger weight"
-    )
+    check(path, inside, "centre", numbers.centre.tolist())
+    check(path, int(np.abs(numbers.weights.astype(np.int64)).max()) <= MOST_WEIGHT, "rule", "a larger weight")
 
 
-def _check_ratios(path: Path, ratios: tuple[float, ...], total: int) -> None:
+def check_ratios(path: Path, ratios: tuple[float, ...], total: int) -> None:
+    """Refuse levels that cannot be."""
     ascending = all(0 < low < high for low, high in itertools.pairwise((*ratios, 1.5)))
-    _check(path, ascending and ratios[-1] == 1.0, "ratios", ratios)
+    check(path, ascending and ratios[-1] == 1.0, "ratios", ratios)
     try:
         counts = [count_at(ratio, total) for ratio in ratios]
     except InputError as error:
         raise InputError(f"{path}: header: ratios out of range, found {ratios} of {total}.") from error
-    _check(path, counts == sorted(set(counts)), "ratios", ratios)
-    _check(path, sum(counts[:-1]) <= MOST_LEVEL_ROWS * total, "rows of all levels", sum(counts))
+    check(path, counts == sorted(set(counts)), "ratios", ratios)
+    check(path, sum(counts[:-1]) <= MOST_LEVEL_ROWS * total, "rows of all levels", sum(counts))
 
 
-def _facts(path: Path, data: bytes) -> dict[str, Any]:
+def check_ends(path: Path, ratios: Sequence[float], entries: Sequence[Entry]) -> None:
+    """Refuse levels that do not end where a chunk does."""
+    levels_end = {count_at(ratio, entries[-1].stop) for ratio in ratios}
+    missing = levels_end - {entry.stop for entry in entries}
+    check(
+        path, not missing, "index", f"no chunk that ends at {sorted(missing)} Gaussians, where a level does"
+    )
+
+
+def read_facts(path: Path, data: bytes) -> dict[str, Any]:
+    """A file's facts, for people."""
     return parse_json(f"{path}: header: its facts", data, dict[str, Any])
 
 
-def _entries(path: Path, reader: _Reader, offset: int, total: int) -> tuple[Entry, ...]:
+def _entries(path: Path, reader: Reader, offset: int, total: int) -> tuple[Entry, ...]:
     """The index; lengths that lie are found out by checksums, later."""
     count = reader.number()
-    _check(path, count >= 1, "chunks", count)
+    check(path, count >= 1, "chunks", count)
     data = reader.bytes(count * _ENTRY.size)
     if reader.place != len(reader.data):
         raise InputError(f"{path}: header: {len(reader.data) - reader.place} bytes behind the index.")
@@ -271,7 +327,7 @@ def _entries(path: Path, reader: _Reader, offset: int, total: int) -> tuple[Entr
             )
         entries.append(Entry(stop, offset, length, checksum))
         before, offset = stop, offset + length
-    _check(path, before == total, "Gaussians in all chunks", before)
+    check(path, before == total, "Gaussians in all chunks", before)
     return tuple(entries)
 
 
@@ -288,7 +344,7 @@ def pack_chunk(
 
 
 def unpack_chunk(
-    data: bytes, chunks_before: int, updates: bool
+    data: bytes, chunks_before: int, updates: bool, layout: Layout
 ) -> tuple[tuple[np.ndarray, list[bytes]] | None, tuple[np.ndarray, list[bytes]], dict[str, int]]:
     """The inverse of ``pack_chunk``, and the bytes of each stream by name.
 
@@ -316,8 +372,9 @@ def unpack_chunk(
         sizes["lengths"] = sizes.get("lengths", 0) + front
         return offsets, streams
 
-    update = section(UPDATE_STREAMS, (chunks_before, len(UPDATE_STREAMS)), UPDATE) if updates else None
-    rows = section(ROW_STREAMS, (len(ATTRIBUTES),), "")
+    names = layout.update_streams
+    update = section(names, (chunks_before, len(names)), UPDATE) if updates else None
+    rows = section(layout.row_streams, (len(layout.attributes),), "")
     if place != len(data) and any(data[place:]):
         raise ValueError(f"{len(data) - place} bytes stand behind its streams")
     return update, rows, sizes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,27 +12,53 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from flexgs_lightning.codec.arrays import ElasticModelArrays, Level
+from flexgs_lightning.codec.drawing import basis_motion
+from flexgs_lightning.codec.movement import MOST_BASES, MOST_KNOTS, MOVES, TURNS, Movement
+from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import residual_columns
+from flexgs_lightning.model.basis_motion import BasisMotion
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import Model
-from flexgs_lightning.model.compression.coordinates import PLACES, frames_of, logit_of, to_coordinates
+from flexgs_lightning.model.compression.coordinates import (
+    LEAST_REAL_PART,
+    OWN_FRAME,
+    PLACES,
+    frames_of,
+    in_frames,
+    logit_of,
+    to_coordinates,
+)
 from flexgs_lightning.model.compression.quantization import Quantization
 from flexgs_lightning.model.compression.sh_mask import ShMask
-from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.gaussians import Gaussians, activate
+from flexgs_lightning.model.lifespan import Lifespan
+from flexgs_lightning.model.motion import PolynomialMotion
+from flexgs_lightning.model.part import Conditions, Part
 from flexgs_lightning.model.residuals import RatioResiduals
-from flexgs_lightning.model.scene import Scene
+from flexgs_lightning.model.scene import Scene, brought_by
 from flexgs_lightning.splats import Splats
 
 FIELD_ANCHORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Levels of a model whose displacements are no tables (a transform field): it is sampled at these."""
+_FAR = 1e4
+"""Coefficient beside which the others' share in a mixture of bases is 0."""
 
 
 def arrays_of(model: Model) -> ElasticModelArrays:
-    """A trained model as arrays, not quantised: exact where residual tables (or nothing) make it elastic."""
+    """A trained model as arrays, not quantised: exact where residual tables (or nothing) make it elastic.
+
+    Small sizes of a scene that moves turn as the full one does, up to the length of its quaternions.
+
+    Raises:
+        InputError: a scene that moves in a way that files do not hold.
+    """
     model = replace(model, scene=model.scene.without(Quantization))
-    sizes = [(anchor, model.at(anchor)) for anchor in _anchors(model)]
     background = tuple(float(level) for level in model.background)
-    return _arrays(sizes, model.splats(), (background[0], background[1], background[2]), model.antialiased)
+    colors = (background[0], background[1], background[2])
+    if model.moves:
+        return _moving_arrays(model, colors)
+    sizes = [(anchor, model.at(anchor)) for anchor in _anchors(model)]
+    return _arrays(sizes, model.splats(), colors, model.antialiased)
 
 
 def arrays_of_splats(splats: Splats) -> ElasticModelArrays:
@@ -41,7 +68,7 @@ def arrays_of_splats(splats: Splats) -> ElasticModelArrays:
 
 def _anchors(model: Model) -> tuple[float, ...]:
     """Ratios below 1 at which levels are taken; each holds a Gaussian, and each more than the one before."""
-    parts = [part for part in model.scene.each_part() if not isinstance(part, ShMask)]
+    parts = [part for part in model.scene.each_part() if not (isinstance(part, ShMask) or part.moves)]
     if not model.elastic or not parts:
         return ()
     tables = [part.anchors for part in parts if isinstance(part, RatioResiduals)]
@@ -73,66 +100,202 @@ def _values(splats: Splats, frames: UInt8[Tensor, " M"]) -> Float[np.ndarray, "M
     return values.float().cpu().numpy()
 
 
-def model_of(arrays: ElasticModelArrays, name: str = "scene") -> Model:
+# -- scenes that move ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _moving_arrays(model: Model, background: tuple[float, float, float]) -> ElasticModelArrays:
+    movement = movement_of(model.scene)
+    full = _before_motion(model.scene, 1.0)
+    if movement.path == "free_bases":
+        frames = torch.full((len(model),), OWN_FRAME, dtype=torch.uint8)
+    else:
+        frames = frames_of(full["quats"].double(), full["scales"])
+    levels = []
+    for ratio in (*_anchors(model), 1.0):
+        parameters = _before_motion(model.scene, ratio)
+        count = len(parameters["means"])
+        still = _values(activate(parameters), frames[:count])
+        constant = {name: values[:count] for name, values in full.items()}
+        moving = _motion_values(movement, parameters, constant, frames[:count])
+        if movement.path == "free_bases":
+            still[:, PLACES["rotations"]] = parameters["quats"][:, 1:].cpu().numpy()
+        levels.append(Level(ratio, np.concatenate([still, moving], axis=1)))
+    sh = full["sh"][:, 1 : (model.sh_degree + 1) ** 2].cpu().numpy().astype(np.float32)
+    flags = np.full(len(model), MOVES | TURNS, np.uint8)
+    return ElasticModelArrays(len(model), tuple(levels), sh, background, model.antialiased, movement, flags)
+
+
+def movement_of(scene: Scene) -> Movement:
+    """How a scene moves.
+
+    Raises:
+        InputError: in a way that files do not hold.
+    """
+    if scene.appearance is not None:
+        raise InputError(
+            "elastic file: a scene that moves with features has no place in it, expected spherical harmonics "
+            "(--model.appearance sh)."
+        )
+    parts = [part for part in scene.each_part() if part.moves]
+    lives = [part for part in parts if isinstance(part, Lifespan)]
+    polynomials = [part for part in parts if isinstance(part, PolynomialMotion)]
+    bases = [part for part in parts if isinstance(part, BasisMotion)]
+    unknown = len(lives) + len(polynomials) + len(bases) != len(parts)
+    if unknown or max(len(lives), len(polynomials) + len(bases)) > 1:
+        kinds = ", ".join(part.kind for part in parts)
+        raise InputError(f"elastic file: expected one motion and one kind of lives, found {kinds}.")
+    least = float(np.float32(lives[0].least_opacity)) if lives else 0.0
+    if polynomials:
+        if polynomials[0].centered != bool(lives):
+            raise InputError("elastic file: expected time centres where opacity varies, and only there.")
+        return Movement("polynomial", polynomials[0].degree, bool(lives), least)
+    if not bases:
+        return Movement("none", 0, bool(lives), least)
+    knots = torch.cat([bases[0].translations, bases[0].rotations], dim=-1).detach().cpu().numpy()
+    for name, found, most in (("bases", knots.shape[1], MOST_BASES), ("knots", len(knots), MOST_KNOTS)):
+        if found > most:
+            raise InputError(f"elastic file: expected at most {most} {name}, found {found}.")
+    path: Literal["bases", "free_bases"] = "bases" if bases[0].rigid else "free_bases"
+    return Movement(path, knots.shape[1], bool(lives), least, knots.astype(np.float32))
+
+
+def _before_motion(scene: Scene, ratio: float) -> dict[str, Tensor]:
+    """Raw parameters at a ratio, as they are whatever the time."""
+    chosen = scene.first(ratio)
+    parameters = scene.gaussians.rows(chosen)
+    for part in scene.each_part():
+        if not part.moves:
+            parameters = part(parameters, chosen, Conditions(ratio))
+    return {name: values.detach() for name, values in parameters.items()}
+
+
+def _motion_values(
+    movement: Movement,
+    parameters: Mapping[str, Tensor],
+    full: Mapping[str, Tensor],
+    frames: UInt8[Tensor, " M"],
+) -> Float[np.ndarray, "M C"]:
+    """[M, C] columns of motion; what updates do not move comes from the full model's parameters."""
+    columns: list[Tensor] = [parameters["means"][:, :0]]
+    for field in movement.layout.motion:
+        if field.name == "omega":
+            length = full["quats"].double().norm(dim=1, keepdim=True)
+            real = in_frames(full["quats"].double() / length, frames)[:, :1]
+            real = torch.where(real < 0, -1.0, 1.0) * real.abs().clamp_min(LEAST_REAL_PART)
+            columns.append(in_frames(full["omega"].double(), frames) / (length * real))
+        elif field.name == "real_parts":
+            columns.append(parameters["quats"][:, :1])
+        else:
+            values = (parameters if field.moved else full)[field.name]
+            columns.append(values.reshape(len(values), -1))
+    return torch.cat([column.float() for column in columns], dim=1).cpu().numpy()
+
+
+# -- back to models ------------------------------------------------------------------------------------
+
+
+def model_of(arrays: ElasticModelArrays, name: str = "scene", seconds: float | None = None) -> Model:
     """What is at hand of a decoded file, as a checkpoint would hold it.
 
     Ratios are then shares of the Gaussians at hand. Draws as ``arrays`` do: exactly at levels, and between
     them up to opacities, whose logits are interpolated in place of t.
     """
-    count = len(arrays)
+    count, movement = len(arrays), arrays.movement
     top = arrays.values_at(arrays.largest_ratio)
-    levels = [
-        (len(level.values), raw_rows(level.values, top))
-        for level in arrays.levels
-        if len(level.values) < count
-    ]
-    levels.append((count, raw_rows(top, top)))
-    tables = [rows - after[: len(rows)] for (_, rows), (_, after) in itertools.pairwise(levels)]
-    gaussians = _gaussians(levels[-1][1], arrays.sh_rest)
+    parts = _moving_parts(arrays)
+    table = Gaussians.empty().extended(brought_by(parts)).attributes
+    columns = residual_columns(table)
+    full = _raw(top, top, movement)
+    tables = []
+    after = full | {"quats": full["quats"] / np.linalg.norm(full["quats"], axis=1, keepdims=True)}
+    for level in reversed(arrays.levels):
+        rows = len(level.values)
+        if rows < count:
+            raw = _raw(level.values, top, movement)
+            tables.append(np.concatenate([raw[key] - after[key][:rows] for key in columns], axis=1))
+            after = raw
+    gaussians = _gaussians(full, arrays, parts)
     return Model(
-        scene=_scene(gaussians, tables),
+        scene=_scene(gaussians, tables[::-1], columns, parts),
         sh_degree=arrays.sh_degree,
         antialiased=arrays.antialiased,
         background=torch.tensor(arrays.background),
         data={},
         iteration=0,
         name=name,
+        seconds=seconds,
     )
 
 
-def raw_rows(values: Float[np.ndarray, "M 13"], base: Float[np.ndarray, "N 13"]) -> Float[np.ndarray, "M 14"]:
-    """[M, 14] raw parameters in the columns of a residual table.
+def _raw(
+    values: Float[np.ndarray, "M V"], base: Float[np.ndarray, "N V"], movement: Movement
+) -> dict[str, Float[np.ndarray, "M C"]]:
+    """Raw parameters of a level, [M, C] each.
 
     Quaternions are in units of the length of ``base``'s, so that those of ``base`` have length 1 and
-    displacements may be added to them.
+    displacements may be added to them; but for free bases, whose turns are added to quaternions as they are.
     """
     part = {name: values[:, place].astype(np.float64) for name, place in PLACES.items()}
+    part |= {field.name: values[:, field.values].astype(np.float64) for field in movement.layout.motion}
     rest = base[: len(values), PLACES["rotations"]].astype(np.float64)
     length = np.sqrt(1.0 + np.square(rest).sum(axis=1, keepdims=True))
-    parts = {
-        "means": part["means"],
-        "quats": np.concatenate([np.ones((len(values), 1)), part["rotations"]], axis=1) / length,
-        "scales": part["scales"],
-        "opacities": logit_of(torch.from_numpy(part["opacities"])).numpy(),
-        "sh": part["sh0"],
-    }
-    return np.concatenate([parts[name] for name in residual_columns()], axis=1)
+    real = np.ones((len(values), 1))
+    if "real_parts" in part:
+        real, length = part.pop("real_parts"), real
+    if "omega" in part:
+        part["omega"] = part["omega"] / length
+    sh0, rotations = part.pop("sh0"), part.pop("rotations")
+    opacities = logit_of(torch.from_numpy(part["opacities"])).numpy()
+    quats = np.concatenate([real, rotations], axis=1) / length
+    return part | {"quats": quats, "opacities": opacities, "sh": sh0}
 
 
-def _gaussians(rows: Float[np.ndarray, "N 14"], sh_rest: Float[np.ndarray, "N K 3"]) -> Gaussians:
-    names, widths = zip(*residual_columns().items(), strict=True)
-    columns = np.split(rows.astype(np.float32), np.cumsum(widths)[:-1], axis=1)
-    raw = {name: torch.from_numpy(values.copy()) for name, values in zip(names, columns, strict=True)}
-    raw["opacities"] = raw["opacities"].squeeze(1)
-    raw["sh"] = torch.cat([raw["sh"][:, None], torch.from_numpy(sh_rest.copy())], dim=1)
-    return Gaussians(raw)
+def _moving_parts(arrays: ElasticModelArrays) -> dict[str, Part]:
+    """Parts that move a scene as a file says."""
+    movement = arrays.movement
+    parts: dict[str, Part] = {}
+    if movement.varying:
+        parts["lifespan"] = Lifespan(least_opacity=movement.least_opacity)
+    if movement.path == "polynomial":
+        parts["motion"] = PolynomialMotion(movement.order, centered=movement.varying)
+    elif movement.path != "none":
+        parts["motion"] = basis_motion(movement, still=_has_still(arrays))
+    return parts
 
 
-def _scene(gaussians: Gaussians, tables: list[Float[np.ndarray, "M 14"]]) -> Scene:
+def _has_still(arrays: ElasticModelArrays) -> bool:
+    """Whether some stand still among others that bases move rigidly."""
+    return arrays.movement.path == "bases" and bool((arrays.flags & MOVES == 0).any())
+
+
+def _gaussians(
+    raw: Mapping[str, Float[np.ndarray, "N C"]], arrays: ElasticModelArrays, parts: Mapping[str, Part]
+) -> Gaussians:
+    given = {name: torch.from_numpy(values.astype(np.float32)) for name, values in raw.items()}
+    given["sh"] = torch.cat([given["sh"][:, None], torch.from_numpy(arrays.sh_rest.copy())], dim=1)
+    if _has_still(arrays):  # one more base, which moves nothing, and is all that these follow
+        still = torch.from_numpy(arrays.flags & MOVES == 0)[:, None]
+        own = torch.where(still, 0.0, given["coefficients"])
+        given["coefficients"] = torch.cat([own, torch.where(still, _FAR, -_FAR)], dim=1)
+    added = brought_by(parts)
+    table = Gaussians.empty().extended(added).attributes
+    degree = arrays.sh_degree
+    shaped = {name: v.view(len(v), *table[name].shape_at(degree)) for name, v in given.items()}
+    return Gaussians(shaped, added)
+
+
+def _scene(
+    gaussians: Gaussians,
+    tables: list[Float[np.ndarray, "M C"]],
+    columns: dict[str, int],
+    parts: Mapping[str, Part],
+) -> Scene:
     if not tables:
-        return Scene(gaussians, elastic=True).eval()
+        return Scene(gaussians, parts=parts, elastic=True).eval()
     anchors = [len(table) / len(gaussians) for table in tables]
-    part = RatioResiduals(len(gaussians), anchors, dict.fromkeys(residual_columns(), 1.0))
-    for parameter, table in zip(part.tables, tables, strict=True):
+    units = dict.fromkeys(columns, 1.0)
+    residuals = RatioResiduals(len(gaussians), anchors, units, columns=columns)
+    for parameter, table in zip(residuals.tables, tables, strict=True):
         parameter.data.copy_(torch.from_numpy(table))
-    return Scene(gaussians, parts={part.kind: part}, elastic=True).eval()
+    return Scene(gaussians, parts={residuals.kind: residuals, **parts}, elastic=True).eval()

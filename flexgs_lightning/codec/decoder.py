@@ -22,6 +22,7 @@ from flexgs_lightning.codec.container import (
     read_header,
     unpack_chunk,
 )
+from flexgs_lightning.codec.movement import STILL
 from flexgs_lightning.codec.rans import Stream
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
@@ -132,7 +133,7 @@ def read_elastic(
     with file.path.open("rb") as stream, bar:
         for index in range(wanted):
             try:
-                decode_chunk(coder, _bytes_of(stream, header.entries[index]), header.entries[index])
+                decode_chunk(coder, bytes_of(stream, header.entries[index]), header.entries[index])
             except DamagedChunkError as error:
                 message = f"{file.path}: chunk {index} of {len(header.entries)} is damaged: {error}."
                 if not recover or index == 0:
@@ -143,10 +144,10 @@ def read_elastic(
             bar.update()
     if file.broken_off:
         log.warning(f"{file.path}: ends within chunk {file.available}; the chunks before it were opened.")
-    return coder.arrays(header.background, header.antialiased)
+    return coder.arrays(header.background, header.antialiased, header.movement)
 
 
-def _bytes_of(stream: BinaryIO, entry: Entry) -> bytes:
+def bytes_of(stream: BinaryIO, entry: Entry) -> bytes:
     """A chunk's bytes.
 
     Raises:
@@ -167,13 +168,13 @@ def decode_chunk(coder: ChunkCoder, data: bytes, entry: Entry) -> None:
     """
     updates = coder.needs_update()
     try:
-        update, (offsets, streams), _ = unpack_chunk(data, len(coder.rows), updates)
+        update, (offsets, streams), _ = unpack_chunk(data, len(coder.rows), updates, coder.layout)
     except ValueError as error:
         raise DamagedChunkError(str(error)) from error
     if update is not None:
         coder.update([Stream(part) for part in update[1]], update[0], None)
     pipes = [Stream(part) for part in streams]
-    coder.code_rows(pipes, entry.stop - coder.done, offsets, None, None, None)
+    coder.code_rows(pipes, entry.stop - coder.done, offsets, None)
 
 
 def cut_file(path: str | Path, output: str | Path, max_bytes: float, recover: bool = False) -> int:
@@ -201,7 +202,7 @@ def cut_file(path: str | Path, output: str | Path, max_bytes: float, recover: bo
         out.write(stream.read(entries[0].offset))
         for index in range(fitting):
             try:
-                out.write(_bytes_of(stream, entries[index]))
+                out.write(bytes_of(stream, entries[index]))
             except DamagedChunkError as error:
                 message = f"{file.path}: chunk {index} of {len(entries)} is damaged: {error}."
                 if not recover or index == 0:
@@ -223,7 +224,7 @@ def stream_sizes(file: ElasticFile) -> Iterator[dict[str, int]]:
         before = 0
         for index, entry in enumerate(file.header.entries[: file.available]):
             try:
-                yield unpack_chunk(_bytes_of(stream, entry), index, before in counts)[2]
+                yield unpack_chunk(bytes_of(stream, entry), index, before in counts, STILL)[2]
             except ValueError as error:
                 raise InputError(f"{file.path}: chunk {index} is damaged: {error}.") from error
             before = entry.stop

@@ -6,23 +6,19 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int32, Int64
+from jaxtyping import Float, Float32, Int32, Int64, UInt8
 
 from flexgs_lightning.codec import rows as kernels
 from flexgs_lightning.codec.arrays import ElasticModelArrays
-from flexgs_lightning.codec.chunks import (
-    ROW_STREAMS,
-    UPDATE_STREAMS,
-    ChunkCoder,
-    morton_codes,
-    spread,
-)
+from flexgs_lightning.codec.chunks import ChunkCoder, RowTargets, morton_codes, spread
 from flexgs_lightning.codec.container import MOST_ROWS_A_BYTE, UPDATE, Header, pack_chunk, pack_header
+from flexgs_lightning.codec.film_container import FilmHeader, pack_film
+from flexgs_lightning.codec.movement import DISTANCE, MOVES
 from flexgs_lightning.codec.quantization import (
     MEANS_BITS,
     Numbers,
@@ -30,6 +26,8 @@ from flexgs_lightning.codec.quantization import (
     fit_basis,
     fit_box,
     fit_mixing,
+    fit_motion_mixing,
+    motion_units,
 )
 from flexgs_lightning.codec.rans import Trace, new_tables
 from flexgs_lightning.codec.sensitivity import Sensitivity
@@ -56,12 +54,33 @@ class Plan:
         numbers: what the file will say about its numbers.
         rule: steps at the finest sensible quality; ``StepRule.scaled`` makes them coarser.
         stops: Gaussians up to each chunk's end.
+        worth: [N, 2] second derivatives by the share of its motion, and of its turn, that a Gaussian keeps.
+        energies: [N, V] square of each value times the second derivative by it.
     """
 
     arrays: ElasticModelArrays
     numbers: Numbers
     rule: StepRule
     stops: tuple[int, ...]
+    worth: Float[np.ndarray, "N 2"] = field(default_factory=lambda: np.zeros((0, 2)))
+    energies: Float[np.ndarray, "N V"] = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def flags(self, rule: StepRule) -> UInt8[np.ndarray, " N"]:
+        """Who moves: Gaussians whose motion is worth its bits at these steps.
+
+        An error of a step's size costs harm^2 / 24, a bit of a number takes three quarters of it away, and
+        motion of energy E takes about log2(1 + 12 E / harm^2) / 2 bits a number, beside the flag. Where
+        images lose less by standing still, it stands still.
+        """
+        arrays, harm = self.arrays, rule.harms[-1]
+        flags = np.zeros(arrays.total, dtype=np.uint8)
+        for attribute in arrays.movement.layout.motion:
+            if not attribute.flag:
+                continue
+            bits = 0.5 * np.log2(1 + 12 * self.energies[:, attribute.values] / harm**2).sum(axis=1)
+            worth = self.worth[:, 0 if attribute.flag == MOVES else 1] / 2
+            flags[worth > math.log(2) / 12 * harm**2 * bits] |= attribute.flag
+        return flags & arrays.flags
 
 
 @dataclass
@@ -86,15 +105,21 @@ class Encoding:
 
     def size(self) -> int:
         """Bytes of the file, without facts."""
-        return len(pack_header(self.header, self.chunks)) + sum(len(data) for _, data in self.chunks)
+        if not self.header.movement.moves:
+            return len(pack_header(self.header, self.chunks)) + sum(len(data) for _, data in self.chunks)
+        header = self.header
+        front = FilmHeader(header.sh_degree, header.antialiased, header.background)
+        start, chunks = pack_film(front, [(header, self.chunks)])
+        return len(start) + sum(map(len, chunks))
 
     def write(self, path: str | Path, facts: dict[str, Any] | None = None) -> None:
-        """Write the file.
+        """Write the file of a scene that stands still; for others see ``film.write_film``.
 
         Raises:
             InputError: it cannot be written.
         """
-        header = Header(**{**vars(self.header), "facts": facts or {}})
+        assert not self.header.movement.moves
+        header = replace(self.header, facts=facts or {})
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             file.write(pack_header(header, self.chunks))
             file.writelines(data for _, data in self.chunks)
@@ -128,10 +153,14 @@ def make_plan(
         balance: see ``StepRule``.
     """
     full = arrays.levels[-1].values
+    layout = arrays.movement.layout
     origin, unit = fit_box(full[:, PLACES["means"]])
+    motion = layout.motion_columns
     blank = Numbers(
-        origin, unit, np.zeros(3, np.int32), 1, np.zeros((14, 7), np.int32), bounds_table(),
-        np.zeros((WIDTH, WIDTH + 1), np.int32), np.zeros((0, 0), np.int8), np.zeros(0, np.float32),
+        origin, unit, np.zeros(3, np.int32), 1, np.zeros((layout.width, layout.features), np.int32),
+        bounds_table(layout), np.zeros((WIDTH, WIDTH + 1), np.int32), np.zeros((0, 0), np.int8),
+        np.zeros(0, np.float32), layout, motion_units(layout, full, unit),
+        np.zeros((motion, motion + 1), np.int32),
     )  # fmt: skip
     rows = blank.integers(full)
     means = rows[:, PLACES["means"]]
@@ -139,22 +168,31 @@ def make_plan(
     counts = [count_at(level.ratio, arrays.total) for level in arrays.levels]
     stops = chunk_stops(arrays.total, counts)
     bits = best_cell_bits(means, stops)
-    rows[:, WIDTH] = distances(means, centre, bits)
-    rule = fit_rule(row_features(rows), sensitivities, harms, float(unit), balance or {})
+    rows[:, DISTANCE] = distances(means, centre, bits)
+    rule = fit_rule(row_features(rows, layout), sensitivities, harms, blank.unit_of, balance or {}, layout)
     flat = arrays.sh_rest.reshape(len(arrays), -1)
     by_coefficient = sensitivities[-1].sh_rest.reshape(len(arrays), -1)
     predicted = _predicted_sh(rows, rule)
     basis, scales = fit_basis(flat, predicted, np.maximum(by_coefficient.mean(axis=0), 1e-30))
-    mixing = fit_mixing(rows)
-    numbers = Numbers(origin, unit, centre, bits, rule.weights, bounds_table(), mixing, basis, scales)
-    return Plan(arrays, numbers, rule, stops)
+    numbers = replace(
+        blank,
+        centre=centre,
+        cell_bits=bits,
+        weights=rule.weights,
+        mixing=fit_mixing(rows),
+        basis=basis,
+        basis_scales=scales,
+        motion_mixing=fit_motion_mixing(layout, rows, arrays.flags),
+    )
+    energies = np.square(full.astype(np.float64)) * sensitivities[-1].values
+    return Plan(arrays, numbers, rule, stops, sensitivities[-1].motion, energies)
 
 
-def _predicted_sh(rows: Int32[np.ndarray, "N 14"], rule: StepRule) -> Float[np.ndarray, " N"]:
+def _predicted_sh(rows: Int32[np.ndarray, "N W"], rule: StepRule) -> Float[np.ndarray, " N"]:
     """What the rule says errors in each Gaussian's other spherical harmonics cost, up to a factor."""
-    weights = rule.weights[-1].astype(np.float64)
+    weights = rule.weights[DISTANCE].astype(np.float64)
     weights[0] *= 1 << 12
-    classes = row_features(rows) @ weights / (1 << 16)
+    classes = row_features(rows, rule.layout) @ weights / (1 << 16)
     slope = rule.curves[-1]["sh_rest"][1]
     logs = -classes * math.log(2) / 2 + slope * np.log(np.arange(len(rows)) + 1.0)
     return np.asarray(np.exp(np.maximum(logs - logs.max(), -50.0)))
@@ -200,6 +238,7 @@ def encode(plan: Plan, rule: StepRule) -> Encoding:
     arrays = plan.arrays
     ratios = tuple(level.ratio for level in arrays.levels)
     counts = tuple(len(level.values) for level in arrays.levels)
+    plan = replace(plan, arrays=replace(arrays, flags=plan.flags(rule)))
     coder = ChunkCoder(plan.numbers, arrays.total, ratios, counts)
     chunks = list(encoded_chunks(plan, rule, coder))
     red, green, blue = (float(np.float32(level)) for level in arrays.background)
@@ -208,10 +247,19 @@ def encode(plan: Plan, rule: StepRule) -> Encoding:
     for chunk in chunks:
         sizes.update(chunk.sizes)
     classes = np.concatenate([spread(chunk) for chunk in coder.sh_classes])
+    header = Header(
+        arrays.total,
+        arrays.sh_degree,
+        arrays.antialiased,
+        background,
+        ratios,
+        plan.numbers,
+        movement=arrays.movement,
+    )
     return Encoding(
-        Header(arrays.total, arrays.sh_degree, arrays.antialiased, background, ratios, plan.numbers),
+        header,
         [(chunk.stop, chunk.data) for chunk in chunks],
-        coder.arrays(background, arrays.antialiased),
+        coder.arrays(background, arrays.antialiased, arrays.movement),
         dict(sizes),
         np.concatenate([spread(chunk.ranks) for chunk in chunks]),
         kernels.step_sizes(classes),
@@ -221,6 +269,7 @@ def encode(plan: Plan, rule: StepRule) -> Encoding:
 def encoded_chunks(plan: Plan, rule: StepRule, coder: ChunkCoder) -> Iterator[CodedChunk]:
     """Encode one chunk after the other; ``coder`` then holds the model that they decode to."""
     arrays, numbers = plan.arrays, plan.numbers
+    layout = numbers.layout
     chunks: list[np.ndarray] = []
     for first, stop in itertools.pairwise((0, *plan.stops)):
         update = _update(coder, arrays, rule, chunks) if coder.needs_update() else None
@@ -229,14 +278,16 @@ def encoded_chunks(plan: Plan, rule: StepRule, coder: ChunkCoder) -> Iterator[Co
         order, codes = _places(targets, numbers.cell_bits)
         ranks = first + order
         offsets = rule.offsets(level, first, stop)
-        pipes = [Trace() for _ in ROW_STREAMS]
-        sh = numbers.transformed(arrays.sh_rest[ranks])
-        coder.code_rows(pipes, stop - first, offsets, codes, targets[order], sh)
+        pipes = [Trace() for _ in layout.row_streams]
+        wanted = RowTargets(
+            codes, targets[order], arrays.flags[ranks], numbers.transformed(arrays.sh_rest[ranks])
+        )
+        coder.code_rows(pipes, stop - first, offsets, wanted)
         chunks.append(ranks)
         streams = [pipe.to_bytes() for pipe in pipes]
-        sizes = dict(zip(ROW_STREAMS, map(len, streams), strict=True))
+        sizes = dict(zip(layout.row_streams, map(len, streams), strict=True))
         if update is not None:
-            names = [UPDATE + name for name in UPDATE_STREAMS]
+            names = [UPDATE + name for name in layout.update_streams]
             sizes |= dict(zip(names, map(len, update[1]), strict=True))
         data = pack_chunk(update, (offsets, streams))
         least = -(-(stop - first) // MOST_ROWS_A_BYTE)
@@ -246,23 +297,23 @@ def encoded_chunks(plan: Plan, rule: StepRule, coder: ChunkCoder) -> Iterator[Co
 
 def _update(
     coder: ChunkCoder, arrays: ElasticModelArrays, rule: StepRule, chunks: Sequence[np.ndarray]
-) -> tuple[Int32[np.ndarray, "c 5"], list[bytes]]:
+) -> tuple[Int32[np.ndarray, "c A"], list[bytes]]:
     level = len(coder.levels) + 1
     values = arrays.levels[level].values
     targets = [coder.numbers.integers(values[ranks]) for ranks in chunks]
     offsets = np.stack(
         [
-            rule.offsets(level, int(ranks.min()), int(ranks.max()) + 1)[: len(UPDATE_STREAMS)]
+            rule.offsets(level, int(ranks.min()), int(ranks.max()) + 1)[: len(coder.layout.moved)]
             for ranks in chunks
         ]
     )
-    pipes = [Trace() for _ in UPDATE_STREAMS]
+    pipes = [Trace() for _ in coder.layout.update_streams]
     coder.update(pipes, offsets, targets)
     return offsets, [pipe.to_bytes() for pipe in pipes]
 
 
 def _places(
-    rows: Int32[np.ndarray, "n 14"], bits: int
+    rows: Int32[np.ndarray, "n W"], bits: int
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
     """Order of rows by their cells, and the cells' codes in that order."""
     cells = np.clip(rows[:, PLACES["means"]], 0, (1 << MEANS_BITS) - 1) >> (MEANS_BITS - bits)

@@ -16,7 +16,6 @@ from flexgs_lightning.codec.sensitivity import measure_sensitivity
 from flexgs_lightning.codec.steps import StepRule
 from flexgs_lightning.codec.views import Judged, mean_psnr
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.compression.coordinates import WIDTH
 
 SAMPLES = 2
 """Random images a view for sensitivities."""
@@ -74,14 +73,13 @@ def plan_for(
         seed: of the random images.
         loss: predicted loss in dB of the plan's steps at each level.
     """
-    cameras = [view.camera for view in measuring]
     sensitivities, harms = [], []
     for level in arrays.levels:
         sensitivities.append(
-            measure_sensitivity(arrays, cameras, level.ratio, samples=SAMPLES, seed=seed, device=device)
+            measure_sensitivity(arrays, measuring, level.ratio, samples=SAMPLES, seed=seed, device=device)
         )
         error = 10 ** (-mean_psnr(arrays, level.ratio, measuring, device) / 10)
-        numbers = len(level.values) * (WIDTH + 3 * arrays.sh_rest.shape[1])
+        numbers = len(level.values) * (level.values.shape[1] + 3 * arrays.sh_rest.shape[1])
         # Each number costs S step^2 / 24 if S is the second derivative and its error is uniform.
         harms.append(math.sqrt(error * (10 ** (loss / 10) - 1) * 24 / numbers))
     return make_plan(arrays, sensitivities, tuple(harms), BALANCE)
@@ -178,11 +176,10 @@ def search_refined(
         prefix_loss = min(psnr_loss, PREFIX_LOSS)
     if steps == 0:
         return search_loss(plan, judging, device, psnr_loss, prefix_loss, report)
-    cameras = [view.camera for view in measuring]
     further = FURTHER
     for _ in range(REFINEMENTS):
         found = search_loss(plan, judging, device, psnr_loss * further, prefix_loss, report)
-        better = refined(plan, found.encoding, cameras, device, steps)
+        better = refined(plan, found.encoding, measuring, device, steps)
         encoding = encode(better, found.rule)
         coded = {ratio: mean_psnr(encoding.decoded, ratio, judging, device) for ratio in found.psnr}
         losses = [found.psnr[ratio][0] - after for ratio, after in coded.items()]
@@ -257,11 +254,10 @@ def search_bytes_refined(
     Raises:
         InputError: as ``search_bytes``.
     """
-    cameras = [view.camera for view in measuring]
     aim = limit
     for _ in range(REFINEMENTS if steps else 0):
         found, rule = search_bytes(plan, aim, report)
-        encoding = encode(refined(plan, found, cameras, device, steps), rule)
+        encoding = encode(refined(plan, found, measuring, device, steps), rule)
         report(
             f"refined: {encoding.size() / 1e6:.3f} MB, {encoding.size() / plan.arrays.total:.2f} bytes each"
         )

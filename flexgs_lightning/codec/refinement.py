@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.codec.arrays import activated
+from flexgs_lightning.codec.drawing import activated, alive
 from flexgs_lightning.codec.encoder import Encoding, Plan
+from flexgs_lightning.codec.views import Judged
 from flexgs_lightning.rendering.rasterizer import rasterize
 
 STEPS = 160
@@ -22,7 +22,7 @@ RATE = 0.03
 def refined(
     plan: Plan,
     encoding: Encoding,
-    cameras: Sequence[Cameras],
+    measuring: Sequence[Judged],
     device: torch.device,
     steps: int = STEPS,
     seed: int = 0,
@@ -37,7 +37,7 @@ def refined(
     Args:
         plan: what ``encoding`` was made from.
         encoding: fixes the steps and everything but the other spherical harmonics.
-        cameras: views, of training.
+        measuring: views, of training.
         device: where to draw.
         steps: images drawn.
         seed: of the order of views.
@@ -50,21 +50,29 @@ def refined(
     matrix = torch.from_numpy(numbers.basis.astype(np.float32) * numbers.basis_scales).to(device)
     sizes = torch.from_numpy(encoding.sh_steps)[:, None].to(device)
     values = torch.from_numpy(decoded.levels[-1].values).to(device)
+    flags = torch.from_numpy(decoded.flags).to(device)
     moved = (torch.from_numpy(numbers.transformed(source)).to(device) / sizes).requires_grad_()
     background = torch.tensor(arrays.background, device=device)
-    wanted = arrays.splats().to(device)
     optimizer = torch.optim.Adam([moved], lr=RATE, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
     views: list[int] = []
+    still = None if arrays.movement.moves else arrays.splats().to(device)
     for _ in range(steps):
-        views = views or torch.randperm(len(cameras), generator=generator).tolist()
-        camera = cameras[views.pop()].to(device)
+        views = views or torch.randperm(len(measuring), generator=generator).tolist()
+        view = measuring[views.pop()]
+        camera, time = view.camera.to(device), view.time
         rounded = moved + (moved.round() - moved).detach()
         sh_rest = ((rounded * sizes) @ matrix).reshape(shape)
+        living = alive(values, arrays.movement, time)
+        who = slice(None) if living is None else living
         with torch.no_grad():
+            wanted = arrays.splats(time).to(device) if still is None else still
             target = rasterize(wanted, camera, background=background, antialiased=arrays.antialiased).image
         image = rasterize(
-            activated(values, sh_rest), camera, background=background, antialiased=arrays.antialiased
+            activated(values[who], sh_rest[who], arrays.movement, flags[who], time),
+            camera,
+            background=background,
+            antialiased=arrays.antialiased,
         ).image
         optimizer.zero_grad()
         (image - target).square().mean().backward()

@@ -18,15 +18,18 @@ LIMIT = 1 << 24
 STEPS = 96
 """Step sizes; each is about 2^(1/4) of the one before."""
 FEATURES = 7
-"""What a step depends on, besides its chunk: see ``_step_class``."""
+"""What a step depends on, besides its chunk: see ``_step_class``. Where opacity varies in time, the width in
+time is one more."""
 FRACTION = 16
 """Bits behind the point of the rule's weights."""
 
 CELL_TABLES = 16 + 16 + 48
 """Tables of places: high part of a gap's length by the one before; low part by the high; leading bits."""
-_SIGNS = 13 * 48 * 3
-COLUMN_TABLES = _SIGNS + 13 * 4
-"""Tables of columns: magnitudes by column, step and what came before in the row; signs of new rows."""
+TABLES_A_COLUMN = 48 * 3 + 4
+"""Tables of each column: magnitudes by step and what came before in the row; behind those of all columns, the
+signs of new rows."""
+FLAG_TABLES = 16
+"""Tables of flags, by those of the two Gaussians before."""
 SH_GROUPS = 10
 _SH_FIRST = 48
 SH_TABLES = _SH_FIRST + SH_GROUPS * 4 * 12
@@ -82,6 +85,8 @@ def _step_class(rows, i, weights, c, offset, bounds):
     total += np.int64(weights[c, 4]) * _short(rows[i, 2])
     total += np.int64(weights[c, 5]) * _short(rows[i, 3])
     total += np.int64(weights[c, 6]) * rows[i, 13]
+    if weights.shape[1] > 7:
+        total += np.int64(weights[c, 7]) * _short(rows[i, 14])
     return min(max((total + 32768) >> 16, np.int64(bounds[c, 0])), np.int64(bounds[c, 1]))
 
 
@@ -114,7 +119,7 @@ def _logarithm(value):
 
 @kernel
 def place_rows(cells, shift, centre, rows):
-    """Start rows [n, 14] of Gaussians in cells [n, 3]: all zero but the means, and the distance in column 13.
+    """Start rows [n, W] of Gaussians in cells [n, 3]: all zero but the means, and the distance in column 13.
 
     The distance is that of the cell's middle from ``centre`` [3], largest over the axes, as ``_logarithm``.
     """
@@ -161,45 +166,66 @@ def code_cells(encoding, codes, bits, tables, intervals, data, state):
 
 
 @kernel
+def code_flags(encoding, flags, tables, intervals, data, state):
+    """Code flags [n] uint8 of 0 to 3 by those of the two Gaussians before."""
+    before = 0
+    earlier = 0
+    for i in range(len(flags)):
+        place = 4 * before + earlier
+        found = symbol(encoding, np.int64(flags[i]), tables, place, intervals, data, state) & 3
+        flags[i] = found
+        earlier = before
+        before = found
+
+
+@kernel
 def code_columns(
-    encoding, new, start, stop, targets, rows, offset, weights, bounds, mixing, means, tables,
-    intervals, data, state,
+    encoding, new, start, stop, first, targets, rows, flags, flag, offset, weights, bounds, mixing, means,
+    tables, intervals, data, state,
 ):  # fmt: skip
-    """Code columns ``start`` to ``stop`` of rows [n, 14] int32, in place.
+    """Code columns ``start`` to ``stop`` of rows [n, W] int32, in place.
 
     Args:
         encoding: trace what leads from ``rows`` as near to ``targets`` as the steps allow; else read it.
         new: columns other than means are predicted from the row's earlier ones; else from what they are.
         start: first column.
         stop: behind the last column.
-        targets: [n, 13] int32, wanted values (encoding).
-        rows: [n, 14] int32, the rows as far as known; columns are overwritten by their new values.
+        first: the first of the columns that share ``mixing``, ``means`` and ``tables``: 0, or 14 for motion.
+        targets: [n, W] int32, wanted values (encoding).
+        rows: [n, W] int32, the rows as far as known; columns are overwritten by their new values.
+        flags: [n] uint8 of the rows.
+        flag: rows without it are left out; 0 for all.
         offset: of the chunk and attribute, added to the rule.
-        weights: [14, 7] int32 of the rule.
-        bounds: [14, 2] int32 lowest and highest step class.
-        mixing: [13, 14] int32 weights of the prediction in 2^-12, over columns and the row before.
-        means: [13] int64 running means of the prediction's errors, in 2^-8.
-        tables: [T, 18] int32, see ``COLUMN_TABLES``.
+        weights: [W, F] int32 of the rule.
+        bounds: [W, 2] int32 lowest and highest step class.
+        mixing: [C, C + 1] int32 weights of the prediction in 2^-12, over columns and the row before.
+        means: [C] int64 running means of the prediction's errors, in 2^-8.
+        tables: [T, 18] int32, see ``TABLES_A_COLUMN``.
         intervals: of a trace.
         data: of a stream.
         state: of the trace or stream.
     """
+    count = len(means)
+    signs = 144 * count
     for i in range(len(rows)):
+        if flag != 0 and flags[i] & flag == 0:
+            continue
         active = 0
         for c in range(start, stop):
+            place = c - first
             step_class = _step_class(rows, i, weights, c, offset, bounds)
             step = step_size(step_class)
             predicted = np.int64(rows[i, c])
             mixed = new and not 4 <= c < 7
             if mixed:
                 total = np.int64(0)
-                for d in range(c):
-                    total += np.int64(mixing[c, d]) * rows[i, d]
+                for d in range(place):
+                    total += np.int64(mixing[place, d]) * rows[i, first + d]
                 if i > 0:
-                    total += np.int64(mixing[c, 13]) * rows[i - 1, c]
-                predicted = _limited(((total + 2048) >> 12) + ((means[c] + 128) >> 8))
+                    total += np.int64(mixing[place, count]) * rows[i - 1, c]
+                predicted = _limited(((total + 2048) >> 12) + ((means[place] + 128) >> 8))
             bucket = step_class >> (1 if new else 2)
-            context = (c * 48 + bucket) * 3 + min(active, 2)
+            context = (place * 48 + bucket) * 3 + min(active, 2)
             steps = np.int64(0)
             if encoding:
                 error = np.int64(targets[i, c]) - predicted
@@ -210,7 +236,7 @@ def code_columns(
             if size > 0:
                 sign = 1 if steps < 0 else 0
                 if new:
-                    context = 1872 + c * 4 + min(size, 4) - 1
+                    context = signs + place * 4 + min(size, 4) - 1
                     sign = symbol(encoding, sign, tables, context, intervals, data, state) & 1
                 else:
                     sign = plain_bits(encoding, sign, 1, intervals, data, state)
@@ -220,7 +246,7 @@ def code_columns(
                 steps = np.int64(0)
             value = _limited(predicted + steps * step)
             if mixed:
-                means[c] += ((value - predicted) * 256) >> 6
+                means[place] += ((value - predicted) * 256) >> 6
             rows[i, c] = value
 
 
@@ -236,7 +262,7 @@ def code_sh(
         targets: [n, C] float32 coefficients in units of 1 (encoding).
         coefficients: [n, C] int32 numbers of steps; written both ways.
         classes: [n] int32 step class of each Gaussian; written both ways.
-        rows: [n, 14] int32 of the Gaussians, complete.
+        rows: [n, W] int32 of the Gaussians, complete.
         offset: as in ``code_columns``, with the weights of row ``SH_RULE``.
         weights: as in ``code_columns``.
         bounds: as in ``code_columns``.

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.codec.arrays import ElasticModelArrays, activated
+from flexgs_lightning.codec.arrays import ElasticModelArrays
+from flexgs_lightning.codec.drawing import activated, alive
+from flexgs_lightning.codec.views import Judged
 from flexgs_lightning.rendering.rasterizer import rasterize
 
 
@@ -20,17 +21,20 @@ class Sensitivity(NamedTuple):
     An error d of a number costs S d^2 / 2 of mean squared error, if errors are independent.
 
     Attributes:
-        values: [R, 13] of a level's columns.
+        values: [R, V] of a level's columns.
         sh_rest: [R, K - 1, 3].
+        motion: [R, 2] by factors on a Gaussian's motion, and on its rotation's change: half of it is what
+            the images lose without that.
     """
 
-    values: Float[np.ndarray, "R 13"]
+    values: Float[np.ndarray, "R V"]
     sh_rest: Float[np.ndarray, "R K 3"]
+    motion: Float[np.ndarray, "R 2"]
 
 
 def measure_sensitivity(
     arrays: ElasticModelArrays,
-    cameras: Sequence[Cameras],
+    views: Sequence[Judged],
     ratio: float,
     *,
     samples: int,
@@ -43,22 +47,27 @@ def measure_sensitivity(
 
     Args:
         arrays: the model.
-        cameras: views; those of training, because a number that no view sees gets few bits.
+        views: cameras and times; those of training, because a number that no view sees gets few bits.
         ratio: which prefix is drawn.
         samples: random images a view.
         seed: of the random signs.
         device: where to draw.
     """
     generator = torch.Generator().manual_seed(seed)
-    values = torch.from_numpy(arrays.values_at(ratio)).to(device).requires_grad_()
-    sh_rest = torch.from_numpy(arrays.sh_rest[: len(values)].copy()).to(device).requires_grad_()
+    values = torch.from_numpy(arrays.values_at(ratio)).to(device)
+    sh_rest = torch.from_numpy(arrays.sh_rest[: len(values)].copy()).to(device)
+    flags = torch.from_numpy(arrays.flags[: len(values)].copy()).to(device)
+    everything = (values, sh_rest, torch.ones(len(values), 2, device=device))
     background = torch.tensor(arrays.background, device=device)
-    sums = [torch.zeros_like(values), torch.zeros_like(sh_rest)]
+    sums = [torch.zeros_like(part) for part in everything]
     pixels = 0
-    for camera in cameras:
+    for view in views:
+        living = alive(values, arrays.movement, view.time)
+        who = slice(None) if living is None else living.nonzero().squeeze(1)
+        leaves = tuple(part[who].requires_grad_() for part in everything)
         image = rasterize(
-            activated(values, sh_rest),
-            camera.to(device),
+            activated(leaves[0], leaves[1], arrays.movement, flags[who], view.time, leaves[2]),
+            view.camera.to(device),
             background=background,
             antialiased=arrays.antialiased,
         ).image
@@ -66,10 +75,11 @@ def measure_sensitivity(
         for sample in range(samples):
             signs = torch.randint(0, 2, image.shape, generator=generator).to(device).float().mul_(2).sub_(1)
             gradients = torch.autograd.grad(
-                image, (values, sh_rest), signs, retain_graph=sample + 1 < samples
+                image, leaves, signs, retain_graph=sample + 1 < samples, allow_unused=True
             )
             for total, gradient in zip(sums, gradients, strict=True):
-                total += gradient.square()
+                if gradient is not None:
+                    total[who] += gradient.square()
     # Mean over pixels and channels of the squared error: its second derivative is 2 J^T J / (3 pixels).
     scale = 2.0 / (3 * pixels)
     return Sensitivity(*(total.double().cpu().numpy() * scale for total in sums))

@@ -9,20 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
-from flexgs_lightning.codec.chunks import ATTRIBUTES
-from flexgs_lightning.codec.quantization import SH_UNIT, UNITS
-from flexgs_lightning.codec.rows import FEATURES, FRACTION, SH_RULE
+from flexgs_lightning.codec.movement import DISTANCE, STILL, TIME_SCALES, Layout
+from flexgs_lightning.codec.rows import FRACTION
 from flexgs_lightning.codec.sensitivity import Sensitivity
-from flexgs_lightning.model.compression.coordinates import PLACES, WIDTH
 
-_T, _SCALES, _DISTANCE = (1, 2), (3, 4, 5), (6,)
-_OPEN = {
-    0: _DISTANCE,
-    1: _T + _DISTANCE,
-    2: _T + _SCALES[:1] + _DISTANCE,
-    3: _T + _SCALES[:2] + _DISTANCE,
-}
-"""Features that are known when a column is coded; for all other columns, all of them."""
+_T, _SCALES, _DISTANCE, _TIME_SCALE = (1, 2), (3, 4, 5), (6,), (7,)
+"""Features by what they are made of."""
 _OFFSET_UNITS = 64
 """Offsets of chunks are in this part of a step class."""
 CLASSES_AN_OCTAVE = 4
@@ -37,26 +29,28 @@ class StepRule:
     """Step classes as a function of a row, an attribute's level and the rank.
 
     Attributes:
-        weights: [14, 7] int32, see ``Numbers``.
+        weights: [W, F] int32, see ``Numbers``.
         curves: of each level and attribute, the constant and the slope over ln(rank) of
             ln(second derivative) beside the weights.
         harms: of each level, the step for a second derivative of 1. Larger is coarser.
         balance: factors on the steps of attributes.
-        means_unit: of the file.
+        units: values of 1 of the attributes' integers, see ``Numbers.unit_of``.
+        layout: the columns.
     """
 
-    weights: Int32[np.ndarray, "14 7"]
+    weights: Int32[np.ndarray, "W F"]
     curves: tuple[dict[str, tuple[float, float]], ...]
     harms: tuple[float, ...]
     balance: Mapping[str, float]
-    means_unit: float
+    units: Mapping[str, float]
+    layout: Layout = STILL
 
-    def offsets(self, level: int, first: int, stop: int) -> Int32[np.ndarray, " 6"]:
-        """[6] offsets of the chunk of ranks ``first`` to ``stop`` at a level.
+    def offsets(self, level: int, first: int, stop: int) -> Int32[np.ndarray, " A"]:
+        """[A] offsets of the chunk of ranks ``first`` to ``stop`` at a level.
 
-        The other spherical harmonics are the same at all levels, so theirs are the full model's.
+        What is the same at all levels has the full model's.
         """
-        curves = [self.curve(level, name) for name in ATTRIBUTES]
+        curves = [self.curve(level, name) for name in self.layout.attributes]
         classes = [constant + slope * log_rank(first, stop) for constant, slope in curves]
         return np.array(
             [round(min(max(found * _OFFSET_UNITS, -32768), 32767)) for found in classes], dtype=np.int32
@@ -64,14 +58,11 @@ class StepRule:
 
     def curve(self, level: int, name: str) -> tuple[float, float]:
         """Step class of an attribute at a level, beside the weights: constant, and slope over ln(rank)."""
-        place = len(self.harms) - 1 if name == "sh_rest" else level
+        place = level if name in self.layout.update_streams else len(self.harms) - 1
         constant, slope = self.curves[place][name]
-        step = self.harms[place] * self.balance.get(name, 1.0) / self._unit(name)
+        step = self.harms[place] * self.balance.get(name, 1.0) / self.units[name]
         octave = CLASSES_AN_OCTAVE / (2 * math.log(2))
         return CLASSES_AN_OCTAVE * math.log2(step) - octave * constant, -octave * slope
-
-    def _unit(self, name: str) -> float:
-        return SH_UNIT if name == "sh_rest" else self.means_unit if name == "means" else UNITS[name]
 
     def scaled(self, factors: tuple[float, ...]) -> StepRule:
         """The same with coarser or finer steps at each level."""
@@ -85,11 +76,12 @@ def log_rank(first: int, stop: int) -> float:
 
 
 def fit_rule(
-    features: Float[np.ndarray, "N 7"],
+    features: Float[np.ndarray, "N F"],
     sensitivities: list[Sensitivity],
     harms: tuple[float, ...],
-    means_unit: float,
+    units: Mapping[str, float],
     balance: Mapping[str, float],
+    layout: Layout = STILL,
 ) -> StepRule:
     """Fit the rule to measured sensitivities.
 
@@ -97,66 +89,78 @@ def fit_rule(
     ln(rank): the distortion at equal rate of steps proportional to 1 / sqrt(p). Convex; Newton's method.
 
     Args:
-        features: [N, 7] of the full model's rows, as the kernels compute them.
+        features: [N, F] of the full model's rows, as the kernels compute them.
         sensitivities: of each level, the full model's last.
         harms: see ``StepRule``.
-        means_unit: of the file.
+        units: see ``StepRule``.
         balance: see ``StepRule``.
+        layout: the columns.
     """
     ranks = np.log(np.arange(len(features)) + 1.0)
-    weights = np.zeros((SH_RULE + 1, FEATURES))
+    weights = np.zeros((layout.width, layout.features))
     full: dict[str, tuple[float, float]] = {}
-    for name in ATTRIBUTES:
-        columns = _columns(name)
+    for name in layout.attributes:
+        columns = layout.rule_rows(name)
         slopes = []
         for column in columns:
-            open_features = list(_OPEN.get(column, _T + _SCALES + _DISTANCE))
+            open_features = list(_known(layout, name, column))
             design = np.column_stack([features[:, open_features], ranks])
-            fitted = _fit(design, _measured(sensitivities[-1], column), np.zeros(len(features)))
+            measured = _measured(sensitivities[-1], layout, column)
+            fitted = _fit(design, measured, np.zeros(len(features)))
             weights[column, open_features] = fitted[1:-1]
             weights[column, 0] = fitted[0]
             slopes.append(fitted[-1])
         first = weights[columns[0], 0]
         weights[columns, 0] -= first
         full[name] = (first, float(np.mean(slopes)))
-    curves = [_curve(features[: len(s.values)], weights, s) for s in sensitivities[:-1]]
+    curves = [_curve(features[: len(s.values)], weights, s, layout) for s in sensitivities[:-1]]
     integers = np.rint(weights * -CLASSES_AN_OCTAVE / (2 * math.log(2)) * (1 << FRACTION))
     integers[:, 0] = np.rint(integers[:, 0] / (1 << 12))
-    return StepRule(
-        np.clip(integers, -(1 << 20), 1 << 20).astype(np.int32), (*curves, full), harms, balance, means_unit
+    rounded = np.clip(integers, -(1 << 20), 1 << 20).astype(np.int32)
+    return StepRule(rounded, (*curves, full), harms, balance, units, layout)
+
+
+def _known(layout: Layout, name: str, column: int) -> tuple[int, ...]:
+    """Features that are known when a column is coded."""
+    order = layout.attributes
+    scales = _SCALES[: column - 1] if name == "scales" else _SCALES
+    return (
+        (_T if name != "opacities" else ())
+        + (scales if order.index(name) >= order.index("scales") else ())
+        + _DISTANCE
+        + (_TIME_SCALE if layout.varying and order.index(name) > order.index("time_scales") else ())
     )
 
 
 def _curve(
-    features: Float[np.ndarray, "R 7"], weights: Float[np.ndarray, "14 7"], sensitivity: Sensitivity
+    features: Float[np.ndarray, "R F"],
+    weights: Float[np.ndarray, "W F"],
+    sensitivity: Sensitivity,
+    layout: Layout,
 ) -> dict[str, tuple[float, float]]:
     """Constants and slopes of a level's attributes, given the full model's weights."""
     ranks = np.log(np.arange(len(features)) + 1.0)[:, None]
     curves = {}
-    for name in PLACES:
+    for name in layout.update_streams:
         fits = []
-        for column in _columns(name):
+        for column in layout.rule_rows(name):
             known = features[:, 1:] @ weights[column, 1:] + weights[column, 0]
-            fits.append(_fit(ranks, _measured(sensitivity, column), known))
+            fits.append(_fit(ranks, _measured(sensitivity, layout, column), known))
         constant, slope = np.mean(fits, axis=0)
         curves[name] = (float(constant), float(slope))
     return curves
 
 
-def _columns(name: str) -> list[int]:
-    return [SH_RULE] if name == "sh_rest" else list(range(WIDTH))[PLACES[name]]
-
-
-def _measured(sensitivity: Sensitivity, column: int) -> Float[np.ndarray, " R"]:
-    """Second derivatives by a column; means share theirs, because one rule serves all their axes."""
-    if column == SH_RULE:
+def _measured(sensitivity: Sensitivity, layout: Layout, column: int) -> Float[np.ndarray, " R"]:
+    """Second derivatives by a column; what are three numbers for three axes or colours share theirs."""
+    if column == DISTANCE:
         flat = sensitivity.sh_rest.reshape(len(sensitivity.sh_rest), -1)
         return flat.mean(axis=1) if flat.shape[1] else np.ones(len(flat))
-    for name in ("means", "sh0"):
-        place = PLACES[name]
-        if place.start <= column < place.stop:
-            return np.asarray(sensitivity.values[:, place].mean(axis=1))
-    return np.asarray(sensitivity.values[:, column])
+    for field in layout.fields:
+        if field.place.start <= column < field.place.stop and field.name in ("means", "sh0", "motion"):
+            power = (column - field.place.start) // 3 * 3 + field.values.start
+            return np.asarray(sensitivity.values[:, power : power + 3].mean(axis=1))
+    return np.asarray(sensitivity.values[:, column - (column > DISTANCE)])
 
 
 def _fit(
@@ -203,8 +207,10 @@ def _fit(
     return np.concatenate([[constant - middle @ slopes], slopes])
 
 
-def row_features(rows: Int[np.ndarray, "N 14"]) -> Float[np.ndarray, "N 7"]:
-    """What the kernels compute from a row: a constant, t, t^2 / 4096, three scales, the distance."""
+def row_features(rows: Int[np.ndarray, "N W"], layout: Layout = STILL) -> Float[np.ndarray, "N F"]:
+    """What kernels compute from a row: a constant, t, t^2 / 4096, three scales, the distance, the width."""
     t = rows[:, 0].astype(np.float64)
-    columns = [np.ones(len(rows)), t, t * t / 4096, rows[:, 1], rows[:, 2], rows[:, 3], rows[:, WIDTH]]
+    columns = [np.ones(len(rows)), t, t * t / 4096, rows[:, 1], rows[:, 2], rows[:, 3], rows[:, DISTANCE]]
+    if layout.varying:
+        columns.append(rows[:, TIME_SCALES])
     return np.column_stack(columns).astype(np.float64)

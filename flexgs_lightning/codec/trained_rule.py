@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from flexgs_lightning.codec.arrays import ElasticModelArrays
-from flexgs_lightning.codec.chunks import ATTRIBUTES
 from flexgs_lightning.codec.encoder import Plan, best_cell_bits, chunk_stops
+from flexgs_lightning.codec.movement import STILL
 from flexgs_lightning.codec.quantization import SH_UNIT, Numbers, fit_box, fit_mixing
 from flexgs_lightning.codec.rows import FRACTION, LIMIT
 from flexgs_lightning.codec.steps import CLASSES_AN_OCTAVE, StepRule
@@ -33,9 +33,9 @@ def rule_of(plan: Plan) -> Rule:
     units = np.append(numbers.units, np.float32(SH_UNIT)).astype(np.float64)
     weights = numbers.weights.astype(np.float64) / (1 << FRACTION)
     weights[:, 0] *= 4096
-    curves = np.zeros((len(rule.harms), len(ATTRIBUTES), 2))
+    curves = np.zeros((len(rule.harms), len(STILL.attributes), 2))
     for level in range(len(rule.harms)):
-        for attribute, name in enumerate(ATTRIBUTES):
+        for attribute, name in enumerate(STILL.attributes):
             curves[level, attribute] = rule.curve(level, name)
     ratio = units[:WIDTH, None] / units[None, :WIDTH]
     matrix = numbers.basis.astype(np.float64) * numbers.basis_scales / SH_UNIT
@@ -90,9 +90,9 @@ def trained_plan(arrays: ElasticModelArrays, trained: RuleQuantization) -> Plan:
                 -(float(constant) + CLASSES_AN_OCTAVE * math.log2(units[name])) / _CLASSES,
                 -float(slope) / _CLASSES,
             )
-            for name, (constant, slope) in zip(ATTRIBUTES, level, strict=True)
+            for name, (constant, slope) in zip(STILL.attributes, level, strict=True)
         }
         for level in rule.curves.double().numpy()
     )
-    own = StepRule(numbers.weights, curves, (1.0,) * len(curves), {}, units["means"])
+    own = StepRule(numbers.weights, curves, (1.0,) * len(curves), {}, units)
     return Plan(arrays, numbers, own, stops)

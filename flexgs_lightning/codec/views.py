@@ -20,6 +20,8 @@ JUDGE_EVERY = 4
 """Every n-th training view judges the rate; the others tell what each number is worth."""
 MOST_VIEWS = 32
 """Views of either kind that are used, evenly spread."""
+MOST_MOMENTS = 96
+"""The same of a capture that moves: what comes and goes must be seen while it is there."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,12 @@ class Judged:
     Attributes:
         camera: one camera.
         photo: [1, H, W, 3] in [0, 1].
+        time: when it was taken, in [0, 1]; None in a capture that stands still.
     """
 
     camera: Cameras
     photo: Float[Tensor, "1 H W 3"]
+    time: float | None = None
 
 
 def split_views(views: Sequence[View]) -> tuple[list[View], list[View]]:
@@ -42,8 +46,9 @@ def split_views(views: Sequence[View]) -> tuple[list[View], list[View]]:
     return evenly(measuring), evenly(judging)
 
 
-def evenly(views: Sequence[View], most: int = MOST_VIEWS) -> list[View]:
-    """At most ``most`` of the views, evenly spread."""
+def evenly(views: Sequence[View]) -> list[View]:
+    """Some of the views, evenly spread."""
+    most = MOST_MOMENTS if any(view.time is not None for view in views) else MOST_VIEWS
     if len(views) <= most:
         return list(views)
     return [views[round(i)] for i in np.linspace(0, len(views) - 1, most)]
@@ -51,7 +56,7 @@ def evenly(views: Sequence[View], most: int = MOST_VIEWS) -> list[View]:
 
 def read_views(views: Sequence[View], background: tuple[float, float, float]) -> list[Judged]:
     """Decode the photos."""
-    return [Judged(view.camera, _over(view.source.read(), background)) for view in views]
+    return [Judged(view.camera, _over(view.source.read(), background), view.time) for view in views]
 
 
 def _over(
@@ -69,10 +74,11 @@ def mean_psnr(
     arrays: ElasticModelArrays, ratio: float, views: Sequence[Judged], device: torch.device
 ) -> float:
     """Mean PSNR over views of the model at a ratio, in dB."""
-    splats = arrays.at(ratio).to(device)
     background = torch.tensor(arrays.background, device=device)
+    still = None if arrays.movement.moves else arrays.at(ratio).to(device)
     values = []
     for view in views:
+        splats = arrays.at(ratio, view.time).to(device) if still is None else still
         camera = view.camera.to(device)
         image = rasterize(splats, camera, background=background, antialiased=arrays.antialiased).image
         values.append(psnr(image, view.photo.to(device)).item())

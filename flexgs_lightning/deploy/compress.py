@@ -1,14 +1,22 @@
 """``flexgs compress``. Its signature and docstring are the command line's help."""
 
+import itertools
 import logging
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from flexgs_lightning.cameras import NEAR_PLANE
 from flexgs_lightning.codec.conversion import arrays_of
 from flexgs_lightning.codec.decoder import SUFFIX
 from flexgs_lightning.codec.encoder import Encoding, encode
+from flexgs_lightning.codec.film import write_film
+from flexgs_lightning.codec.film_model import FilmModel
 from flexgs_lightning.codec.rate_search import plan_for, search_bytes_refined, search_refined
 from flexgs_lightning.codec.refinement import refined
 from flexgs_lightning.codec.trained_rule import trained_plan, trained_quantization
@@ -16,14 +24,38 @@ from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_vi
 from flexgs_lightning.deploy.opening import choose_device, given, open_capture, open_model
 from flexgs_lightning.deploy.render import require_free
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.attributes import floats_per_gaussian
 from flexgs_lightning.model.budget import MEGABYTE
+from flexgs_lightning.model.checkpoint import Model
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Wish:
+    """What is asked of a file, or of a group of frames in it; see ``compress``."""
+
+    psnr_loss: float | None
+    prefix_psnr_loss: float | None
+    max_bytes: float | None
+    refine_steps: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A scene, or a group of frames, encoded; and what was found on the way."""
+
+    encoding: Encoding
+    psnr: dict[str, float]
+    frames: int
+    seconds: float | None
+    near_plane: float
+
+
 def compress(
     output: Path,
-    ckpt: Path | None = None,
+    ckpt: list[Path] | None = None,
     ply: Path | None = None,
     psnr_loss: float | None = None,
     prefix_psnr_loss: float | None = None,
@@ -39,11 +71,12 @@ def compress(
 
     The file may be cut at any chunk's end ("flexgs info" lists them) and then is the model of so many
     Gaussians. What each number is worth, and the rate, are found out on training views; test views are left
-    alone.
+    alone. Scenes that move become films; several checkpoints, of groups of frames that follow each other,
+    become one film of as many groups.
 
     Args:
         output: The .egs file to write.
-        ckpt: Checkpoint of a training.
+        ckpt: Checkpoint of a training, or several, one for each group of frames, in their order.
         ply: 3DGS PLY file, instead of a checkpoint.
         psnr_loss: Decibels of PSNR that the full model may lose, on training views; by default the steps that
             a scene was trained for bytes with, otherwise 0.1. Views that training has not seen lose less.
@@ -66,37 +99,95 @@ def compress(
     if refine_steps < 0:
         raise InputError(f"--refine-steps: expected 0 or more, found {refine_steps}.")
     require_free(output, overwrite, (SUFFIX,))
-    model = open_model(ckpt, ply)
+    models = [open_model(path, ply) for path in ckpt] if ckpt else [open_model(None, ply)]
+    chosen = given(root=data_root, downscale=downscale, test_every=test_every)
+    data = [model.data | chosen for model in models]
+    _require_order(models, data)
+    numbers = [len(m) * floats_per_gaussian(m.sh_degree, m.gaussians.attributes) for m in models]
+    coded = []
+    for number, (model, own) in enumerate(zip(models, data, strict=True)):
+        if len(models) > 1:
+            log.info(f"Group {number} of {len(models)}: {model.name}, {len(model):,} Gaussians")
+        share = None if max_megabytes is None else max_megabytes * MEGABYTE * numbers[number] / sum(numbers)
+        wish = _Wish(psnr_loss, prefix_psnr_loss, share, refine_steps, choose_device(device))
+        coded.append(_coded(model, own, wish))
+    _write(output, models, coded)
+    size, count = output.stat().st_size, sum(map(len, models))
+    seconds = _seconds(coded)
+    rate = f", {8e-6 * size / seconds:.3f} Mbit/s" if seconds is not None else ""
+    log.info(f"{output}: {count:,} Gaussians, {size / MEGABYTE:.3f} MB, {size / count:.2f} bytes each{rate}")
+
+
+def _require_order(models: Sequence[Model], data: Sequence[dict[str, Any]]) -> None:
+    """Refuse what is no film: films again, captures that are not there, frames in another order."""
+    for model, own in zip(models, data, strict=True):
+        if isinstance(model, FilmModel):
+            raise InputError(
+                f"{model.name}: a film of {len(model.groups)} groups of frames; expected the checkpoint of "
+                "each group."
+            )
+        if not own.get("root"):
+            raise InputError(
+                "--data-root: expected the scene's capture; its views tell what each number is worth."
+            )
+    for before, after in itertools.pairwise(data):
+        first, second = before.get("frames"), after.get("frames")
+        if first and second and first[1] != second[0]:
+            raise InputError(
+                f"--ckpt: expected groups of frames that follow each other, found frames {first[0]} to "
+                f"{first[1]}, then {second[0]} to {second[1]}."
+            )
+
+
+def _coded(model: Model, data: dict[str, Any], wish: _Wish) -> _Coded:
+    """Encode a scene as it is wished."""
     arrays = arrays_of(model)
-    data = model.data | given(root=data_root, downscale=downscale, test_every=test_every)
-    if not data.get("root"):
-        raise InputError(
-            "--data-root: expected the scene's capture; its views tell what each number is worth."
-        )
-    place = choose_device(device)
-    measuring, judging = (
-        read_views(views, arrays.background) for views in split_views(open_capture(data).train_views)
-    )
+    capture = open_capture(data)
+    measuring, judging = (read_views(views, arrays.background) for views in split_views(capture.train_views))
     trained = trained_quantization(model.scene)
+    place = wish.device
     plan = plan_for(arrays, measuring, place) if trained is None else trained_plan(arrays, trained)
-    if max_megabytes is not None:
-        encoding = search_bytes_refined(plan, measuring, place, max_megabytes * MEGABYTE, refine_steps)
-    elif trained is not None and psnr_loss is None and prefix_psnr_loss is None:
+    if wish.max_bytes is not None:
+        encoding = search_bytes_refined(plan, measuring, place, wish.max_bytes, wish.refine_steps)
+    elif trained is not None and wish.psnr_loss is None and wish.prefix_psnr_loss is None:
         encoding = encode(plan, plan.rule)
-        if refine_steps:
-            cameras = [view.camera for view in measuring]
-            encoding = encode(refined(plan, encoding, cameras, place, refine_steps), plan.rule)
+        if wish.refine_steps:
+            encoding = encode(refined(plan, encoding, measuring, place, wish.refine_steps), plan.rule)
     else:
-        loss = 0.1 if psnr_loss is None else psnr_loss
+        loss = 0.1 if wish.psnr_loss is None else wish.psnr_loss
         encoding = search_refined(
-            plan, measuring, judging, place, loss, prefix_psnr_loss, refine_steps
+            plan, measuring, judging, place, loss, wish.prefix_psnr_loss, wish.refine_steps
         ).encoding
-    facts = {"psnr": _psnr(encoding, judging, place), "bytes": encoding.bytes_by_stream}
-    encoding.write(output, facts)
-    size = output.stat().st_size
-    log.info(
-        f"{output}: {len(arrays):,} Gaussians, {size / MEGABYTE:.3f} MB, {size / len(arrays):.2f} bytes each"
-    )
+    frames = len({view.time for view in capture.train_views})
+    seconds = (model.seconds or capture.seconds) if model.moves else None
+    return _Coded(encoding, _psnr(encoding, judging, place), frames, seconds, capture.near_plane)
+
+
+def _write(output: Path, models: Sequence[Model], coded: Sequence[_Coded]) -> None:
+    sizes: Counter[str] = Counter()
+    for one in coded:
+        sizes.update(one.encoding.bytes_by_stream)
+    shared = [ratio for ratio in coded[0].psnr if all(ratio in one.psnr for one in coded)]
+    psnr = {ratio: round(statistics.fmean(one.psnr[ratio] for one in coded), 3) for ratio in shared}
+    facts: dict[str, Any] = {"psnr": psnr, "bytes": dict(sizes)}
+    if coded[0].near_plane != NEAR_PLANE:
+        facts["near_plane"] = coded[0].near_plane
+    encodings = [one.encoding for one in coded]
+    if len(models) == 1 and not models[0].moves:
+        encodings[0].write(output, facts)
+        return
+    known = [one.seconds for one in coded if one.seconds]
+    known = known if len(known) == len(coded) else [1.0] * len(coded)
+    ends = list(itertools.accumulate(known, initial=0.0))
+    bounds = [end / ends[-1] for end in ends[:-1]] + [1.0]
+    frames = sum(one.frames for one in coded)
+    write_film(output, encodings, bounds=bounds, seconds=_seconds(coded), frames=frames, facts=facts)
+
+
+def _seconds(coded: Sequence[_Coded]) -> float | None:
+    """How long all last; None if that is unknown, or nothing moves."""
+    lengths = [one.seconds for one in coded if one.seconds]
+    return sum(lengths) if len(lengths) == len(coded) else None
 
 
 def _psnr(encoding: Encoding, judging: list[Judged], device: torch.device) -> dict[str, float]:

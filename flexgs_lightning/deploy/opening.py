@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flexgs_lightning.cameras import NEAR_PLANE, Cameras
-from flexgs_lightning.codec.conversion import model_of
-from flexgs_lightning.codec.decoder import SUFFIX, read_elastic
+from flexgs_lightning.codec.decoder import SUFFIX
+from flexgs_lightning.codec.film import facts_of, read_film
+from flexgs_lightning.codec.film_model import model_of_film
 from flexgs_lightning.data.capture import TEST_EVERY, Capture, View
 from flexgs_lightning.data.colmap import read_colmap_cameras
 from flexgs_lightning.data.datamodule import INVENTED_VIEWS, VIEW_SIZE
@@ -62,9 +64,15 @@ def load_any(path: Path) -> Model:
     """Open a checkpoint, or an elastic file in its place.
 
     Raises:
-        InputError: see ``load`` and ``read_elastic``.
+        InputError: see ``load`` and ``read_film``.
     """
-    return model_of(read_elastic(path), path.stem) if path.suffix.lower() == SUFFIX else load(path)
+    if path.suffix.lower() != SUFFIX:
+        return load(path)
+    model = model_of_film(read_film(path), path.stem)
+    near = facts_of(path).get("near_plane")
+    if isinstance(near, float | int) and 0 < near < math.inf:
+        return replace(model, data={"near_plane": float(near)})
+    return model
 
 
 def open_splats(path: Path) -> Splats:

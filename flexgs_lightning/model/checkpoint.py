@@ -117,7 +117,8 @@ class Model:
         Raises:
             InputError: the scene moves and there is no time, or one outside [0, 1].
         """
-        return self._ready(self.scene.at(Conditions(time=self.time if time is None else time)))
+        model, moment = self.at_moment(self.time if time is None else time)
+        return model._ready(model.scene.at(Conditions(time=moment)))
 
     @torch.no_grad()
     def at(
@@ -150,7 +151,12 @@ class Model:
             max_milliseconds=max_milliseconds,
             profile=profile,
         )
-        return self._ready(self.scene.at(Conditions(ratio, self.time if time is None else time)))
+        model, moment = self.at_moment(self.time if time is None else time)
+        return model._ready(model.scene.at(Conditions(ratio, moment)))
+
+    def at_moment(self, time: float | None) -> tuple[Model, float | None]:
+        """The model that shows a moment, and the moment in its own time: itself, but for films of several."""
+        return self, time
 
     def ratio_of(
         self,

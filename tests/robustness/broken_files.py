@@ -21,7 +21,7 @@ from kinds import DEEP, accepted, break_file, choose, dumped, judged_call, kind
 from mutations import LINES, Rng, broken_bytes, broken_record, broken_tensor, no_plain_file
 from outcomes import Outcome, run
 from PIL import Image
-from samples import TRAINING, Samples
+from samples import MOMENT, TRAINING, Samples
 
 from flexgs_lightning.data.archives import DamagedArchiveError, extract_folder
 from flexgs_lightning.deploy.formats.registry import read_splats
@@ -175,6 +175,18 @@ def elastic_file(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     output = folder / "out.ply"
     outcome = run(["decompress", str(path), "--output", str(output)], (path.name,))
     return accepted(outcome, lambda: output.read_bytes() == samples.decompressed.read_bytes())
+
+
+@kind(5)
+def moving_file(samples: Samples, folder: Path, rng: Rng) -> Outcome:
+    """A film of groups of frames."""
+    path = Path(shutil.copy(samples.film_file, folder / "film.egs"))
+    break_file(path, rng)
+    if rng.random() < 0.3:
+        return run(["info", str(path)], (path.name,))
+    output = folder / "out.ply"
+    outcome = run(["decompress", str(path), "--output", str(output), "--time", MOMENT], (path.name,))
+    return accepted(outcome, lambda: output.read_bytes() == samples.moment.read_bytes())
 
 
 # -- captures ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from colmap_folder import Folder, write_capture
 from elastic_arrays import encoded, random_arrays
 from film import llff_rows, write_film
+from moving_arrays import random_moving, write_moving
 from splat_files import SINGLE_FILES, scene
 from transforms_folder import as_nerfstudio
 
@@ -37,6 +38,8 @@ TRAINING = (
     "--data.num_workers=0",
 )
 """Options of the training, without its folders."""
+MOMENT = "1.5"
+"""Of the film: in its second group."""
 
 
 MOVING = (
@@ -59,6 +62,8 @@ class Samples:
         run: run folder of a training of both stages, with a checkpoint of each.
         splats: a file of each format by name, streamed SOG and an unpacked SOG folder too.
         elastic: an elastic file.
+        film_file: one of a scene that moves, in groups of frames.
+        moment: what ``flexgs decompress`` makes of a moment of that.
         path: a camera path, whose frames have times.
         transforms: a capture with transforms.json.
         films: filmed captures by layout: "frames" and "videos" with cameras.json, "llff" with poses.
@@ -103,6 +108,14 @@ class Samples:
     @property
     def elastic(self) -> Path:
         return self.root / "scene.egs"
+
+    @property
+    def film_file(self) -> Path:
+        return self.root / "film.egs"
+
+    @property
+    def moment(self) -> Path:
+        return self.root / "moment.ply"
 
     @property
     def path(self) -> Path:
@@ -186,6 +199,7 @@ def make(root: Path) -> Samples:
         path.parent.rmdir()
         write_splats(SplatFile(scene(60, 1)), path)
     encoded(random_arrays(400)).write(samples.elastic)
+    write_moving(samples.film_file, [random_moving(total=120), random_moving("bases", total=150, seed=2)])
     camera = read_colmap(samples.binary).views[0].camera
     write_path(Cameras.stack([camera, camera]), samples.path, times=[0.0, 0.5])
     Profile("a clock", ((10, 1.0), (40, 2.0)), ((10, 1.5), (40, 2.5))).write(samples.profile)
@@ -202,6 +216,8 @@ def make(root: Path) -> Samples:
         main(["export", "--ckpt", str(samples.checkpoints["last"]), "--output", str(samples.exported)]) == 0
     )
     assert main(["decompress", str(samples.elastic), "--output", str(samples.decompressed)]) == 0
+    moment = ["--output", str(samples.moment), "--time", MOMENT]
+    assert main(["decompress", str(samples.film_file), *moment]) == 0
     return samples
 
 

@@ -25,7 +25,9 @@ def with_motion_lit(model: Model, count: int, time: float, unit: float) -> Splat
         time: in [0, 1].
         unit: a length; what covers it in a second is brightest.
     """
-    scene, ratio = model.scene, count / len(model)
+    ratio = count / len(model)
+    model, moment = model.at_moment(time)
+    scene, time = model.scene, moment or 0.0
     chosen = scene.first(ratio)
     now = scene.drawn(chosen, Conditions(ratio, time))
     other = time + _STEP if time + _STEP <= 1 else time - _STEP

@@ -80,8 +80,8 @@ def publish(
             shutil.copyfile(ckpt, folder / SCENE)
         else:
             compress(
-                folder / SCENE, ckpt, ply, psnr_loss, None, max_megabytes, device=device,
-                data_root=data_root, downscale=downscale, test_every=test_every,
+                folder / SCENE, None if ckpt is None else [ckpt], ply, psnr_loss, None, max_megabytes,
+                device=device, data_root=data_root, downscale=downscale, test_every=test_every,
             )  # fmt: skip
         copy_player(folder)
         source = ckpt if ckpt is not None else ply

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from flexgs_lightning.codec.decoder import open_file
+from flexgs_lightning.codec.film import is_film, open_film
+from flexgs_lightning.codec.film_container import FilmHeader
 from flexgs_lightning.deploy.compress import compress
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.benchmark.scene import SceneRun
@@ -23,7 +25,7 @@ def write_elastic_files(runs: Iterable[SceneRun]) -> None:
             continue
         log.info("%s: writing %s", run.name, run.elastic_file)
         try:
-            compress(run.elastic_file, ckpt=checkpoint)
+            compress(run.elastic_file, ckpt=[checkpoint])
         except InputError as error:
             log.warning("%s: no elastic file: %s", run.name, error)
 
@@ -38,9 +40,25 @@ def megabytes_at(path: Path, counts: Mapping[float, int]) -> dict[float, float]:
     Raises:
         InputError: see ``open_file``.
     """
+    if is_film(path):
+        return _megabytes_of_film(open_film(path).front, counts)
     header = open_file(path).header
     ends = list(zip((entry.stop for entry in header.entries), header.indexed_lengths(), strict=True))
     return {
         ratio: next(end for stop, end in ends if stop >= min(count, header.total)) / MEGABYTE
         for ratio, count in counts.items()
     }
+
+
+def _megabytes_of_film(front: FilmHeader, counts: Mapping[float, int]) -> dict[float, float]:
+    """The same where each group has its share."""
+    totals = {entry.group: entry.chunk.stop for entry in front.entries}
+    found = {}
+    for ratio, count in counts.items():
+        share = min(1.0, count / sum(totals.values()))
+        last = {
+            group: next(c.offset + c.length for c in front.chunks_of(group) if c.stop >= int(share * total))
+            for group, total in totals.items()
+        }
+        found[ratio] = max(last.values()) / MEGABYTE
+    return found

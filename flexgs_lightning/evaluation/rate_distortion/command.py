@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from flexgs_lightning.codec.refinement import STEPS
+from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.cell_folders import keeping_cells, require_finished
 from flexgs_lightning.evaluation.rate_distortion.cells import plan, run
 from flexgs_lightning.evaluation.rate_distortion.gscodec import LAMBDAS
@@ -67,6 +68,11 @@ def rd(
         seed: Seed of every training.
     """
     study = open_study(ckpt, config or [], schedule=Schedule(1, 1), device=device, seed=seed)
+    if study.model.moves:
+        raise InputError(
+            f"{ckpt}: expected a scene that stands still, which these systems hold; flexgs compress codes "
+            "scenes that move, benchmarks/film.py measures their files."
+        )
     study.check_ratios(ratios, "--ratios")
     if not study.model.elastic:
         ratios = [1.0]

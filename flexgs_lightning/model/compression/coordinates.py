@@ -34,6 +34,8 @@ PLACES = {
 """Columns of each attribute in a row."""
 LEAST_REAL_PART = 0.05
 """A quaternion is divided by its real part, which a displacement must not bring to 0."""
+OWN_FRAME = 4
+"""The frame that leaves axes as they are."""
 LEAST_T = 2.0**-12
 """Opacities lie this far from 0 and 1 in t, where a logit is finite."""
 
@@ -60,7 +62,7 @@ def to_coordinates(
     """Coordinates of Gaussians; differentiable. Opacities are activated ones, in [0, 1]."""
     edge = 1.0 - torch.finfo(opacities.dtype).eps  # where the arcsine's slope is still finite
     t = 0.5 - ((1.0 - 2.0 * opacities).clamp(-edge, edge).arcsin() / 3.0).sin()
-    turned = quaternion_product(functional.normalize(quats, dim=1), _turns().to(quats)[frames.long()])
+    turned = in_frames(functional.normalize(quats, dim=1), frames)
     turned = turned * torch.where(turned[:, :1] < 0, -1.0, 1.0)
     return torch.cat(
         [
@@ -72,6 +74,11 @@ def to_coordinates(
         ],
         dim=1,
     )
+
+
+def in_frames(quats: Float[Tensor, "M 4"], frames: UInt8[Tensor, " M"]) -> Float[Tensor, "M 4"]:
+    """Quaternions of Gaussians in the axes of their frames."""
+    return quaternion_product(quats, _turns().to(quats)[frames.long()])
 
 
 def from_coordinates(values: Float[Tensor, "M 13"], frames: UInt8[Tensor, " M"]) -> dict[str, Tensor]:
