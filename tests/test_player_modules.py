@@ -31,7 +31,7 @@ def digest_of(path: Path) -> str:
     return found
 
 
-@pytest.mark.parametrize("name", ["levels", "one_size"])
+@pytest.mark.parametrize("name", ["levels", "one_size", "moving", "film"])
 def test_known_answers_decode_to_the_same_bits(name: str) -> None:
     assert digest_of(KNOWN / f"{name}.egs") == (KNOWN / f"{name}.sha256").read_text().strip()
 

@@ -6,8 +6,10 @@ import test from "node:test";
 import { Decoder } from "../../flexgs_lightning/deploy/web/player/egs/decoder.js";
 import { FileError, crc32, readHeader } from "../../flexgs_lightning/deploy/web/player/egs/header.js";
 
-const file = new Uint8Array(readFileSync(new URL("../known_answers/levels.egs", import.meta.url)));
-const header = readHeader(file);
+const FILES = ["levels", "moving", "film"].map((name) => {
+  const file = new Uint8Array(readFileSync(new URL(`../known_answers/${name}.egs`, import.meta.url)));
+  return { name, file, header: readHeader(file) };
+});
 let seed = 3;
 const next = (below) => (seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0) % below;
 
@@ -22,45 +24,47 @@ function decode(bytes, forged) {
   }
 }
 
-test("every damaged byte of chunks is found by its checksum", () => {
-  for (let i = 0; i < 200; i++) {
-    const bytes = file.slice();
-    bytes[header.entries[0].offset + next(bytes.length - header.entries[0].offset)] ^= 1 << next(8);
-    assert.throws(() => decode(bytes, false), FileError);
-  }
-});
-
-test("chunks whose checksum was forged are refused or decoded, and nothing else", () => {
-  let refused = 0;
-  for (let i = 0; i < 200; i++) {
-    const bytes = file.slice();
-    bytes[header.entries[0].offset + next(bytes.length - header.entries[0].offset)] ^= 1 << next(8);
-    try {
-      decode(bytes, true);
-    } catch (error) {
-      assert.ok(error instanceof FileError, String(error));
-      refused++;
+for (const { name, file, header } of FILES) {
+  test(`${name}: every damaged byte of chunks is found by its checksum`, () => {
+    for (let i = 0; i < 200; i++) {
+      const bytes = file.slice();
+      bytes[header.entries[0].offset + next(bytes.length - header.entries[0].offset)] ^= 1 << next(8);
+      assert.throws(() => decode(bytes, false), FileError);
     }
-  }
-  assert.ok(refused > 150);
-});
+  });
 
-test("headers whose checksum was forged are refused or read, and nothing else", () => {
-  const end = header.entries[0].offset;
-  for (let i = 0; i < 400; i++) {
-    const bytes = file.slice();
-    bytes[20 + next(i % 2 ? 60 : end - 20)] = next(256);
-    new DataView(bytes.buffer).setUint32(16, crc32(bytes.subarray(20, end)), true);
-    try {
-      decode(bytes, false);
-    } catch (error) {
-      assert.ok(error instanceof FileError, String(error.stack));
+  test(`${name}: chunks whose checksum was forged are refused or decoded, and nothing else`, () => {
+    let refused = 0;
+    for (let i = 0; i < 200; i++) {
+      const bytes = file.slice();
+      bytes[header.entries[0].offset + next(bytes.length - header.entries[0].offset)] ^= 1 << next(8);
+      try {
+        decode(bytes, true);
+      } catch (error) {
+        assert.ok(error instanceof FileError, String(error));
+        refused++;
+      }
     }
-  }
-});
+    assert.ok(refused > 150);
+  });
+
+  test(`${name}: headers whose checksum was forged are refused or read, and nothing else`, () => {
+    const end = header.entries[0].offset;
+    for (let i = 0; i < 400; i++) {
+      const bytes = file.slice();
+      bytes[20 + next(i % 2 ? 60 : end - 20)] = next(256);
+      new DataView(bytes.buffer).setUint32(16, crc32(bytes.subarray(20, end)), true);
+      try {
+        decode(bytes, false);
+      } catch (error) {
+        assert.ok(error instanceof FileError, String(error.stack));
+      }
+    }
+  });
+}
 
 test("files that are cut off, empty or something else are refused", () => {
-  for (const bytes of [file.subarray(0, 0), file.subarray(0, 19), file.subarray(0, 300), new Uint8Array(500)]) {
+  for (const bytes of [FILES[0].file.subarray(0, 0), FILES[0].file.subarray(0, 19), FILES[0].file.subarray(0, 300), new Uint8Array(500)]) {
     assert.throws(() => readHeader(bytes), FileError);
   }
 });

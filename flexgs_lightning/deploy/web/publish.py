@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.codec.decoder import SUFFIX, open_file, read_elastic
+from flexgs_lightning.codec.decoder import SUFFIX, open_file
+from flexgs_lightning.codec.film import is_film, open_film
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.deploy.compress import compress
 from flexgs_lightning.deploy.opening import given, open_capture, open_model
 from flexgs_lightning.deploy.render import read_photo
-from flexgs_lightning.deploy.vantage import Vantage, vantage_of_capture, vantage_of_splats
+from flexgs_lightning.deploy.web.description import Visit, describe, visits_of
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.images import to_uint8
@@ -55,7 +55,8 @@ def publish(
         ckpt: Checkpoint of a training, which is compressed first; or an elastic file (.egs) as it is.
         ply: Splat file, instead of a checkpoint.
         title: Heading of the page; by default the scene's name.
-        photos: Also publish the photos of the test views, beside which the scene can be seen.
+        photos: Also publish the photos of the test views, beside which the scene can be seen; of a film those
+            of a few moments.
         psnr_loss: As of "flexgs compress": decibels that the full model may lose on training views.
         max_megabytes: As of "flexgs compress": size of the elastic file, in place of psnr_loss.
         data_root: COLMAP folder of the capture; by default the one that the checkpoint was trained on. It
@@ -76,7 +77,7 @@ def publish(
     with atomic_path(output) as folder:
         folder.mkdir()
         if compressed and ckpt is not None:
-            open_file(ckpt)
+            open_film(ckpt) if is_film(ckpt) else open_file(ckpt)
             shutil.copyfile(ckpt, folder / SCENE)
         else:
             compress(
@@ -86,9 +87,10 @@ def publish(
         copy_player(folder)
         source = ckpt if ckpt is not None else ply
         name = (source.stem if source else "scene") if model is None else model.name
-        description = describe(folder / SCENE, capture, title or name)
-        if photos and capture is not None:
-            _write_photos(capture, folder, description)
+        visits = visits_of(capture)
+        description = describe(folder / SCENE, capture, visits, title or name)
+        if photos:
+            _write_photos(visits, folder, description)
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, allow_nan=False) + "\n")
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file()) / MEGABYTE
     log.info(f"{output}: {size:.2f} MB to put on any web server; to see it here: flexgs serve {output}")
@@ -104,47 +106,12 @@ def copy_player(folder: Path) -> None:
     shutil.copyfile(PLAYER / PAGE, folder / PAGE)
 
 
-def describe(scene: Path, capture: Capture | None, title: str) -> dict[str, Any]:
-    """What ``scene.json`` says: where to look from at first, which way is up, and the test views."""
-    vantage = vantage_of_capture(capture) if capture else vantage_of_splats(read_elastic(scene).splats())
-    return {
-        "version": 1,
-        "title": title,
-        "file": SCENE,
-        **_numbers(vantage),
-        "views": [
-            {"name": view.name, **_camera(view.camera)} for view in (capture.test_views if capture else ())
-        ],
-    }
-
-
-def _numbers(vantage: Vantage) -> dict[str, Any]:
-    turning_point = vantage.turning_point(vantage.camera)
-    return {
-        "up": vantage.up.tolist(),
-        "focus": turning_point.tolist(),
-        "unit": vantage.unit,
-        "start": _camera(vantage.camera),
-    }
-
-
-def _camera(camera: Cameras) -> dict[str, Any]:
-    """One camera (C = 1): world-to-camera rows and pixels, as ``cameras`` has them."""
-    K = camera.Ks[0].double()
-    return {
-        "viewmat": camera.viewmats[0, :3].double().flatten().tolist(),
-        "K": [K[0, 0].item(), K[1, 1].item(), K[0, 2].item(), K[1, 2].item()],
-        "width": camera.width,
-        "height": camera.height,
-    }
-
-
-def _write_photos(capture: Capture, folder: Path, description: dict[str, Any]) -> None:
+def _write_photos(visits: list[Visit], folder: Path, description: dict[str, Any]) -> None:
     """The test views' photos as JPEG files, named in their views."""
     (folder / PHOTO_FOLDER).mkdir()
-    for i, (view, entry) in enumerate(zip(capture.test_views, description["views"], strict=True)):
+    for i, (visit, entry) in enumerate(zip(visits, description["views"], strict=True)):
         entry["photo"] = f"{PHOTO_FOLDER}/{i:04d}.jpg"
-        photo = to_uint8(read_photo(view.source, torch.zeros(3)))
+        photo = to_uint8(read_photo(visit.view.source, torch.zeros(3)))
         Image.fromarray(photo).save(folder / entry["photo"], quality=_JPEG_QUALITY)
 
 
