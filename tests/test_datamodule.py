@@ -6,6 +6,10 @@ import itertools
 import multiprocessing
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -291,6 +295,31 @@ def test_a_worker_that_is_killed_gives_one_message(folder: Folder) -> None:
     with told, lost_workers_explained():
         list(itertools.islice(batches, 100))
     datamodule.teardown("fit")
+
+
+ORPHANS = """
+import os, signal, sys
+from flexgs_lightning.data.datamodule import CaptureDataModule
+datamodule = CaptureDataModule(sys.argv[1], num_workers=1)
+datamodule.setup("fit")
+signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+signal.setitimer(signal.ITIMER_REAL, 1.0)  # while the worker imports
+next(iter(datamodule.train_dataloader()))
+"""
+
+
+def test_workers_that_are_just_starting_end_with_a_main_process_that_is_killed(folder: Folder) -> None:
+    command = [sys.executable, "-c", ORPHANS, str(folder.root)]
+    with subprocess.Popen(command, start_new_session=True) as main:
+        assert main.wait() == -signal.SIGKILL
+    for _ in range(1200):
+        try:
+            os.killpg(main.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(main.pid, signal.SIGKILL)
+    pytest.fail("a worker is still there")
 
 
 def test_automatic_workers(folder: Folder) -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 import sys
 import threading
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
 from typing import Any, cast
@@ -303,7 +305,7 @@ class ViewLoader:
             collate_fn=_as_it_is,
             multiprocessing_context=self._context if self._num_workers else None,
             persistent_workers=self._num_workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, main=os.getpid()),
         )
 
     def close(self) -> None:
@@ -326,7 +328,10 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(_: int, main: int) -> None:
+    """Begin, unless the main process is gone by now: torch ends orphans, but knows it only from here on."""
+    if os.getppid() != main:
+        os._exit(1)
     torch.set_num_threads(1)
     for number in _LEFT_TO_MAIN:
         signal.signal(number, signal.SIG_IGN)
