@@ -6,7 +6,7 @@ import test from "node:test";
 import { Decoder } from "../../flexgs_lightning/deploy/web/player/egs/decoder.js";
 import { FileError, crc32, readHeader } from "../../flexgs_lightning/deploy/web/player/egs/header.js";
 
-const FILES = ["levels", "moving", "film"].map((name) => {
+const FILES = ["levels", "film"].map((name) => {
   const file = new Uint8Array(readFileSync(new URL(`../known_answers/${name}.egs`, import.meta.url)));
   return { name, file, header: readHeader(file) };
 });
@@ -26,7 +26,7 @@ function decode(bytes, forged) {
 
 for (const { name, file, header } of FILES) {
   test(`${name}: every damaged byte of chunks is found by its checksum`, () => {
-    for (let i = 0; i < 200; i++) {
+    for (let i = 0; i < 100; i++) {
       const bytes = file.slice();
       bytes[header.entries[0].offset + next(bytes.length - header.entries[0].offset)] ^= 1 << next(8);
       assert.throws(() => decode(bytes, false), FileError);
@@ -35,7 +35,7 @@ for (const { name, file, header } of FILES) {
 
   test(`${name}: chunks whose checksum was forged are refused or decoded, and nothing else`, () => {
     let refused = 0;
-    for (let i = 0; i < 200; i++) {
+    for (let i = 0; i < 100; i++) {
       const bytes = file.slice();
       bytes[header.entries[0].offset + next(bytes.length - header.entries[0].offset)] ^= 1 << next(8);
       try {
@@ -45,12 +45,12 @@ for (const { name, file, header } of FILES) {
         refused++;
       }
     }
-    assert.ok(refused > 150);
+    assert.ok(refused > 75);
   });
 
   test(`${name}: headers whose checksum was forged are refused or read, and nothing else`, () => {
     const end = header.entries[0].offset;
-    for (let i = 0; i < 400; i++) {
+    for (let i = 0; i < 200; i++) {
       const bytes = file.slice();
       bytes[20 + next(i % 2 ? 60 : end - 20)] = next(256);
       new DataView(bytes.buffer).setUint32(16, crc32(bytes.subarray(20, end)), true);
