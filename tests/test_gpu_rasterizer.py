@@ -124,6 +124,22 @@ def test_agrees_with_the_cpu(garden, degree: int, antialiased: bool, count: int)
     assert not found.means2d[(found.radii == 0).any(-1)].any()
 
 
+def test_the_near_plane_is_the_cameras(garden) -> None:
+    """As on the CPU, where a float64 reference holds it; half of what a camera sees is cut off."""
+    splats, camera = garden[0], garden[1][0]
+    depths = splats.means @ camera.viewmats[0, 2, :3] + camera.viewmats[0, 2, 3]
+    seen = camera.contain(splats.means)[0]
+    near = replace(camera, near_plane=depths[seen].median().item())
+    expected, found = rasterize(splats, near), rasterize(splats.to("cuda"), near.to("cuda"))
+    beyond = depths > near.near_plane * (1 + 1e-5)  # rounding may decide what lies on it
+    before = depths < near.near_plane * (1 - 1e-5)
+    for rendering in (expected, found):
+        drawn = (rendering.radii[0] > 0).all(dim=-1).cpu()
+        assert not drawn[before].any()
+        assert drawn[beyond & seen & (splats.opacities > 0.01)].any()
+    assert ((found.image.cpu() - expected.image).abs() > 2e-3).float().mean() < 5e-3
+
+
 @pytest.mark.parametrize("antialiased", [False, True])
 def test_draws_what_gsplat_does_at_once(garden, antialiased: bool) -> None:
     """``gsplat.rasterization``, which does everything in one call, is the model of both steps."""
