@@ -41,6 +41,8 @@ Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 T = TypeVar("T")
 
+_NPY = b"\x93NUMPY"
+"""What a file of one array begins with."""
 _NO_ARRAY = (OSError, ValueError, EOFError, OverflowError, TypeError, SyntaxError, tokenize.TokenError)
 """What NumPy may raise at a damaged file: its header is Python's text, parsed as such and never run."""
 
@@ -111,14 +113,16 @@ def read_array(path: str | Path) -> np.ndarray:
     """
     import numpy as np  # here, because every start of the program would wait for it
 
-    plain_size(path)
+    with opened(path) as file:
+        beginning = file.read(len(_NPY))
+    if beginning.startswith(b"PK"):
+        raise InputError(f"{path}: expected one array (.npy), found an archive of arrays (.npz).")
     try:
+        if beginning != _NPY:  # NumPy would take it for an archive or for Python's own format
+            raise ValueError
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except _NO_ARRAY as error:
         raise InputError(f"{path}: expected an array written by NumPy (.npy), found damaged data.") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise InputError(f"{path}: expected one array (.npy), found an archive of arrays (.npz).")
     if array.dtype.kind not in "iuf":
         raise InputError(f"{path}: expected numbers, found {array.dtype} {array.shape}.")
     return np.array(array)

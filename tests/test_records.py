@@ -12,6 +12,7 @@ from flexgs_lightning.records import (
     Share,
     parse_json,
     plain_size,
+    read_array,
     read_bytes,
     read_json,
     read_yaml,
@@ -114,6 +115,21 @@ def test_empty_settings_say_nothing(tmp_path: Path) -> None:
 def test_json_of_other_letters_is_told_without_python_s_words() -> None:
     with pytest.raises(InputError, match=r"a\.glb: not sound JSON \(not UTF-8\)"):
         parse_json("a.glb", b'{"a": "\xff"}', dict)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\3\4" + b"\7" * 80, "an archive of arrays"),
+        (b"", "damaged data"),
+        (b"\x80\4", "damaged data"),
+        (b"\x93NUMPY\1\0\x10\0{", "damaged data"),
+    ],
+)
+def test_arrays_are_arrays(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_array(tmp_path / "a.npy")
 
 
 def test_messages_end() -> None:
