@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from elastic_arrays import encoded, random_arrays
+from film import FRAMES, number_in, write_film
 from PIL import Image
 
 from flexgs_lightning.cli import main
@@ -55,6 +56,19 @@ def test_photos_are_published_only_when_asked_for(scene: Path, small_capture: Pa
     publish(tmp_path / "site", ckpt=scene, data_root=small_capture)
     assert not (tmp_path / "site" / "photos").exists()
     assert "photo" not in (tmp_path / "site" / "scene.json").read_text()
+
+
+def test_a_film_has_its_test_views_at_a_few_moments(tmp_path: Path) -> None:
+    known = Path(__file__).parent / "known_answers" / "film.egs"
+    publish(tmp_path / "site", ckpt=known, data_root=write_film(tmp_path / "filmed"), photos=True)
+    description = json.loads((tmp_path / "site" / "scene.json").read_text())
+    frames = [round(FRAMES * view["time"]) for view in description["views"]]
+    assert frames == [1, 3, 6, 8, 10]
+    for frame, view in zip(frames, description["views"], strict=True):
+        assert view["name"] == f"cam03, {frame / 30:.2f} s"
+        photo = np.asarray(Image.open(tmp_path / "site" / view["photo"]))
+        assert number_in(photo) == 16 * 3 + frame
+    assert description["film"]["groups"] == 3
 
 
 def test_a_scene_without_a_capture_has_a_first_view(scene: Path, tmp_path: Path) -> None:
