@@ -79,9 +79,15 @@ def open_splats(path: Path) -> Splats:
     """The full scene of a checkpoint, or of a splat file by its name's ending.
 
     Raises:
-        InputError: see ``load`` and ``read_splats``.
+        InputError: see ``load`` and ``read_splats``; the scene moves.
     """
-    return open_model_file(path).splats()
+    model = open_model_file(path)
+    if model.moves:
+        raise InputError(
+            f"{path}: expected a scene that stands still to start from, found one that moves. Its own training "
+            "goes on, also to another stage, with --ckpt_path; flexgs export --time writes one moment of it."
+        )
+    return model.splats()
 
 
 def given(**options: Any) -> dict[str, Any]:
