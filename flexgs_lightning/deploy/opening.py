@@ -84,7 +84,7 @@ def open_splats(path: Path) -> Splats:
     model = open_model_file(path)
     if model.moves:
         raise InputError(
-            f"{path}: expected a scene that stands still to start from, found one that moves. Its own training "
+            f"{path}: expected a scene that stands still to start from, found one that moves. Its training "
             "goes on, also to another stage, with --ckpt_path; flexgs export --time writes one moment of it."
         )
     return model.splats()
