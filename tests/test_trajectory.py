@@ -271,7 +271,7 @@ STRETCHED = np.diag([2, 2, 2, 1]).tolist()
         ({"viewmat": IDENTITY, "fov": 50}, {"width": "big"}, "'width' must be.*'big'"),
         (None, {"frames": []}, "at least one frame"),
         (None, {"frames": "all"}, "list 'frames'"),
-        (7, {}, "frame 0: expected a JSON object, found int"),
+        (7, {}, "frame 0: expected a JSON object, found 7"),
         ({"fov": 50}, {}, r"frame 0: 'camera_to_world' is missing \(found: fov\)"),
         ({"viewmat": IDENTITY}, {}, "frame 0: expected 'K' or a 'fov'.*found fov None"),
         ({"viewmat": IDENTITY, "fov": 180}, {}, "between 0 and 180 degrees, found fov 180"),

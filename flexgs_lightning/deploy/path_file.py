@@ -97,7 +97,7 @@ def read_timed_path(path: str | Path) -> tuple[Cameras, list[float] | None]:
     for i, frame in enumerate(frames):
         where = f"{path}: frame {i}"
         if not isinstance(frame, dict):
-            raise InputError(f"{where}: expected a JSON object, found {type(frame).__name__}.")
+            raise InputError(f"{where}: expected a JSON object, found {shown(frame)}.")
         viewmats[i] = _viewmat(where, frame, is_nerfstudio)
         Ks[i] = _intrinsics(where, frame, width, height)
     cameras = Cameras(torch.from_numpy(viewmats).float(), torch.from_numpy(Ks).float(), width, height)

@@ -10,7 +10,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.records import parsed
+from flexgs_lightning.records import parsed, shown
 from flexgs_lightning.training.callbacks.clock import ClockState, TrainingClock
 
 
@@ -99,7 +99,7 @@ def _require_moments(where: str, moments: Mapping[str, Any], parameter: Tensor) 
         value = moments.get(name)
         shape = torch.Size() if name == "step" else parameter.shape
         if not isinstance(value, Tensor) or value.shape != shape or value.dtype != torch.float32:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            found = tuple(value.shape) if isinstance(value, Tensor) else shown(value)
             raise InputError(f"{where}.{name}: expected {tuple(shape)} float32, found {found}.")
         if value.numel():
             low, high = (float(bound) for bound in value.aminmax())

@@ -18,7 +18,7 @@ SECONDS = 120
 _PYTHON = re.compile(
     r"object (is not|has no|of type)|not subscriptable|unsupported operand|index out of range|"
     r"has no attribute|missing \d+ required|unexpected keyword|codec can't|not supported between|"
-    r"NoneType|Traceback|0x[0-9a-f]{8}"
+    r"NoneType|Traceback|\b0x[0-9a-f]{8}"
 )
 """What Python says to programmers, and tells a user nothing."""
 LONGEST = 1_500

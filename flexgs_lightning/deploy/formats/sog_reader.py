@@ -80,7 +80,7 @@ class _Meta:
 
     def __init__(self, path: Path, content: Any, where: str = META) -> None:
         if not isinstance(content, dict):
-            raise InputError(f"{path}: {where}: expected an object, found {type(content).__name__}.")
+            raise InputError(f"{path}: {where}: expected an object, found {shown(content)}.")
         self._path, self._content, self._where = path, content, where
 
     def __contains__(self, key: str) -> bool:
