@@ -28,7 +28,7 @@ CHECKOUT = Path(__file__).parents[1]
 FOLDER = CHECKOUT / "configs"
 PROMISES: dict[str, tuple[str, dict[str, Any]]] = {
     "demo.yaml": ("demo", {"data.downscale": 1, "data.test_every": 8}),
-    "flexgs.yaml": ("scene", {"model.stages.total": 35000, "trainer.val_check_interval": 1000}),
+    "flexgs.yaml": ("scene", {"model.stages.total": 42000, "trainer.val_check_interval": 1000}),
     "flexgs_paper.yaml": ("scene", {"model.stages.total": 35000}),
     "mipnerf360.yaml": ("garden", {"data.downscale": 4, "data.test_every": 8, "model.background": "black"}),
     "moving/groups_of_frames.yaml": ("film", {"model.stages.total": 50000}),
@@ -232,7 +232,7 @@ def test_an_installed_wheel_knows_the_configs_outside_the_checkout(installed: Pa
 
     found = run("fit", "--print_config", "--config", "flexgs", "--data.root", "somewhere")
     assert found.returncode == 0, found.stderr
-    assert yaml.safe_load(found.stdout)["model"]["elastic_training"]["steps"] == 20000
+    assert yaml.safe_load(found.stdout)["model"]["elastic_training"]["steps"] == 27000
     where = [sys.executable, "-c", "import flexgs_lightning.settings as s; print(s.CONFIGS)"]
     there = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert Path(there.stdout.strip()) == installed / "flexgs_lightning" / "configs"
