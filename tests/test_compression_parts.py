@@ -289,7 +289,7 @@ def test_bits_of_a_scene_and_its_checkpoint() -> None:
 def test_impossible_grids_are_refused() -> None:
     with pytest.raises(InputError, match="expected 1 to 24 for any of quats"):
         UniformQuantization({"scales": 0})
-    with pytest.raises(InputError, match="found 8 for color"):
+    with pytest.raises(InputError, match="found 8 for 'color'"):
         UniformQuantization({"color": 8})
     with pytest.raises(InputError, match="factorized or hash_grid"):
         entropy_model("laplace", 3, frame())  # type: ignore[arg-type]
