@@ -22,6 +22,7 @@ LOCK = ".lock"
 """File by which a process claims the folder that it works in; it says who."""
 _NAME_BYTES = 255
 """What file systems allow for a name."""
+_ROOM_FOR_ENDINGS = 8
 _DAY = 86_400.0
 _NODE = f"{zlib.crc32(platform.node().encode()):08x}"
 """This machine in temporary names: process numbers of another one mean nothing here."""
@@ -32,6 +33,13 @@ _unfinished: set[Path] = set()
 """Temporary paths of this process."""
 written: list[Path] = []
 """What this process has put in place, in order; for a program that is stopped and says what it leaves."""
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name out of a file can be that of one file or folder, with an ending, anywhere."""
+    if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
+        return False
+    return name.isprintable() and len(name.encode()) <= _NAME_BYTES - _ROOM_FOR_ENDINGS
 
 
 @contextlib.contextmanager

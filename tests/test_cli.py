@@ -339,9 +339,12 @@ def test_bad_capture(
 BAD_SETTINGS = {
     "checkpoint: [1]": "checkpoint: expected options by name, found [1]",
     "temperature: 1.5": "temperature: expected options by name, found 1.5",
+    "model: {sh_degree: null}": "model.sh_degree: expected a value, found null",
+    "model: {elastic_training: {steps: null}}": "model.elastic_training.steps: expected a value, found null",
+    "model: {densification: {class_path: MCMC, init_args: {every: null}}}": "densification.every: expected",
     "trainer: {devices: -1}": "trainer: `devices` selected",
     "model: {densification: {class_path: flexgs_lightning.AdaptiveDensityControl, "
-    "init_args: {prune_opacity: 7}}}": "densification.prune_opacity: expected a number",
+    "init_args: {prune_opacity: 7}}}": "model.densification.prune_opacity: expected a number",
     "model: {compression_training: {steps: 1000000000000}}": "model.compression_training.steps: expected",
     "model: {compression: {psnr_loss: .inf}}": "model.compression.psnr_loss: expected",
     "model: {initialization: {random_gaussians: 1000000000000}}": "model.initialization.random_gaussians: ",

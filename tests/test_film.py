@@ -314,6 +314,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "path": (edited(lambda cameras: cameras[1].update(name="../x")), "expected a 'name' for each camera"),
     "path above": (edited(lambda cameras: cameras[1].update(name="..")), "expected a 'name' for each camera"),
+    "long": (edited(lambda cameras: cameras[1].update(name="a" * 250)), "expected a 'name' for each camera"),
     "no focal length": (edited(lambda cameras: cameras[1].pop("fx")), "camera cam01: 'fx' is missing"),
     "no number": (
         edited(lambda cameras: cameras[1].update(cx="wide")),

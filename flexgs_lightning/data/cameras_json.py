@@ -27,6 +27,7 @@ from flexgs_lightning.data.film_points import read_film_points
 from flexgs_lightning.data.photos import ReadOptions
 from flexgs_lightning.data.sequences import find_frames
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.files import is_plain_name
 from flexgs_lightning.records import read_json, shown
 
 FILE = "cameras.json"
@@ -74,7 +75,7 @@ def _table(path: Path) -> dict[str, Any]:
 
 def _camera(root: Path, path: Path, entry: dict[str, Any], options: ReadOptions) -> FilmCamera:
     name = entry.get("name")
-    if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+    if not isinstance(name, str) or not is_plain_name(name):
         raise InputError(f"{path}: expected a 'name' for each camera, found {shown(name)}.")
     where = f"{path}: camera {name}"
     split = entry.get("split", "train")

@@ -102,7 +102,7 @@ def _require_sound(model: pycolmap.Reconstruction, folder: Path) -> None:
         focal = parameters[list(camera.focal_length_idxs())]  # a panorama has none
         if not (focal > 0).all():
             raise InputError(f"{where}: found {focal.tolist()}, expected a positive focal length.")
-    for number in model.reg_image_ids():
+    for number in _registered(model, folder):
         image = model.images[number]
         where = f"{folder / 'images'}: image {number}"
         _require_inside(where, image.name)
@@ -124,6 +124,15 @@ def _require_sound(model: pycolmap.Reconstruction, folder: Path) -> None:
                 f"{folder / 'points3D'}: {broken} of {len(positions)} points are not finite, or beyond "
                 f"{LARGEST_NUMBER:g}; expected none."
             )
+
+
+def _registered(model: pycolmap.Reconstruction, folder: Path) -> list[int]:
+    """Numbers of the images with poses; COLMAP finds out here whether its files belong together."""
+    try:
+        return list(model.reg_image_ids())
+    except ValueError as error:
+        message = f"{folder}: its frames and images contradict each other: {shown(str(error))}."
+        raise InputError(message) from error
 
 
 def _require_inside(where: str, name: str) -> None:

@@ -13,6 +13,8 @@ from flexgs_lightning.records import Finite, Natural, Positive, Share, parse_jso
 
 Ratio = Annotated[str, Meta(pattern=r"^(1|0\.\d+|[1-9](\.\d+)?e-\d\d)$")]
 """A ratio as a key: 0.05, 1e-05, 1."""
+Amount = Annotated[float, Meta(gt=0, le=1.7e308)]
+"""What a chart shows on a logarithmic axis."""
 
 
 class WorstView(Struct):
@@ -65,10 +67,10 @@ class CellResult(Struct):
     method: str
     ratio: Share
     gaussians: Positive
-    megabytes: Finite
+    megabytes: Amount
     psnr: Finite
     ssim: Finite
-    milliseconds: Finite
+    milliseconds: Amount
     switch_milliseconds: Finite
     training: Training | None
     images: Annotated[list[ImageResult], Meta(min_length=1)]

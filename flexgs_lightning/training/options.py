@@ -5,8 +5,36 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args, get_type_hints
+
+from flexgs_lightning.errors import InputError
+
+
+def require_values(where: str, kind: type, values: object) -> None:
+    """Refuse null for what needs a value: parsers let it pass, whatever the type.
+
+    Args:
+        where: dotted name of the options, for messages.
+        kind: a class, whose constructor's types say what may be null; parts that are dataclasses, or classes
+            chosen by name, are checked, too.
+        values: parsed arguments as attributes.
+
+    Raises:
+        InputError: naming the first such option.
+    """
+    found, hints = vars(values), get_type_hints(kind.__init__)
+    for name, hint in hints.items():
+        value = found.get(name, ...)
+        if value is None and type(None) not in get_args(hint):
+            raise InputError(f"{where}.{name}: expected a value, found null.")
+        if hasattr(value, "class_path"):
+            module, _, chosen = value.class_path.rpartition(".")
+            own = getattr(value, "init_args", value)
+            require_values(f"{where}.{name}", getattr(import_module(module), chosen), own)
+        elif is_dataclass(hint) and hasattr(value, "__dict__"):
+            require_values(f"{where}.{name}", cast(type, hint), value)
 
 
 def plain_arguments(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,8 +29,10 @@ from flexgs_lightning.training.callbacks.checkpointing import FOLDER, LAST, newe
 from flexgs_lightning.training.callbacks.interruption import signals_given_back
 from flexgs_lightning.training.densification import AdaptiveDensityControl
 from flexgs_lightning.training.module import FlexGSModule
+from flexgs_lightning.training.options import require_values
 from flexgs_lightning.training.parallel import ReplicaStrategy, check_strategy, lost_processes_explained
 from flexgs_lightning.training.run_folder import RunConfigCallback, RunLogger
+from flexgs_lightning.training.scene_module import SceneModule
 from flexgs_lightning.training.sharding import ShardStrategy
 
 TRAINER_DEFAULTS = {
@@ -133,6 +135,8 @@ class TrainingRun(LightningCLI):
             found = self.options.model.get(name)
             if is_dataclass(parameter.annotation) and not isinstance(found, Namespace):
                 raise InputError(f"model.{name}: expected options by name, found {shown(found)}.")
+        for name, kind in {"model": SceneModule, "data": CaptureDataModule, **WITH_OPTIONS}.items():
+            require_values(name, kind, self.options[name])
         if self.options.get("ckpt_path") == "last":
             self.options.ckpt_path = str(newest_checkpoint(self.run_root()))
 

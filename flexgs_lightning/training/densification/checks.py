@@ -19,7 +19,7 @@ REQUIRED_PARAMETERS = ("means", "quats", "scales", "opacities")
 def check_option(name: str, value: object, valid: bool, expected: str) -> None:
     """Raise InputError that names the option unless ``valid``."""
     if not valid:
-        raise InputError(f"densification.{name}: expected {expected}, found {value}.")
+        raise InputError(f"model.densification.{name}: expected {expected}, found {value}.")
 
 
 def check_number(name: str, value: float, low: float = 0.0, high: float = math.inf) -> None:
