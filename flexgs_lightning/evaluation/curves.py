@@ -44,13 +44,15 @@ def plot(
 
     figure = Figure(figsize=(8.5, 4.5), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel="PSNR of held-out views (dB)", xscale="log")
-    for i, (name, points) in enumerate(series.items()):
+    for i, (name, given) in enumerate(series.items()):
+        points = [point for point in given if point[0] > 0]  # a log axis has no place for others
         if points:
             style: dict[str, Any] = {"color": f"C{i % COLORS}", "marker": MARKERS[i // COLORS % len(MARKERS)]}
             axes.plot(*zip(*points, strict=True), **style, markersize=4, label=name)
     for mark in marks:
         axes.axvline(mark, color="gray", linestyle=":", zorder=0)
     axes.grid(alpha=0.3, which="both")
-    figure.legend(fontsize="small", loc="outside right upper")
+    if axes.lines:
+        figure.legend(fontsize="small", loc="outside right upper")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
