@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flexgs_lightning.errors import InputError
@@ -17,11 +19,10 @@ ZIP_DAMAGE = (
     EOFError,
     ValueError,
     OverflowError,
-    NotImplementedError,
     RuntimeError,
 )
-"""What zipfile raises, depending on where the damage is; the last two at packings that it does not know and
-at encrypted members. ``InputError`` is a ``ValueError``."""
+"""What zipfile raises, depending on where the damage is; the last also at encrypted members and at packings
+that it does not know. ``InputError`` is a ``ValueError``."""
 
 
 def open_archive(path: Path, kind: str) -> zipfile.ZipFile:
@@ -31,12 +32,8 @@ def open_archive(path: Path, kind: str) -> zipfile.ZipFile:
         InputError: no such file, or no sound archive.
     """
     plain_size(path)
-    try:
+    with _refused(path, f"not {kind}: no sound ZIP archive"):
         return zipfile.ZipFile(path)
-    except OSError as error:
-        raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
-    except ZIP_DAMAGE as error:
-        raise InputError(f"{path}: not {kind}: no sound ZIP archive ({error}).") from error
 
 
 def read_member(archive: zipfile.ZipFile, path: Path, member: str | zipfile.ZipInfo) -> bytes:
@@ -46,11 +43,21 @@ def read_member(archive: zipfile.ZipFile, path: Path, member: str | zipfile.ZipI
         InputError: there is none of this name, or it cannot be unpacked.
     """
     name = member if isinstance(member, str) else member.filename
+    with _refused(path, f"'{name}' in the archive is damaged"):
+        try:
+            return archive.read(member)
+        except KeyError as error:
+            raise InputError(f"{path}: no '{name}' in the archive.") from error
+
+
+@contextmanager
+def _refused(path: Path, damage: str) -> Iterator[None]:
+    """Say in one message what zipfile raises."""
     try:
-        return archive.read(member)
-    except KeyError as error:
-        raise InputError(f"{path}: no '{name}' in the archive.") from error
+        yield
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path}: could not be read ({error.strerror or error}).") from error
     except ZIP_DAMAGE as error:
-        raise InputError(f"{path}: '{name}' in the archive is damaged ({error}).") from error
+        raise InputError(f"{path}: {damage} ({error}).") from error
