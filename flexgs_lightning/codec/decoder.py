@@ -72,6 +72,19 @@ class ElasticFile:
         return lengths[self.available - 1] if self.available else self.header.entries[0].offset
 
 
+def start_of(path: Path) -> tuple[bytes, int]:
+    """What stands before a file's chunks, in bytes, and the file's length.
+
+    Raises:
+        InputError: no elastic file.
+    """
+    length = plain_size(path)
+    with opened(path) as file:
+        start = file.read(START_BYTES)
+        start += file.read(min(header_bytes(path, start) - len(start), MOST_HEADER))
+    return start, length
+
+
 def open_file(path: str | Path, recover: bool = False) -> ElasticFile:
     """Read a file's header and compare its index with the file's length.
 
@@ -83,10 +96,7 @@ def open_file(path: str | Path, recover: bool = False) -> ElasticFile:
         InputError: no elastic file; a damaged header; a length that is not in the index.
     """
     path = Path(path)
-    length = plain_size(path)
-    with opened(path) as file:
-        start = file.read(START_BYTES)
-        start += file.read(min(header_bytes(path, start) - len(start), MOST_HEADER))
+    start, length = start_of(path)
     header = read_header(path, start)
     available = sum(end <= length for end in header.indexed_lengths())
     found = ElasticFile(path, header, available, length)

@@ -15,20 +15,18 @@ from flexgs_lightning.codec.arrays import ElasticModelArrays
 from flexgs_lightning.codec.chunks import ChunkCoder, DamagedChunkError
 from flexgs_lightning.codec.container import (
     FILM_VERSION,
-    MOST_HEADER,
     START_BYTES,
     Header,
-    header_bytes,
     unpack_chunk,
     version_of,
 )
-from flexgs_lightning.codec.decoder import bytes_of, decode_chunk, open_file, read_elastic
+from flexgs_lightning.codec.decoder import bytes_of, decode_chunk, open_file, read_elastic, start_of
 from flexgs_lightning.codec.encoder import Encoding
 from flexgs_lightning.codec.film_container import FilmHeader, pack_film, read_front, read_head
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.model.budget import count_at
-from flexgs_lightning.records import opened, plain_size
+from flexgs_lightning.records import opened
 
 log = logging.getLogger(__name__)
 
@@ -115,10 +113,7 @@ def open_film(path: str | Path, recover: bool = False) -> FilmFile:
         InputError: no film; a damaged front; a length that is not in the index.
     """
     path = Path(path)
-    length = plain_size(path)
-    with opened(path) as file:
-        start = file.read(START_BYTES)
-        start += file.read(min(header_bytes(path, start) - len(start), MOST_HEADER))
+    start, length = start_of(path)
     front = read_front(path, start)
     ends = front.indexed_lengths()
     available = sum(end <= length for end in ends)
