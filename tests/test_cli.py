@@ -341,7 +341,7 @@ BAD_SETTINGS = {
     "temperature: 1.5": "temperature: expected options by name, found 1.5",
     "model: {sh_degree: null}": "model.sh_degree: expected a value, found null",
     "model: {elastic_training: {steps: null}}": "model.elastic_training.steps: expected a value, found null",
-    "model: {densification: {class_path: MCMC, init_args: {every: null}}}": "model.densification.every: expec",
+    "model: {densification: {class_path: MCMC, init_args: {every: null}}}": "model.densification.every: ",
     "trainer: {devices: -1}": "trainer: `devices` selected",
     "model: {densification: {class_path: flexgs_lightning.AdaptiveDensityControl, "
     "init_args: {prune_opacity: 7}}}": "model.densification.prune_opacity: expected a number",
