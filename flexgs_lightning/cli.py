@@ -13,7 +13,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from flexgs_lightning.errors import InputError
+from flexgs_lightning.errors import InputError, printable
 from flexgs_lightning.files import place_of
 from flexgs_lightning.settings import OneLineErrors, element_of, with_lists
 from flexgs_lightning.signals import Stopped, close_progress_bars, heeded
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
 def _say(message: str) -> None:
     """One line on standard error, below the progress bars that have come to nothing."""
     close_progress_bars()
-    sys.stderr.write(f"flexgs: {message}\n")
+    sys.stderr.write(f"flexgs: {printable(message)}\n")
 
 
 def _run(arguments: list[str]) -> int:
@@ -124,7 +124,9 @@ def _run(arguments: list[str]) -> int:
         sys.stderr.write(f"flexgs: error: unknown command '{arguments[0]}'.\n\n{HELP}")
         return 2
     # After Lightning is imported: it hands its messages to a root logger that it finds, beside its own.
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable())
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     _silence_known_noise()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is no Unicode shows what it can
@@ -175,6 +177,13 @@ def _underscored(argument: str) -> str:
 def _description(function: Callable[..., Any]) -> str:
     """What a command's docstring says before its arguments, for its help."""
     return (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
+
+
+class _Printable(logging.Formatter):
+    """Messages hold names from files and servers: what would steer a terminal is escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 def _silence_known_noise() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pycolmap
 from PIL import Image
 
 SIZE = (96, 64)
@@ -117,6 +118,24 @@ def write_film(root: Path, *, video: bool = False, count: int = FRAMES) -> Path:
     np.save(root / "points.npy", points)
     np.save(root / "points_rgb.npy", np.full((50, 3), 99, np.uint8))
     return root
+
+
+def write_colmap_film(root: Path, names: dict[str, int]) -> None:
+    """A COLMAP model with an image of each camera, and three points."""
+    model = pycolmap.Reconstruction()
+    camera = pycolmap.Camera(
+        model="PINHOLE", width=SIZE[0], height=SIZE[1], params=[FOCAL, FOCAL, 48, 32], camera_id=1
+    )
+    model.add_camera_with_trivial_rig(camera)
+    for number, (name, index) in enumerate(names.items(), 1):
+        image = pycolmap.Image(name=name, camera_id=1, image_id=number)
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose_of(index)))
+    for x in range(3):
+        model.add_point3D([x, 0, 0], pycolmap.Track(), [10, 20, 30])
+    (root / "sparse" / "0").mkdir(parents=True)
+    model.write(root / "sparse" / "0")
+    for i, name in enumerate(NAMES):
+        write_images(root / "frames" / name, [numbered_frame(16 * i + k) for k in range(4)], first=100)
 
 
 def llff_rows() -> np.ndarray:

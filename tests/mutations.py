@@ -207,7 +207,9 @@ def broken_tensor(value: Any, rng: Rng) -> Any:
     flat = value.clone().reshape(-1)
     match int(rng.integers(9)):
         case 0 if flat.numel() and flat.is_floating_point():
-            flat[int(rng.integers(flat.numel()))] = float(rng.choice([math.nan, math.inf, -math.inf]))
+            flat[int(rng.integers(flat.numel()))] = float(
+                rng.choice([math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0])
+            )
             return flat.reshape(value.shape)
         case 1:
             return flat[: flat.numel() // 2]

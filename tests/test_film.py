@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycolmap
 import pytest
 import torch
 from colmap_folder import write_capture
@@ -22,6 +21,7 @@ from film import (
     number_in,
     numbered_frame,
     pose_of,
+    write_colmap_film,
     write_film,
     write_images,
     write_table,
@@ -160,24 +160,6 @@ def test_neural_3d_video(tmp_path: Path) -> None:
     np.save(tmp_path / "poses_bounds.npy", rows[1:])
     with pytest.raises(InputError, match=r"poses_bounds.npy: found 3 poses, expected one for each of the 4"):
         read_capture(tmp_path)
-
-
-def write_colmap_film(root: Path, names: dict[str, int]) -> None:
-    """A COLMAP model with an image of each camera, and three points."""
-    model = pycolmap.Reconstruction()
-    camera = pycolmap.Camera(
-        model="PINHOLE", width=SIZE[0], height=SIZE[1], params=[FOCAL, FOCAL, 48, 32], camera_id=1
-    )
-    model.add_camera_with_trivial_rig(camera)
-    for number, (name, index) in enumerate(names.items(), 1):
-        image = pycolmap.Image(name=name, camera_id=1, image_id=number)
-        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose_of(index)))
-    for x in range(3):
-        model.add_point3D([x, 0, 0], pycolmap.Track(), [10, 20, 30])
-    (root / "sparse" / "0").mkdir(parents=True)
-    model.write(root / "sparse" / "0")
-    for i, name in enumerate(NAMES):
-        write_images(root / "frames" / name, [numbered_frame(16 * i + k) for k in range(4)], first=100)
 
 
 def test_colmap_with_a_folder_for_each_camera(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from colmap_folder import MODELS, POINTS, Folder, blob_centre, write_capture
+from colmap_folder import MODELS, POINTS, blob_centre, write_capture
 from PIL import Image
-from transforms_folder import DISTORTION, WORLD, as_nerfstudio, camera_fields, frames, save
+from transforms_folder import DISTORTION, WORLD, as_nerfstudio, camera_fields, frames, save, write_blender
 
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.data.colmap import read_colmap
@@ -76,27 +76,6 @@ def test_instant_ngp_says_it_with_angles(tmp_path: Path) -> None:
         np.testing.assert_array_equal(old.source.read(), new.source.read())
     assert not torch.equal(capture.views[0].camera.Ks, expected.views[0].camera.Ks)
     assert len(capture.points) == 0
-
-
-def write_blender(root: Path, splits: dict[str, int], *, times: bool = False) -> Folder:
-    """Photos with alpha in a folder for each split, named without their ending."""
-    folder = write_capture(root, count=sum(splits.values()))
-    everything, taken = frames(folder, np.eye(4)), 0
-    for split, count in splits.items():
-        (root / split).mkdir()
-        chosen = everything[taken : taken + count]
-        taken += count
-        for i, frame in enumerate(chosen):
-            photo = Image.open(root / frame["file_path"]).convert("RGBA")
-            photo.putalpha(Image.linear_gradient("L").resize(photo.size))
-            photo.save(root / split / f"r_{i:03d}.png")
-            frame |= {"file_path": f"./{split}/r_{i:03d}", "rotation": 0.01}
-            frame |= {"time": i / max(count - 1, 1)} if times else {}
-        angle = 2 * math.atan(161 / 300)
-        save(root, {"camera_angle_x": angle, "frames": chosen}, f"transforms_{split}.json")
-    shutil.rmtree(root / "sparse")
-    shutil.rmtree(root / "images")
-    return folder
 
 
 def test_blender_scenes_have_alpha_and_their_own_test_set(tmp_path: Path) -> None:

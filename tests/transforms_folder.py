@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycolmap
-from colmap_folder import Folder
+from colmap_folder import Folder, write_capture
+from PIL import Image
 
 DISTORTION = {
     "PINHOLE": (),
@@ -62,3 +64,24 @@ def as_nerfstudio(folder: Folder, world: np.ndarray = WORLD) -> dict[str, Any]:
 def save(root: Path, content: dict[str, Any], name: str = "transforms.json") -> dict[str, Any]:
     (root / name).write_text(json.dumps(content))
     return content
+
+
+def write_blender(root: Path, splits: dict[str, int], *, times: bool = False) -> Folder:
+    """Photos with alpha in a folder for each split, named without their ending."""
+    folder = write_capture(root, count=sum(splits.values()))
+    everything, taken = frames(folder, np.eye(4)), 0
+    for split, count in splits.items():
+        (root / split).mkdir()
+        chosen = everything[taken : taken + count]
+        taken += count
+        for i, frame in enumerate(chosen):
+            photo = Image.open(root / frame["file_path"]).convert("RGBA")
+            photo.putalpha(Image.linear_gradient("L").resize(photo.size))
+            photo.save(root / split / f"r_{i:03d}.png")
+            frame |= {"file_path": f"./{split}/r_{i:03d}", "rotation": 0.01}
+            frame |= {"time": i / max(count - 1, 1)} if times else {}
+        angle = 2 * math.atan(161 / 300)
+        save(root, {"camera_angle_x": angle, "frames": chosen}, f"transforms_{split}.json")
+    shutil.rmtree(root / "sparse")
+    shutil.rmtree(root / "images")
+    return folder

@@ -31,6 +31,7 @@ from flexgs_lightning.codec.container import (
 )
 from flexgs_lightning.codec.movement import MOST_BASES, MOST_DEGREE, MOST_KNOTS, PATHS, Movement
 from flexgs_lightning.codec.quantization import Numbers
+from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.basis_motion import LEAST_KNOTS
 from flexgs_lightning.model.compression.coordinates import WIDTH
 
@@ -182,7 +183,8 @@ def _entries(path: Path, reader: Reader, groups: int) -> tuple[FilmEntry, ...]:
     count = reader.number()
     check(path, count >= 1, "chunks", count)
     data = reader.bytes(count * _ENTRY.size)
-    check(path, reader.place == len(reader.data), "bytes behind the index", len(reader.data) - reader.place)
+    if reader.place != len(reader.data):
+        raise InputError(f"{path}: header: {len(reader.data) - reader.place} bytes behind the index.")
     offset = START_BYTES + len(reader.data)
     before = [0] * groups
     entries = []

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from email.message import Message
 from pathlib import Path
+from typing import Annotated
 
+from msgspec import Meta
 from tqdm import tqdm
 
 from flexgs_lightning.errors import InputError, printable
@@ -96,7 +98,7 @@ class _Version:
     """
 
     url: str
-    validator: str | None
+    validator: Annotated[str, Meta(pattern=r"^[ -~]*$")] | None
     size: int | None
     md5: str | None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from flexgs_lightning.codec.container import UPDATE
 from flexgs_lightning.codec.decoder import ElasticFile, open_file, stream_sizes
 from flexgs_lightning.codec.film import FilmFile, film_sizes, is_film, open_film
+from flexgs_lightning.errors import printable
 from flexgs_lightning.model.budget import MEGABYTE
 
 
@@ -23,7 +24,8 @@ def info(file: Path, recover: bool = False) -> None:
         recover: Accept a file that ends within a chunk.
     """
     lines = _film_lines(open_film(file, recover)) if is_film(file) else _lines(open_file(file, recover))
-    print("\n".join(lines))  # noqa: T201 (the command's purpose)
+    shown = (line if line.startswith("\n") else printable(line) for line in lines)
+    print("\n".join(shown))  # noqa: T201 (the command's purpose)
 
 
 def _lines(file: ElasticFile) -> Iterator[str]:

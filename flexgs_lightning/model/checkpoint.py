@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,6 +24,7 @@ from flexgs_lightning.model.checkpoint_record import (
     Facts,
     require_sound,
 )
+from flexgs_lightning.model.compression.coordinates import all_frames
 from flexgs_lightning.model.compression.quantization import UniformQuantization
 from flexgs_lightning.model.compression.rule_quantization import RuleQuantization
 from flexgs_lightning.model.compression.sh_mask import ShMask
@@ -259,24 +261,33 @@ def _scene(path: str | Path, state: Mapping[str, Any], plain: Mapping[str, Any])
     scene = Scene.from_state(own, plain)
     scene.load_state_dict(own)
     scene.eval()
-    scene.sort()
+    with _refused(path):  # options that only drawing asks for
+        scene.sort()
+        scene.drawn(1, Conditions(0.5 if scene.elastic else 1.0, 0.5))
     return scene
+
+
+@contextlib.contextmanager
+def _refused(path: str | Path) -> Iterator[None]:
+    """Say of whatever torch or Python says that the file is wrong."""
+    try:
+        yield
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: parameters of the scene are missing or do not fit ({reason}).") from error
 
 
 def require_fitting(path: str | Path, own: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
     """Refuse a scene's state that is not what its facts describe, before memory is taken for it.
 
-    A scene of that make is put together from shapes alone; planes of a field may have any resolution.
+    A scene of that make is put together from shapes alone; planes of a field may have any resolution above
+    the smallest of their kind, which is what is made before the state is loaded.
 
     Raises:
         InputError: a tensor is missing, unknown or of another shape (named); facts that no scene has.
     """
-    try:
-        with torch.device("meta"):
-            expected = Scene.from_state({name: value.to("meta") for name, value in own.items()}, plain)
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: parameters of the scene are missing or do not fit ({reason}).") from error
+    with _refused(path), torch.device("meta"):
+        expected = Scene.from_state({name: value.to("meta") for name, value in own.items()}, plain)
     shapes = {name: (value.shape, value.dtype) for name, value in expected.state_dict().items()}
     gaussians = expected.gaussians
     for attribute in gaussians.attributes.values():
@@ -289,14 +300,21 @@ def require_fitting(path: str | Path, own: Mapping[str, Any], plain: Mapping[str
             raise InputError(f"{path}: parameters of the scene do not fit: {SCENE}{name} is {fault}.")
         (shape, dtype), found = shapes[name], own[name]
         free = "_planes." in name and found.ndim == 4  # their two last sides are the resolution
-        same = found.shape[:2] == shape[:2] and min(found.shape) > 0 if free else found.shape == shape
+        same = _covers(found.shape, shape) if free else found.shape == shape
         if not same or found.dtype != dtype:
             raise InputError(
                 f"{path}: parameters of the scene do not fit: {SCENE}{name}: expected {tuple(shape)} "
                 f"{dtype}, found {tuple(found.shape)} {found.dtype}."
             )
+        if name.endswith(".frames") and not all_frames(found):
+            raise InputError(f"{path}: {SCENE}{name}: not the numbers of frames.")
     order = own.get("selection.importance_order")
     if order is not None and not torch.equal(order.sort().values, torch.arange(len(order))):
         raise InputError(
             f"{path}: {SCENE}selection.importance_order: not an order of {len(order)} Gaussians."
         )
+
+
+def _covers(planes: torch.Size, smallest: torch.Size) -> bool:
+    """As many planes and channels, and no fewer cells."""
+    return planes[:2] == smallest[:2] and planes[2] >= smallest[2] and planes[3] >= smallest[3]

@@ -239,14 +239,15 @@ def _require_held(path: Path, checkpoint: dict[str, Any], size: int) -> None:
 
 
 def _attributes(path: Path, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Attribute]:
-    """The scene's table: what its parts bring is in it, too."""
+    """The scene's table: what its parts bring is in it, too; they are made of shapes alone here."""
     try:
-        return table_with(
-            attribute
-            for values in parts.values()
-            if values["kind"] not in PARTS or PARTS[values["kind"]].attributes is not Part.attributes
-            for attribute in part_from_plain(values["kind"], values, 1, ALONE).attributes()
-        )
+        with torch.device("meta"):
+            return table_with(
+                attribute
+                for values in parts.values()
+                if values["kind"] not in PARTS or PARTS[values["kind"]].attributes is not Part.attributes
+                for attribute in part_from_plain(values["kind"], values, 1, ALONE).attributes()
+            )
     except (InputError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: {CHECKPOINT_KEY}.scene.parts: {error}") from error
 

@@ -22,6 +22,9 @@ from flexgs_lightning.processes import Shards
 PAPER_HEADS = ("means", "scales", "quats")
 PAPER_RESOLUTION = 64
 SMALLEST_RESOLUTION = 8
+"""That ``base_resolution_for`` chooses."""
+LEAST_CELLS = 2
+"""An axis of a plane, to interpolate between."""
 logger = logging.getLogger(__name__)
 
 
@@ -144,7 +147,7 @@ class TransformField(Part):
     @classmethod
     def from_plain(cls, values: Mapping[str, Any], gaussians: int, shards: Shards) -> TransformField:
         """The smallest field of that kind; planes and frame come with the state."""
-        return cls(SceneFrame(torch.zeros(3), 1.0), resolution=SMALLEST_RESOLUTION, **values)
+        return cls(SceneFrame(torch.zeros(3), 1.0), resolution=LEAST_CELLS, **values)
 
     def features(self, means: Float[Tensor, "N 3"], ratio: float) -> Float[Tensor, "N F"]:
         """[N, levels * channels] products of the six planes of each level, levels side by side."""
@@ -272,8 +275,8 @@ def _check_options(
     heads: Sequence[str],
 ) -> None:
     for name, value in {"resolution": resolution, "ratio_resolution": ratio_resolution}.items():
-        if value < 2:
-            raise InputError(f"{name}: expected at least 2 cells, found {value}.")
+        if value < LEAST_CELLS:
+            raise InputError(f"{name}: expected at least {LEAST_CELLS} cells, found {value}.")
     if channels < 1 or width < 1:
         raise InputError(f"channels and width: expected positive numbers, found {channels} and {width}.")
     if head_width < 0:

@@ -68,11 +68,12 @@ def _write_lying_header(path: Path, rows: int) -> None:
 
 @kind(6)
 def transforms(samples: Samples, folder: Path, rng: Rng) -> Outcome:
-    root = Path(shutil.copytree(samples.transforms, folder / "capture"))
-    if rng.random() < 0.2:
+    """Of one file with points, or of one for each split (Blender)."""
+    root = Path(shutil.copytree(choose(rng, (samples.transforms, samples.blender)), folder / "capture"))
+    if rng.random() < 0.2 and (root / "sparse_pc.ply").exists():
         break_file(root / "sparse_pc.ply", rng)
     else:
-        break_json(root / "transforms.json", rng)
+        break_json(choose(rng, sorted(root.glob("transforms*.json"))), rng)
     return _read_whole(root)
 
 
@@ -86,6 +87,14 @@ def film_table(samples: Samples, folder: Path, rng: Rng) -> Outcome:
             break_file(choose(rng, sorted(root.rglob("*.png"))), rng)
         case _:
             break_json(root / "cameras.json", rng)
+    return _read_whole(root)
+
+
+@kind(3)
+def film_model(samples: Samples, folder: Path, rng: Rng) -> Outcome:
+    """A COLMAP model of a folder of frames for each camera."""
+    root = Path(shutil.copytree(samples.films["colmap"], folder / "film"))
+    break_file(choose(rng, sorted(path for path in root.rglob("*") if path.is_file())), rng)
     return _read_whole(root)
 
 

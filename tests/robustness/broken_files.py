@@ -21,7 +21,7 @@ from kinds import DEEP, accepted, break_file, choose, dumped, judged_call, kind
 from mutations import LINES, Rng, broken_bytes, broken_record, broken_tensor, no_plain_file
 from outcomes import Outcome, run
 from PIL import Image
-from samples import MOMENT, TRAINING, Samples
+from samples import TRAINING, Samples
 
 from flexgs_lightning.data.archives import DamagedArchiveError, extract_folder
 from flexgs_lightning.deploy.formats.registry import read_splats
@@ -78,14 +78,15 @@ def checkpoint_content(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     return _export(samples, path, exact=True)
 
 
-@kind(8)
+@kind(12)
 def checkpoint_forged(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     """With digests that fit, or none: what is accepted is another scene, but one that can be drawn."""
     path = folder / "model.ckpt"
     only = choose(rng, (None, CHECKPOINT_KEY, "state_dict", CHECKPOINT_KEY))
-    source = choose(rng, (samples.checkpoints["first"], samples.checkpoints["last"], samples.moving))
+    source = choose(rng, (*samples.checkpoints.values(), samples.moving, *samples.parts.values()))
     _broken_checkpoint(source, path, rng, choose(rng, ("none", "anew")), only)
-    outcome = _export(samples, path, exact=False)
+    ratio = ["--ratio=0.3"] if source in samples.parts.values() else []
+    outcome = _export(samples, path, False, *ratio)
     if "expected --time" in outcome.message:  # sound so far
         return _export(samples, path, False, "--time=0")
     return outcome
@@ -164,29 +165,6 @@ def ply_header(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     path = folder / "scene.ply"
     path.write_bytes(b"\n".join(lines) + end + body)
     return _convert(path, (path.name,))
-
-
-@kind(5)
-def elastic_file(samples: Samples, folder: Path, rng: Rng) -> Outcome:
-    path = Path(shutil.copy(samples.elastic, folder / "scene.egs"))
-    break_file(path, rng)
-    if rng.random() < 0.3:
-        return run(["info", str(path)], (path.name,))
-    output = folder / "out.ply"
-    outcome = run(["decompress", str(path), "--output", str(output)], (path.name,))
-    return accepted(outcome, lambda: output.read_bytes() == samples.decompressed.read_bytes())
-
-
-@kind(5)
-def moving_file(samples: Samples, folder: Path, rng: Rng) -> Outcome:
-    """A film of groups of frames."""
-    path = Path(shutil.copy(samples.film_file, folder / "film.egs"))
-    break_file(path, rng)
-    if rng.random() < 0.3:
-        return run(["info", str(path)], (path.name,))
-    output = folder / "out.ply"
-    outcome = run(["decompress", str(path), "--output", str(output), "--time", MOMENT], (path.name,))
-    return accepted(outcome, lambda: output.read_bytes() == samples.moment.read_bytes())
 
 
 # -- captures ------------------------------------------------------------------------------------------

@@ -1,13 +1,12 @@
-"""Broken settings, camera paths, and records of studies that go on; see ``kinds``."""
+"""Broken settings and camera paths; see ``kinds``."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from kinds import accepted, break_file, break_json, choose, kind
+from kinds import accepted, break_file, break_json, kind
 from mutations import Rng, broken_record
 from outcomes import Outcome, run
 from samples import TRAINING, Samples
@@ -81,14 +80,3 @@ def comparison_config(samples: Samples, folder: Path, rng: Rng) -> Outcome:
         "1",
     ]
     return run(["compare", *options, "--output", str(folder / "compare")], (path.name, *SETTINGS))
-
-
-@kind(4)
-def study_record(samples: Samples, folder: Path, rng: Rng) -> Outcome:
-    """What a comparison or a rate-distortion run finds of itself when it goes on."""
-    name = choose(rng, samples.studies)
-    output = Path(shutil.copytree(samples.studies[name], folder / name))
-    broken = choose(rng, [*sorted(output.rglob("cell.json")), *sorted(output.rglob("facts.json"))])
-    break_json(broken, rng)
-    outcome = run([*samples.study(name), "--output", str(output)], (broken.name, str(output)))
-    return accepted(outcome, lambda: len(list(output.glob("*.json"))) == 1)

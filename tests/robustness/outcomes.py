@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import resource
 import signal
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +23,10 @@ _PYTHON = re.compile(
 )
 """What Python says to programmers, and tells a user nothing."""
 LONGEST = 1_500
+
+
+MEMORY = 1 << 30
+"""Bytes that sound input is far from taking."""
 
 
 class Hang(BaseException):
@@ -55,7 +60,7 @@ def run(arguments: list[str], named: tuple[str, ...]) -> Outcome:
 
 def judged(command: Callable[[], Any], named: tuple[str, ...]) -> Outcome:
     """As ``run``, for a function that returns an exit status."""
-    errors, output = io.StringIO(), io.StringIO()
+    errors, output, before = io.StringIO(), io.StringIO(), _most_memory()
     try:
         with _limited(), contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):
             status = command()
@@ -66,12 +71,19 @@ def judged(command: Callable[[], Any], named: tuple[str, ...]) -> Outcome:
         where = frames[-2] if isinstance(error, Hang) and len(frames) > 1 else frames[-1]
         text = f"{type(error).__name__}: {error} at {where.filename}:{where.lineno}"
         return Outcome(-1, text, "hang" if isinstance(error, Hang) else "traceback")
+    if _most_memory() - before > MEMORY:
+        return Outcome(status, errors.getvalue()[-500:], "far more memory than the file has bytes")
     if status == 0:
         return Outcome(0, errors.getvalue())
     refusals = [line for line in errors.getvalue().splitlines() if "error: " in line]
     message = refusals[-1] if refusals else errors.getvalue()[-500:]
     message = message[max(message.find("flexgs: error: "), 0) :]  # behind a progress bar
     return Outcome(status, message, _fault(message, errors.getvalue(), named))
+
+
+def _most_memory() -> int:
+    """The most bytes that this process has had in memory."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _fault(message: str, everything: str, named: tuple[str, ...]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +12,10 @@ import pycolmap
 import torch
 from colmap_folder import Folder, write_capture
 from elastic_arrays import encoded, random_arrays
-from film import llff_rows, write_film
+from film import NAMES, llff_rows, write_colmap_film, write_film
 from moving_arrays import random_moving, write_moving
 from splat_files import SINGLE_FILES, scene
-from transforms_folder import as_nerfstudio
+from transforms_folder import as_nerfstudio, write_blender
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.cli import main
@@ -50,6 +51,21 @@ MOVING = (
     "--model.elastic_training.steps=0",
 )
 """Options of a training with every part that moves."""
+_SMALL = ("--model.compression_training.steps=1", "--model.compression.psnr_loss=3")
+PARTS = {
+    "networks": (
+        "--model.elastic.selection=gsnet",
+        "--model.elastic.residual_anchors=[]",
+        "--model.elastic.field_heads=[means,sh]",
+        "--model.elastic.field_resolution=2",
+        "--model.compression.quantization=uniform",
+        "--model.compression.entropy=hash_grid",
+        "--model.compression.attributes=[scales]",
+        *_SMALL,
+    ),
+    "rule": ("--model.compression.sh_mask=learned", *_SMALL),
+}
+"""Options of trainings with all other parts, by name."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +82,18 @@ class Samples:
         moment: what ``flexgs decompress`` makes of a moment of that.
         path: a camera path, whose frames have times.
         transforms: a capture with transforms.json.
-        films: filmed captures by layout: "frames" and "videos" with cameras.json, "llff" with poses.
+        blender: one with such a file for each split.
+        films: filmed captures by layout: "frames" and "videos" with cameras.json, "llff" with poses, and
+            "colmap".
+        benchmark: runs of a benchmark, of which one is finished.
+        processed: what is left of ``flexgs data process`` for the same command: its report.
         recipes: a file of each codec recipe.
         profile: what a frame costs.
         video: of a few frames.
         site: a folder to serve.
         studies: folders of finished studies by the command's name.
         moving: checkpoint of a filmed scene with motion, lives and features.
+        parts: checkpoints with the other parts by name.
         scenes: folder of a benchmark's scenes.
         exported: what ``flexgs export`` makes of the last checkpoint.
     """
@@ -126,8 +147,20 @@ class Samples:
         return self.root / "transforms"
 
     @property
+    def blender(self) -> Path:
+        return self.root / "blender"
+
+    @property
+    def benchmark(self) -> Path:
+        return self.root / "benchmark"
+
+    @property
+    def processed(self) -> Path:
+        return self.root / "processed"
+
+    @property
     def films(self) -> dict[str, Path]:
-        return {name: self.root / "films" / name for name in ("frames", "videos", "llff")}
+        return {name: self.root / "films" / name for name in ("frames", "videos", "llff", "colmap")}
 
     @property
     def recipes(self) -> dict[str, Path]:
@@ -161,6 +194,11 @@ class Samples:
         return self.root / "runs" / "moving" / "version_0" / "checkpoints" / "last.ckpt"
 
     @property
+    def parts(self) -> dict[str, Path]:
+        runs = self.root / "runs"
+        return {name: runs / name / "version_0" / "checkpoints" / "last.ckpt" for name in PARTS}
+
+    @property
     def scenes(self) -> Path:
         return self.root / "scenes"
 
@@ -188,6 +226,8 @@ def make(root: Path) -> Samples:
     fit = [f"--data.root={samples.binary}", "--name=capture", f"--runs={root / 'runs'}", *TRAINING]
     keep = ["--checkpoint.keep=true", f"--checkpoint.every_n_steps={FIRST}"]
     assert main(["fit", *fit, *keep]) == 0
+    for name, options in PARTS.items():
+        assert main(["fit", fit[0], f"--name={name}", *fit[2:], *options]) == 0
     for name, path in samples.splats.items():
         path.parent.mkdir(parents=True)
         if name == "ascii":
@@ -206,6 +246,7 @@ def make(root: Path) -> Samples:
     samples.site.mkdir()
     shutil.copytree(samples.binary, samples.scenes / "garden")
     (samples.site / "index.html").write_text("<p>A page")
+    _write_states(samples)
     _write_captures(samples)
     _write_recipes(samples)
     for name, output in samples.studies.items():
@@ -216,6 +257,7 @@ def make(root: Path) -> Samples:
         main(["export", "--ckpt", str(samples.checkpoints["last"]), "--output", str(samples.exported)]) == 0
     )
     assert main(["decompress", str(samples.elastic), "--output", str(samples.decompressed)]) == 0
+    shutil.copy(samples.exported, samples.site)
     moment = ["--output", str(samples.moment), "--time", MOMENT]
     assert main(["decompress", str(samples.film_file), *moment]) == 0
     return samples
@@ -237,6 +279,33 @@ def _write_captures(samples: Samples) -> None:
     shutil.copytree(samples.films["frames"], folder)
     (folder / "cameras.json").unlink()
     np.save(folder / "poses_bounds.npy", llff_rows())
+    write_colmap_film(samples.films["colmap"], {f"{name}.png": i for i, name in enumerate(NAMES)})
+    write_blender(samples.blender, {"train": 3, "val": 1, "test": 2}, times=True)
+
+
+def _write_states(samples: Samples) -> None:
+    """What a benchmark and structure from motion leave behind, which take long to make."""
+    version = samples.benchmark / "garden" / "version_0"
+    version.mkdir(parents=True)
+    shutil.copy(samples.run / "config.yaml", version)
+    result = {"gaussians": 40, "psnr": 20.0, "ssim": 0.9, "worst": {"name": "b.png", "psnr": 18.0}}
+    mean = {"psnr": 20.0, "ssim": 0.9}
+    metrics = {
+        "mean": mean, "ratios": {"0.1": result, "1": result}, "gaussians": 40, "iteration": FIRST + SECOND,
+        "capture": "garden", "milliseconds": 1.5, "protocol": {"test_every": 8}, "worst": result["worst"],
+        "images": [{"name": "b.png", "psnr": 18.0}],
+    }  # fmt: skip
+    (version / "metrics.json").write_text(json.dumps(metrics))
+    settings = {
+        "source": str(samples.binary / "images"), "frames": 150, "matching": "auto",
+        "camera_model": "PINHOLE", "feature_side": 1600,
+    }  # fmt: skip
+    verdict = {
+        "photos": 4, "registered": 3, "points": 100, "reprojection_error": 0.5, "track_length": 2.5,
+        "models": [3], "left_out": {"c.png": "it fits no other"},
+    }  # fmt: skip
+    samples.processed.mkdir()
+    (samples.processed / "process.json").write_text(json.dumps({"settings": settings, "verdict": verdict}))
 
 
 def _write_recipes(samples: Samples) -> None:

@@ -3,15 +3,24 @@
 A message of a failure names seed, kind and number; the same three make the same file again.
 """
 
+import resource
 from pathlib import Path
+from typing import Any
 
 import broken_captures  # noqa: F401 (enters its kinds)
+import broken_elastic  # noqa: F401
 import broken_files  # noqa: F401
 import broken_records  # noqa: F401
+import broken_states  # noqa: F401
 import pytest
+import torch
 from kinds import KINDS, run_case
 from length import SEED, cases
 from samples import Samples
+
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, load
+from flexgs_lightning.model.checkpoint_record import sealed
 
 SHARES = sum(share for _, share in KINDS.values())
 
@@ -29,3 +38,42 @@ def test_broken_files(name: str, samples: Samples, tmp_path: Path) -> None:
             faults.append(f"seed {SEED}, {name} {number}: {outcome.fault}: {outcome.message}")
     assert not faults, "\n".join(faults)
     assert sound < len(numbers), "nothing was refused: these files are not broken"
+
+
+ENORMOUS = {
+    "networks": [
+        *(("parts", "field", name) for name in ("channels", "width", "head_width", "ratio_resolution")),
+        ("parts", "field", "multipliers", 1),
+        ("parts", "quantization", "entropy", "scales", "hidden"),
+        ("parts", "quantization", "entropy", "scales", "rows_2d"),
+        ("parts", "quantization", "entropy", "scales", "features"),
+        ("selection", "hidden"),
+    ],
+    "rule": [
+        ("parts", "residuals", "columns", "means"),
+        ("parts", "quantization", "basis", 0),
+        ("parts", "quantization", "entropy", "sh0", "filters", 1),
+    ],
+    "moving": [("parts", "appearance", "hidden"), ("parts", "motion", "knots"), ("parts", "motion", "count")],
+}
+"""Sizes that a checkpoint's facts may state."""
+
+
+@pytest.mark.parametrize("name", ENORMOUS)
+def test_stated_sizes_are_compared_with_the_file_before_memory_is_taken(
+    name: str, samples: Samples, tmp_path: Path
+) -> None:
+    source = samples.moving if name == "moving" else samples.parts[name]
+    for place in ENORMOUS[name]:
+        content = torch.load(source, weights_only=True)
+        found: Any = content[CHECKPOINT_KEY]["scene"]
+        for key in place[:-1]:
+            found = found[key]
+        found[place[-1]] = 50_000_000  # of which the smallest here would take 600 MB
+        path = tmp_path / "model.ckpt"
+        torch.save(sealed(content), path)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(InputError, match="model"):
+            load(path)
+        taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert taken < 100_000, f"{place}: {taken // 1024} MB"

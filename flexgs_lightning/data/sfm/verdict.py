@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from flexgs_lightning.data.colmap_library import pycolmap
+from flexgs_lightning.records import Finite, Natural
 
 _FEW_FEATURES = 150
 _GOOD_SHARE = 0.95
@@ -27,12 +28,12 @@ class Verdict(msgspec.Struct, kw_only=True):
         left_out: why, for each photo that is not in the capture.
     """
 
-    photos: int
-    registered: int
-    points: int
-    reprojection_error: float
-    track_length: float
-    models: list[int]
+    photos: Natural
+    registered: Natural
+    points: Natural
+    reprojection_error: Finite
+    track_length: Finite
+    models: list[Natural]
     left_out: dict[str, str]
 
     def lines(self) -> list[str]:

@@ -51,6 +51,13 @@ def frames_of(quats: Float[Tensor, "N 4"], scales: Float[Tensor, "N 3"]) -> UInt
     return (first + real.argmax(dim=1)).to(torch.uint8)
 
 
+def all_frames(numbers: UInt8[Tensor, " N"]) -> bool:
+    """Whether each is the number of a frame."""
+    there = torch.zeros(256, dtype=torch.bool)
+    there[: len(_turns())] = _turns().any(dim=1)
+    return bool(there[numbers.long().cpu()].all())
+
+
 def to_coordinates(
     quats: Float[Tensor, "M 4"],
     log_scales: Float[Tensor, "M 3"],

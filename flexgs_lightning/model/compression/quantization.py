@@ -14,7 +14,7 @@ from torch.nn import functional
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.compression.entropy import EntropyModel, EntropyName, FactorizedDensity
 from flexgs_lightning.model.compression.hash_grid import HashGridGaussian
-from flexgs_lightning.model.compression.rounding import Rounding, rounded
+from flexgs_lightning.model.compression.rounding import Rounding, require_rounding, rounded
 from flexgs_lightning.model.gaussians import Chosen
 from flexgs_lightning.model.normalization import SceneFrame
 from flexgs_lightning.model.part import Conditions, ParameterGroup, Part
@@ -29,6 +29,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "shN": (-2.0, 2.0),
 }
 """Raw values that ``UniformQuantization`` tells apart (GSCodec Studio's code; shN is not quantised there)."""
+
+
+_FARTHEST = 1e6
+"""Of a range."""
 
 
 class Coded(NamedTuple):
@@ -61,8 +65,12 @@ class Quantization(Part):
         Args:
             rounding: what stands in for rounding in training.
             entropy: models by the names of ``coded``; what has none is not counted.
+
+        Raises:
+            InputError: no such rounding.
         """
         super().__init__()
+        require_rounding(rounding)
         self.rounding: Rounding = rounding
         self.entropy = nn.ModuleDict(dict(entropy))
 
@@ -168,7 +176,7 @@ class UniformQuantization(Quantization):
             ranges: lowest and highest raw value of attributes; by default ``RANGES``.
 
         Raises:
-            InputError: an unknown attribute, or a number of bits out of 1 to 24.
+            InputError: an unknown attribute or rounding, a number of bits out of 1 to 24, or no range.
         """
         super().__init__(rounding, entropy or {})
         for name, count in bits.items():
@@ -181,6 +189,9 @@ class UniformQuantization(Quantization):
         self.ranges = {
             name: (float(low), float(high)) for name, (low, high) in {**RANGES, **(ranges or {})}.items()
         }
+        for name, (low, high) in self.ranges.items():
+            if name not in RANGES or not -_FARTHEST <= low < high <= _FARTHEST:
+                raise InputError(f"range of {shown(name)}: expected lowest and highest, found {low}, {high}.")
         self.learned_steps = learned_steps
         first = {
             name: torch.tensor((high - low) / (2 ** bits[name] - 1)).log()

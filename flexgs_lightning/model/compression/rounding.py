@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from flexgs_lightning.errors import InputError
+from flexgs_lightning.records import shown
 
 Rounding = Literal["noise", "straight_through"]
 """How training stands in for rounding.
@@ -13,6 +16,16 @@ Rounding = Literal["noise", "straight_through"]
 "noise": uniform noise as wide as a step, v + U(-Q/2, Q/2) (Ballé et al. 2017), which also suits grids that
 are not fixed; "straight_through": rounded values, with the gradient of the others (Bengio et al. 2013).
 """
+
+
+def require_rounding(name: str) -> None:
+    """Refuse what is none.
+
+    Raises:
+        InputError: with what there is.
+    """
+    if name not in get_args(Rounding):
+        raise InputError(f"rounding: expected {' or '.join(get_args(Rounding))}, found {shown(name)}.")
 
 
 def rounded(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.compression.coordinates import (
     COLUMNS,
@@ -25,10 +26,11 @@ from flexgs_lightning.model.compression.quantization import (
     RawAt,
     entropy_from_plain,
 )
-from flexgs_lightning.model.compression.rounding import Rounding, rounded
+from flexgs_lightning.model.compression.rounding import Rounding, require_rounding, rounded
 from flexgs_lightning.model.gaussians import Chosen
 from flexgs_lightning.model.part import Conditions, ParameterGroup
 from flexgs_lightning.processes import Shards
+from flexgs_lightning.records import shown
 
 _STEPS = torch.tensor([max(1, ([16, 19, 23, 27][c & 3] << (c >> 2)) >> 4) for c in range(96)]).float()
 """Size of the step of each class, in units of a column."""
@@ -78,7 +80,7 @@ class Rule:
     ) -> Float[Tensor, "M 14"]:
         """Size of the step of each number."""
         classes = self.classes(values, ranks, level).long()
-        return _STEPS.to(values)[classes] * self.units
+        return _STEPS.to(values)[classes.clamp(0, len(_STEPS) - 1)] * self.units
 
     def _features(self, values: Float[Tensor, "M 13"]) -> Float[Tensor, "M 7"]:
         t = (values[:, :1] / self.units[0]).clamp(0, 4096)
@@ -119,8 +121,14 @@ class RuleQuantization(Quantization):
             rounding: of coordinates in training.
             sh_rounding: of transformed harmonics in training.
             entropy: by the names of ``coded_in``.
+
+        Raises:
+            InputError: no such rounding, or ratios that do not ascend to 1.
         """
         super().__init__(rounding, entropy or {})
+        require_rounding(sh_rounding)
+        if not (sorted({*ratios, 1.0}) == list(ratios) and ratios[0] > 0):
+            raise InputError(f"ratios of levels: expected ascending ones up to 1, found {shown(ratios)}.")
         self.sh_rounding: Rounding = sh_rounding
         self.ratios = tuple(ratios)
         self.frames = nn.Parameter(frames, requires_grad=False)

@@ -10,9 +10,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.gaussians import Chosen
 from flexgs_lightning.model.part import Conditions, ParameterGroup, Part
 from flexgs_lightning.processes import Shards
+from flexgs_lightning.records import shown
+from flexgs_lightning.splats import MAX_SH_DEGREE
 
 FIRST_LOGIT = 1.0
 DECIDED = 100.0
@@ -37,8 +40,13 @@ class ShMask(Part):
             gaussians: N.
             degree: harmonics of this degree and below are never masked.
             learned: False if the mask is decided once (``keep_only``).
+
+        Raises:
+            InputError: no such degree.
         """
         super().__init__()
+        if degree not in range(MAX_SH_DEGREE + 1):
+            raise InputError(f"degree: expected 0 to {MAX_SH_DEGREE}, found {shown(degree)}.")
         self.degree, self.learned = degree, learned
         logits = torch.full((gaussians,), FIRST_LOGIT if learned else DECIDED)
         self.logits = nn.Parameter(logits, requires_grad=learned)

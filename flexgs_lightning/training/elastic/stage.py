@@ -138,7 +138,7 @@ def descend(scene: Scene, options: ElasticTraining, iteration: Iteration) -> tup
         if loss.requires_grad:
             iteration.backward(loss)
 
-    ratios = options.draw_ratios(iteration.step)
+    ratios = [max(ratio, 1 / len(scene)) for ratio in options.draw_ratios(iteration.step)]
     if options.draws_full(iteration.step):
         loss = iteration.photometric(everyone_at(scene, iteration.moments))
         parts["full_loss"] = loss.detach()
