@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from flexgs_lightning.data.reading import read_capture
 from flexgs_lightning.data.residence import DeviceViews
 from flexgs_lightning.data.streaming import (
     ImageCache,
+    ReadingError,
     ViewDataset,
     ViewLoader,
     WorkerContext,
@@ -216,6 +218,19 @@ class CaptureDataModule(LightningDataModule):
             ViewDataset(views, self._images()), order, self._workers, self._context
         )
         return self._train_loader
+
+    def train_batch(self, indices: Sequence[int]) -> ViewBatch:
+        """Training views of one image size by their places, outside of any order.
+
+        Raises:
+            ReadingError: a photo cannot be read.
+        """
+        batch = ViewDataset([self.capture.train_views[i] for i in indices], self._images())[
+            list(range(len(indices)))
+        ]
+        if isinstance(batch, InputError):
+            raise ReadingError(str(batch)) from batch
+        return replace(batch, indices=torch.tensor(indices))
 
     def val_dataloader(self) -> ViewLoader | list[ViewLoader]:
         """Held-out views in order, one per batch, decoded in this process; no loader if there are none."""

@@ -15,7 +15,7 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import Attribute
 from flexgs_lightning.model.gaussians import Chosen, Gaussians
 from flexgs_lightning.model.motion import CENTER, begin_centers
-from flexgs_lightning.model.part import Conditions, Part
+from flexgs_lightning.model.part import Conditions, Part, Sightings
 from flexgs_lightning.processes import Shards
 
 LEAST_OPACITY = 1 / 255
@@ -78,6 +78,12 @@ class Lifespan(Part):
     def begin(self, gaussians: Gaussians, times: Float[Tensor, " N"] | None) -> None:
         """Give each Gaussian its time."""
         begin_centers(gaussians, times)
+
+    @torch.no_grad()
+    def place(self, gaussians: Gaussians, sightings: Sightings) -> None:
+        """Let each live around the moment at which it was seen."""
+        begin_centers(gaussians, sightings.times)
+        gaussians.params["time_scales"].fill_(math.log(sightings.span))
 
     def as_plain(self) -> dict[str, Any]:
         """The options."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import ATTRIBUTES, Attribute
 from flexgs_lightning.model.gaussians import Chosen, Gaussians
-from flexgs_lightning.model.part import Conditions, Part
+from flexgs_lightning.model.part import Conditions, Part, Sightings
 from flexgs_lightning.processes import Shards
 
 MAX_DEGREE = 6
@@ -78,6 +78,13 @@ class PolynomialMotion(Part):
         """Give each Gaussian its time."""
         if self.centered:
             begin_centers(gaussians, times)
+
+    @torch.no_grad()
+    def place(self, gaussians: Gaussians, sightings: Sightings) -> None:
+        """Let each pass at the moment at which it was seen, as fast as it was."""
+        if self.centered:
+            begin_centers(gaussians, sightings.times)
+            gaussians.params["motion"][:, 0] = sightings.velocities
 
     def as_plain(self) -> dict[str, Any]:
         """Degree, and whether there are centres."""

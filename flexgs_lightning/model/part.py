@@ -47,6 +47,21 @@ class Conditions:
 FULL = Conditions()
 """All Gaussians of a scene that stands still."""
 
+
+class Sightings(NamedTuple):
+    """When and how fast P things were seen that a scene did not have yet.
+
+    Attributes:
+        times: [P] moments in [0, 1].
+        velocities: [P, 3] world units per unit of time.
+        span: how long a Gaussian should be there for each, before and after.
+    """
+
+    times: Float[Tensor, " P"]
+    velocities: Float[Tensor, "P 3"]
+    span: float
+
+
 Kind = Literal["rows", "planes", "layers"]
 """What parameters are, which decides their learning rates: a row for each Gaussian, grids, or networks."""
 
@@ -117,6 +132,14 @@ class Part(nn.Module, ABC):
         Args:
             gaussians: all of the scene, with this part's attributes.
             times: when each was seen, in [0, 1]; None where that is not known.
+        """
+
+    def place(self, gaussians: Gaussians, sightings: Sightings) -> None:
+        """Set what Gaussians start with that join a scene because something was seen at a moment.
+
+        Args:
+            gaussians: P new ones, where they were seen, with this part's attributes.
+            sightings: what is known of them beside.
         """
 
     def alive(self, parameters: Mapping[str, Tensor], conditions: Conditions) -> Bool[Tensor, " M"] | None:

@@ -16,7 +16,7 @@ from flexgs_lightning.metrics.psnr import psnr
 from flexgs_lightning.metrics.ssim import SSIMReference
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY
 from flexgs_lightning.model.moving import moving_parts
-from flexgs_lightning.rendering.types import Drawn
+from flexgs_lightning.rendering.types import Drawn, Outputs
 from flexgs_lightning.training.camera_colors import CameraColors
 from flexgs_lightning.training.checkpoint_facts import facts_of, take_over
 from flexgs_lightning.training.checks import check_savable
@@ -33,9 +33,10 @@ from flexgs_lightning.training.elastic.stage import (
     descend,
     elastic_optimizer,
 )
+from flexgs_lightning.training.guided_sampling import Evidence, sample_missing
 from flexgs_lightning.training.initialization import initial_scene
 from flexgs_lightning.training.losses import Parts, photometric_loss
-from flexgs_lightning.training.moments import check_times, everyone_at
+from flexgs_lightning.training.moments import check_times, everyone_at, seen_at
 from flexgs_lightning.training.optimization import (
     gaussian_optimizers,
     scale_to_batch,
@@ -72,6 +73,10 @@ class FlexGSModule(SceneModule):
         check_strategy(self.trainer.strategy, self.trainer.world_size)
         self.extent = self.capture.extent
         self.clear_space = clear_space(self.capture, self.clearance) if stage == "fit" else None
+        if self.guided_sampling.every and self.shards.several:
+            raise InputError(
+                "model.guided_sampling: expected every 0 where several processes share out the Gaussians."
+            )
         if self.learns_camera_colors and stage == "fit" and self.camera_colors is None:
             self.camera_colors = CameraColors(self.capture).to(self.device)
         if stage == "fit" and len(self.gaussians) == 0:
@@ -155,9 +160,33 @@ class FlexGSModule(SceneModule):
         report = self.densification.after_step(step, rendering)
         if report is not None:
             self.log_dict({f"densification/{name}": float(count) for name, count in report.counts().items()})
+        if self.guided_sampling.is_due(step + 1, self.stages.reconstruction):
+            self._add_missing()
         if self.is_time_to_log:
             parts: Parts = {} if penalty is None else {"regularization": penalty.detach()}
             self._log_progress(loss.detach(), parts, image, photos)
+
+    @torch.no_grad()
+    def _add_missing(self) -> None:
+        """Add Gaussians for what the photos show and the scene does not have."""
+        found = sample_missing(
+            self.scene, self.capture.train_views, self._look, self.guided_sampling, self.extent
+        )
+        added = self.densification.add(found)
+        self.log_dict({"guided_sampling/found": float(len(found)), "guided_sampling/added": float(added)})
+
+    def _look(self, views: list[int]) -> Evidence:
+        """What training views of one moment show, beside what is drawn for them."""
+        background = self.evaluation_background
+        batch = self.trainer.datamodule.train_batch(views).to(self.device)  # type: ignore[attr-defined]
+        images, depths = [], []
+        for view in batch.each():  # one after another, as in training: all at once take their memory together
+            splats = seen_at(self.scene, 1.0, self.moments(view))
+            rendering = self.draw(splats, view, background, self.active_sh_degree, Outputs(depth=True))
+            images.append(self.taken(rendering.image, view))
+            depths.append(rendering.depth)
+        found = torch.cat(images), batch.targets(background), torch.cat(depths)
+        return Evidence(batch.cameras, *found, self.guided_sampling)
 
     def _train_elastic(self, batch: ViewBatch) -> None:
         """Render the full model and subsets, compare each, descend; in the third stage count bits, too."""

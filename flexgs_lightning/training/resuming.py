@@ -37,6 +37,7 @@ ROLES: dict[str, Role] = {
     "model.ssim_weight": "fixed",
     "model.learning_rates": "fixed",
     "model.densification": "first",
+    "model.guided_sampling": "first",
     "model.initialization": "start",
     "model.motion": "fixed",
     "model.appearance": "fixed",

@@ -20,7 +20,7 @@ from flexgs_lightning.model.part import Part
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.processes import Shards
 from flexgs_lightning.rendering.sharded import renderer_of
-from flexgs_lightning.rendering.types import Drawn, Renderer, Rendering
+from flexgs_lightning.rendering.types import IMAGE, Drawn, Outputs, Renderer, Rendering
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.camera_colors import CameraColors
 from flexgs_lightning.training.checks import FiniteWatch, check_appearance, check_options
@@ -29,6 +29,7 @@ from flexgs_lightning.training.compression import Compression, CompressionTraini
 from flexgs_lightning.training.compression.parts import is_compressing
 from flexgs_lightning.training.densification import AdaptiveDensityControl, Densification
 from flexgs_lightning.training.elastic import ElasticTraining
+from flexgs_lightning.training.guided_sampling import GuidedSampling
 from flexgs_lightning.training.initialization import Initialization
 from flexgs_lightning.training.moments import Moments, moments_of, seen_at, shader_of
 from flexgs_lightning.training.optimization import LearningRates, seed_generators
@@ -71,6 +72,7 @@ class SceneModule(lightning.LightningModule):
         ssim_weight: float = 0.2,
         learning_rates: LearningRates = LearningRates(),  # noqa: B008  (frozen)
         densification: Densification | None = None,
+        guided_sampling: GuidedSampling = GuidedSampling(),  # noqa: B008  (frozen)
         clearance: CameraClearance = CameraClearance(),  # noqa: B008  (frozen)
         initialization: Initialization = Initialization(),  # noqa: B008  (frozen)
         motion: MotionOptions = MotionOptions(),  # noqa: B008  (frozen)
@@ -98,6 +100,7 @@ class SceneModule(lightning.LightningModule):
             learning_rates: Adam's learning rate for each attribute.
             densification: how Gaussians are added and removed, by default ``AdaptiveDensityControl``; it
                 belongs to this module from now on.
+            guided_sampling: how Gaussians are added where no other leads to; by default none are.
             clearance: how near to the training cameras Gaussians may lie.
             initialization: what a new scene starts from.
             motion: how the scene moves, if the capture's views have times.
@@ -131,6 +134,8 @@ class SceneModule(lightning.LightningModule):
         self.ssim_weight = ssim_weight
         self.learning_rates = learning_rates
         self.densification = densification
+        guided_sampling.check_motion(motion)
+        self.guided_sampling = guided_sampling
         self.clearance = clearance
         self.initialization = initialization
         self.motion = motion
@@ -242,7 +247,12 @@ class SceneModule(lightning.LightningModule):
         return moments_of(self.scene, batch.times)
 
     def draw(
-        self, splats: Drawn, batch: ViewBatch, background: Tensor, sh_degree: int | None = None
+        self,
+        splats: Drawn,
+        batch: ViewBatch,
+        background: Tensor,
+        sh_degree: int | None = None,
+        outputs: Outputs = IMAGE,
     ) -> Rendering:
         """Draw some of the scene; if several processes hold it, all must, each its own and its own batch."""
         return self.renderer(
@@ -251,6 +261,7 @@ class SceneModule(lightning.LightningModule):
             background=background,
             sh_degree=sh_degree,
             antialiased=self.antialiased,
+            outputs=outputs,
             shader=shader_of(self.scene),
         )
 

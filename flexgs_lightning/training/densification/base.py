@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.processes import Shards, sum_over_processes
@@ -177,6 +178,15 @@ class Densification(ABC):
             for name, count in zip(names, counts.tolist(), strict=True):
                 setattr(report, name, count)
             self._scene.elsewhere = report.count - self._count
+
+    @torch.no_grad()
+    def add(self, gaussians: Gaussians) -> int:
+        """Take in Gaussians that were made elsewhere, the first that there is room for; returns how many."""
+        room = len(gaussians) if self._cap is None else max(0, self._cap - self._count)
+        added = min(room, len(gaussians))
+        if added:
+            self._surgery.append({name: rows[:added] for name, rows in gaussians.own().items()})
+        return added
 
     def regularization(self) -> Tensor | None:
         """A differentiable scalar to add to the loss; None for nothing."""
