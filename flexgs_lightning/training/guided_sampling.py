@@ -1,9 +1,9 @@
 """Guided sampling: new Gaussians where several photos show something that the model does not have.
 
 Density control grows what is there. What flies through empty space has no Gaussian beside it to grow from,
-and is smeared over what lies behind. Spacetime Gaussians (Li et al. 2024, section 4.3) therefore draw new ones
-along the rays of pixels with large errors. Here a place on such a ray is taken only if most of the cameras
-that look at it at that moment see the same colour there, and are wrong there, too.
+and is smeared over what lies behind. Spacetime Gaussians (Li et al. 2024, section 4.3) therefore draw new
+ones along the rays of pixels with large errors. Here a place on such a ray is taken only if most of the
+cameras that look at it at that moment see the same colour there, and are wrong there, too.
 """
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
@@ -193,14 +193,15 @@ class Evidence:
         return positions.reshape(-1, 3), colors.reshape(-1, 3), (depths / K[0, 0]).flatten()
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """P places of one moment: positions [P, 3], colours [P, 3] in [0, 1], width of a pixel there [P]."""
 
     positions: Float[Tensor, "P 3"]
     colors: Float[Tensor, "P 3"]
     widths: Float[Tensor, " P"]
 
-    def __getitem__(self, chosen: Int[Tensor, " p"]) -> "Found":  # type: ignore[override]
+    def __getitem__(self, chosen: Int[Tensor, " p"]) -> "Found":
         """Some of them."""
         return Found(self.positions[chosen], self.colors[chosen], self.widths[chosen])
 
@@ -245,7 +246,7 @@ def steps_of(moment: Moment, neighbours: Sequence[tuple[Moment, int]], farthest:
         neighbours: the next moment (with 1), the one before (with -1), or one of them.
         farthest: longest path.
     """
-    positions, colors, _ = moment.found
+    positions, colors = moment.found.positions, moment.found.colors
     tried = [_paths(moment.found, other.found, farthest) * sign for other, sign in neighbours]
     paths = torch.cat([torch.zeros_like(positions)[:, None], *tried], dim=1)  # [P, H, 3], the first rests
     count = paths.shape[1]
@@ -321,9 +322,10 @@ class _Rows(NamedTuple):
     @staticmethod
     def of(moment: Moment, velocities: Float[Tensor, "P 3"]) -> "_Rows":
         """Balls as wide as the places are apart, within a few pixels."""
-        positions, colors, widths = moment.found
-        scales = neighbour_distances(positions).clamp(widths, WIDEST * widths)
-        return _Rows(positions, colors, scales, torch.full_like(widths, moment.time), velocities)
+        found, widths = moment.found, moment.found.widths
+        scales = neighbour_distances(found.positions).clamp(widths, WIDEST * widths)
+        times = torch.full_like(widths, moment.time)
+        return _Rows(found.positions, found.colors, scales, times, velocities)
 
 
 def _known(time: float, evidence: Evidence) -> Moment:
