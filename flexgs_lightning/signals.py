@@ -136,6 +136,9 @@ def stop(number: int, frame: FrameType | None = None) -> None:
     """
     global _received
     now = time.monotonic()
+    if _received is None and _called_by_the_compiler(frame):
+        _send_again(number)
+        return
     if _received is None:
         _received = (number, now)
         raise Stopped(number)
@@ -154,6 +157,19 @@ def raise_if_stopped() -> None:
         raise Stopped(_received[0])
 
 
+def _called_by_the_compiler(frame: FrameType | None) -> bool:
+    """Whether LLVM waits for what is interrupted.
+
+    It calls back for machine code from the cache. An exception there would be dropped, and the kernel be
+    taken for an empty one: the interpreter crashes where its address is asked for.
+    """
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] == "llvmlite":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _deliver_again(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
     """Where Python drops an exception (a finalizer, a callback from C), the signal comes once more."""
     global _received
@@ -162,6 +178,11 @@ def _deliver_again(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
         return
     number, _ = _received
     _received = None
+    _send_again(number)
+
+
+def _send_again(number: int) -> None:
+    """A little later, to the main thread."""
     main = threading.main_thread().ident
     assert main is not None
     threading.Timer(0.01, signal.pthread_kill, (main, number)).start()

@@ -84,6 +84,46 @@ def test_a_signal_in_a_finalizer_is_not_lost() -> None:
     assert time.monotonic() - start < 30
 
 
+WHILE_LOADING = """
+import os, signal, sys, time
+from numba.core.codegen import JITCodeLibrary
+
+hook = JITCodeLibrary._object_getbuffer_hook
+
+def interrupted(library, module):
+    found = hook(module)
+    if found is not None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+    return found
+
+if sys.argv[1:]:
+    JITCodeLibrary._object_getbuffer_hook = classmethod(interrupted)
+
+import numpy as np
+from flexgs_lightning.jit import kernel
+from flexgs_lightning.signals import heeded
+
+@kernel
+def total(values):
+    return values.sum()
+
+with heeded():
+    total(np.ones(3))
+    time.sleep(0.2)
+    print("not interrupted")
+"""
+
+
+def test_a_signal_waits_while_machine_code_is_loaded(tmp_path: Path) -> None:
+    """LLVM calls back for what the cache has; an exception there is dropped, and the program would crash."""
+    (tmp_path / "program.py").write_text(WHILE_LOADING)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    subprocess.run(command, check=True, capture_output=True)  # fills the cache
+    ended = subprocess.run([*command, "interrupt"], capture_output=True, timeout=120)
+    assert ended.returncode == 130, (ended.stdout + ended.stderr).decode()
+
+
 def test_a_second_signal_soon_after_is_the_same_one_and_a_later_one_ends_the_process(tmp_path: Path) -> None:
     script = """
 import os, signal, sys, time
