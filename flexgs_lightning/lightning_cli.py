@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from flexgs_lightning.cameras import NEAR_PLANE
+from flexgs_lightning.cameras import NEAR_PLANE, Cameras
 from flexgs_lightning.deploy.opening import open_capture, open_model_file, open_splats
+from flexgs_lightning.deploy.path_file import write_path
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, read_checkpoint
 from flexgs_lightning.training.run import TrainingRun
@@ -21,6 +23,22 @@ DESCRIPTIONS = {
     "validate": "Measure a checkpoint on the held-out views.",
     "test": "Measure a checkpoint on the held-out views, and write metrics.json into its run folder.",
 }
+
+
+KEPT_CAMERAS = "cameras.json"
+"""Of a run folder: the cameras that its training invented, as a camera path."""
+
+
+class CameraKeeping(Callback):
+    """Writes the cameras that a training without photos invented into its run folder, once it is there."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Whatever looks through them again then finds the same: a resume, a test, and a person."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        path = Path(trainer.log_dir or trainer.default_root_dir) / KEPT_CAMERAS
+        if trainer.is_global_zero and not path.is_file():
+            write_path(Cameras.stack([view.camera for view in data.capture.views]), path)
+        data.kept_cameras = path
 
 
 def _parser_texts(subcommand: str) -> dict[str, str]:
@@ -86,6 +104,8 @@ class FlexGSCLI(TrainingRun):
     def _run_subcommand(self, subcommand: str) -> None:
         """Read the capture before any other process is started, and say it plainly if one is lost."""
         self.datamodule.open_scene = open_capture
+        if self.options.ckpt_path is not None and self.datamodule.invents_cameras:
+            self.datamodule.kept_cameras = Path(self.options.ckpt_path).resolve().parent.parent / KEPT_CAMERAS
         self.datamodule.prepare_data()
         with self.ending_cleanly():
             super()._run_subcommand(subcommand)
@@ -95,6 +115,8 @@ class FlexGSCLI(TrainingRun):
         path = self._get(self.config_init, "start_from")
         if path is not None:
             self.model.start = open_splats(path)
+        if self.datamodule.invents_cameras:
+            self.trainer.callbacks.append(CameraKeeping())  # type: ignore[attr-defined]
 
     def before_validate(self) -> None:
         """Say where a checkpoint is not measured as it was trained."""

@@ -21,7 +21,7 @@ from flexgs_lightning.data.reading import read_capture
 from flexgs_lightning.deploy.formats.registry import FORMATS, write_splats
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.deploy.opening import open_capture, open_splats, read_cameras
-from flexgs_lightning.deploy.path_file import write_path
+from flexgs_lightning.deploy.path_file import read_path, write_path
 from flexgs_lightning.deploy.quality import psnr_on_test_views
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import load
@@ -131,26 +131,62 @@ def scene_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_scene_without_photos_becomes_elastic(scene_file: Path, tmp_path: Path) -> None:
-    """At a tenth it is 2 dB better than the Gaussians that cover most pixels, on views held out of both."""
+@pytest.fixture(scope="module")
+def run_folder(scene_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a training without photos."""
+    runs = tmp_path_factory.mktemp("runs")
     arguments = [
-        *("fit", "--config", "flexgs", "--start_from", str(scene_file), f"--runs={tmp_path / 'runs'}"),
+        *("fit", "--config", "flexgs", "--start_from", str(scene_file), f"--runs={runs}"),
         *("--data.views=10", "--data.view_size=48", "--model.elastic_training.steps=100"),
         *("--model.lpips=none", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
         *("--elastic_validation.ratios", "0.1", "--importance_refresh.every_n_steps=1000"),
     ]
     assert main(arguments) == 0
-    (report,) = (tmp_path / "runs" / "globe").rglob("metrics.json")
-    found = json.loads(report.read_text())
+    return runs / "globe" / "version_0"
+
+
+def test_a_scene_without_photos_becomes_elastic(scene_file: Path, run_folder: Path) -> None:
+    """At a tenth it is 2 dB better than the Gaussians that cover most pixels, on views held out of both."""
+    found = json.loads((run_folder / "metrics.json").read_text())
     assert found["protocol"]["images"] == "renders of the scene that training started from"
     assert found["mean"]["psnr"] > 30, "all of it still is the scene"
 
-    model = load(report.parent / "checkpoints" / "last.ckpt")
+    model = load(run_folder / "checkpoints" / "last.ckpt")
     capture, scene = open_capture(model.data), open_splats(scene_file)
     weights = blending_importance(scene, [view.camera for view in capture.train_views])
     covering = scene[weights.argsort(descending=True)[:150]]
     assert found["ratios"]["0.1"]["psnr"] > mean_psnr(covering, capture) + 2
     assert found["ratios"]["0.1"]["psnr"] == pytest.approx(mean_psnr(model.at(0.1), capture), abs=0.05)
+
+
+def test_invented_cameras_are_kept_with_the_run(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever opens, measures or goes on from its checkpoint looks through those of the file."""
+    folder = shutil.copytree(run_folder, tmp_path / "globe" / "version_0")
+    last, kept = folder / "checkpoints" / "last.ckpt", folder / "cameras.json"
+    trained = open_capture(load(last).data)
+    cameras = read_path(kept)
+    torch.testing.assert_close(cameras.viewmats, torch.cat([v.camera.viewmats for v in trained.views]))
+    torch.testing.assert_close(cameras.Ks, torch.cat([view.camera.Ks for view in trained.views]))
+    larger = open_capture(load(last).data | {"view_size": 96})
+    assert (larger.views[0].camera.width, larger.views[0].camera.height) == (96, 72)
+    torch.testing.assert_close(larger.views[3].camera.viewmats, cameras.viewmats[3:4])
+
+    away = torch.eye(4)
+    away[2, 3] = -1e4  # the scene is behind: black pictures
+    write_path(replace(cameras, viewmats=away @ cameras.viewmats), kept)
+    measured = ["test", "--config", str(folder / "config.yaml"), "--ckpt_path", str(last)]
+    assert main(measured) == 0
+    assert json.loads((folder / "metrics.json").read_text())["ratios"]["0.1"]["psnr"] > 80
+    goes_on = ["fit", *measured[1:], "--model.elastic_training.steps=101", "--test_after_fit=false"]
+    assert main(goes_on) == 0
+    assert (folder / "config.resumed_1.yaml").is_file()
+    assert torch.equal(read_path(kept).viewmats, away @ cameras.viewmats)
+    kept.write_text("{}")
+    capsys.readouterr()
+    assert main(measured) == 1
+    assert "cameras.json: " in capsys.readouterr().err
 
 
 def mean_psnr(splats: Splats, capture: Capture) -> float:

@@ -130,6 +130,8 @@ class CaptureDataModule(LightningDataModule):
         self.view_size = view_size
         self.open_scene: Callable[[dict[str, Any]], Capture] | None = None
         """Makes a capture of a trained scene; given by those who know the formats of such scenes."""
+        self.kept_cameras: Path | None = None
+        """Camera path in which a training keeps the cameras that it invented."""
         self._resident = DeviceViews(device_megabytes * 2**20)
         self._capture: Capture | None = None
         self._cache: ImageCache | None = None
@@ -147,12 +149,18 @@ class CaptureDataModule(LightningDataModule):
         names += ["cameras", "views", "view_size"] if self.is_scene else []
         root = None if self.root is None else str(Path(self.root).resolve())
         near_plane = self.near_plane if self._capture is None else self._capture.near_plane
-        return {name: getattr(self, name) for name in names} | {"root": root, "near_plane": near_plane}
+        kept = {"kept_cameras": str(self.kept_cameras.resolve())} if self.kept_cameras else {}
+        return {name: getattr(self, name) for name in names} | {"root": root, "near_plane": near_plane} | kept
 
     @property
     def is_scene(self) -> bool:
         """Whether ``root`` is a trained scene in place of photos."""
         return self.root is not None and Path(self.root).is_file()
+
+    @property
+    def invents_cameras(self) -> bool:
+        """Whether that scene is looked at from cameras that nobody gave."""
+        return self.is_scene and self.cameras is None
 
     @property
     def capture(self) -> Capture:

@@ -114,8 +114,8 @@ def _scene_capture(data: dict[str, Any]) -> Capture:
         cameras = read_cameras(Path(data["cameras"]), downscale)
     else:
         lens = Lens.of_size(max(1, data.get("view_size", VIEW_SIZE) // downscale))
-        invented = invent_cameras(
-            splats, data.get("views", INVENTED_VIEWS), lens, antialiased=model.antialiased
+        invented = _kept_cameras(data, lens) or invent_cameras(
+            splats, _invented_views(data), lens, antialiased=model.antialiased
         )
         cameras = [invented[i] for i in range(len(invented))]
     cameras = [replace(camera, near_plane=data.get("near_plane") or NEAR_PLANE) for camera in cameras]
@@ -126,6 +126,19 @@ def _scene_capture(data: dict[str, Any]) -> Capture:
         antialiased=model.antialiased,
         test_every=data.get("test_every", TEST_EVERY),
     )
+
+
+def _invented_views(data: dict[str, Any]) -> int:
+    return int(data.get("views", INVENTED_VIEWS))
+
+
+def _kept_cameras(data: dict[str, Any], lens: Lens) -> Cameras | None:
+    """Those that a training invented before, as many as are wanted, for pictures of the size wanted now."""
+    kept = data.get("kept_cameras")
+    if kept is None or not Path(kept).is_file():
+        return None
+    cameras = read_path(kept)
+    return cameras.resized(lens.width, lens.height) if len(cameras) == _invented_views(data) else None
 
 
 def read_cameras(path: Path, downscale: int = 1) -> list[Cameras]:

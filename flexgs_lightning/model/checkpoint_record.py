@@ -42,7 +42,7 @@ _MOST_VALUES = 100_000
 
 
 class CaptureOptions(Struct):
-    """Arguments of ``read_colmap``: the capture that the scene was trained on."""
+    """See ``CaptureDataModule.options``: the capture that the scene was trained on."""
 
     root: str | None = None
     downscale: Positive | UnsetType = UNSET
@@ -52,6 +52,10 @@ class CaptureOptions(Struct):
     name: str | None = None
     frames: tuple[Natural, Natural] | None = None
     near_plane: Annotated[float, Meta(gt=0, le=1e30)] | None = None
+    cameras: str | None = None
+    views: Positive | UnsetType = UNSET
+    view_size: Positive | UnsetType = UNSET
+    kept_cameras: str | None = None
 
 
 class DensificationState(Struct):
