@@ -1,13 +1,16 @@
 """``flexgs data process``: from photos or a video to a capture, resumable step by step."""
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
+import contextlib
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+from PIL import UnidentifiedImageError
 
 from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.data.photos import MIN_VIEWS
@@ -17,7 +20,7 @@ from flexgs_lightning.data.sfm.sources import Source, gather
 from flexgs_lightning.data.sfm.verdict import Verdict, judge
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import LOCK, atomic_path, locked
-from flexgs_lightning.records import read_json
+from flexgs_lightning.records import read_json, shown
 from flexgs_lightning.signals import keeping
 
 logger = logging.getLogger(__name__)
@@ -86,7 +89,8 @@ def process(
     with locked(capture), keeping(f"What is done is kept in {capture}; the same command goes on."):
         report = _finished(capture, settings)
         if report is None:
-            verdict = _process(given, source, capture, settings, threads or os.cpu_count() or 1)
+            with _damage_told(capture):
+                verdict = _process(given, source, capture, settings, threads or os.cpu_count() or 1)
             report = _Report(settings, verdict)
             _write(capture / REPORT, report)
             shutil.rmtree(capture / WORK)
@@ -118,6 +122,25 @@ def _require_same(capture: Path, then: _Settings, now: _Settings) -> None:
                 f"{capture}: was begun with {name} {getattr(then, name)}, found {getattr(now, name)}; "
                 "expected the same, or another --output."
             )
+
+
+@contextlib.contextmanager
+def _damage_told(capture: Path) -> Iterator[None]:
+    """COLMAP and Pillow raise all kinds at damaged photos and at state that something else has changed.
+
+    Raises:
+        InputError: with what they say.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, LookupError, UnidentifiedImageError) as error:
+        reason = shown(str(error).strip() or type(error).__name__, 300)
+        raise InputError(
+            f"{capture / WORK}: cannot go on from there ({reason}). If something else has changed it, remove "
+            f"{capture}, and the same command begins anew."
+        ) from error
 
 
 def _process(given: Source, source: Path, capture: Path, settings: _Settings, threads: int) -> Verdict:

@@ -45,6 +45,7 @@ def map_photos(database: Path, photos: Path, models: Path, count: int, threads: 
             setattr(options.mapper, name, value)
         found = _run(database, photos, models, count, options)
     if not found:
+        shutil.rmtree(models)  # or the same command would take it for a result
         raise InputError(
             f"{photos}: no {options.min_model_size} photos fit together; expected sharp photos of one scene "
             "at rest, each overlapping the next by two thirds, taken from different places."
