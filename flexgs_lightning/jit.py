@@ -75,15 +75,15 @@ def _undisturbed(compile_one: Callable[..., Any]) -> Callable[..., Any]:
         waiting: list[tuple[int, Any]] = []
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         disturbing = {number: handler for number, handler in handlers.items() if callable(handler)}
-        for number in disturbing:
-            signal.signal(number, lambda *received: waiting.append(received))
+        for caught in disturbing:
+            signal.signal(caught, lambda *received: waiting.append(received))
         try:
             return compile_one(*arguments)
         finally:
-            for number, handler in disturbing.items():
-                signal.signal(number, handler)
+            for caught, handler in disturbing.items():
+                signal.signal(caught, handler)
             for number, frame in waiting[:1]:  # further ones are the same, see ``signals``
-                disturbing[number](number, frame)
+                disturbing[signal.Signals(number)](number, frame)
 
     return compiled
 
