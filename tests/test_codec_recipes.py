@@ -204,3 +204,12 @@ def test_facts_that_lie_are_refused(
     write(scene(60, 1), tmp_path / "whole")
     with pytest.raises(InputError, match=message):
         read(edited(tmp_path / "whole", tmp_path / "lies", **changes))
+
+
+def test_numbers_that_only_activation_makes_infinite_are_refused(tmp_path: Path) -> None:
+    write_images(scene(60, 1), tmp_path / "whole")
+    with zipfile.ZipFile(tmp_path / "whole") as archive:
+        scales = json.loads(archive.read(META))["scales"]
+    scales["scales"][0] = [1000.0, 0.1]  # logarithms
+    with pytest.raises(InputError, match="scales: NaN or infinity"):
+        read_images(edited(tmp_path / "whole", tmp_path / "lies", scales=scales))

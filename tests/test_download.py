@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 import shutil
 import stat
 import threading
@@ -153,6 +154,16 @@ def test_another_run_goes_on_from_the_part_file(
     assert (tmp_path / "file.zip").read_bytes() == PAYLOAD
     assert server.gets == [None, "bytes=1000000-"]
     assert _leftovers(tmp_path) == ["file.zip"]
+
+
+def test_a_damaged_note_of_a_part_starts_again(server: Server, tmp_path: Path) -> None:
+    server.files["file.zip"] = PAYLOAD
+    known = {"url": f"{server.url}/file.zip", "validator": "a\nb: c", "size": len(PAYLOAD), "md5": None}
+    (tmp_path / "file.zip.part.json").write_text(json.dumps(known))
+    (tmp_path / "file.zip.part").write_bytes(PAYLOAD[:1000])
+    _fetch(server, tmp_path / "file.zip")
+    assert (tmp_path / "file.zip").read_bytes() == PAYLOAD
+    assert server.gets == [None]
 
 
 def test_resume_works_by_size_alone_where_the_server_has_no_etag(server: Server, tmp_path: Path) -> None:

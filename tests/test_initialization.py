@@ -95,3 +95,11 @@ def test_an_object_alone_starts_between_it_and_the_cameras(capture: Capture) -> 
 def test_no_gaussian_at_all_is_refused() -> None:
     with pytest.raises(InputError, match=r"model.initialization.max_gaussians: .* found 0"):
         Initialization(max_gaussians=0)
+
+
+def test_points_that_no_view_sees_are_refused(capture: Capture) -> None:
+    camera = capture.views[1].camera  # the first is held out
+    behind = camera.positions - 3.0 * camera.viewmats[:, 2, :3]
+    points = replace(capture.points, positions=behind.expand(len(capture.points), 3))
+    with pytest.raises(InputError, match=r"data.root: none of the .* SfM points of .* lies in a training"):
+        start(replace(capture, views=capture.views[:2], points=points), Initialization())

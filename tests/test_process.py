@@ -173,9 +173,13 @@ def test_photos_of_nothing_in_common(tmp_path: Path) -> None:
     for i in range(3):
         noise = ndimage.zoom(random.integers(0, 256, (20, 20, 3)), (5, 5, 1), order=1).astype(np.uint8)
         Image.fromarray(noise).save(tmp_path / "photos" / f"{i}.png")
-    with pytest.raises(InputError, match="no 3 photos fit together"):
-        process(tmp_path / "photos", tmp_path / "capture", threads=1)
+    for _ in range(2):  # the second goes on where the first ended
+        with pytest.raises(InputError, match="no 3 photos fit together"):
+            process(tmp_path / "photos", tmp_path / "capture", threads=1)
     assert not (tmp_path / "capture" / "sparse").exists()
+    (tmp_path / "capture" / "process" / "database.db").write_bytes(b"no database" * 100)
+    with pytest.raises(InputError, match=r"process: cannot go on from there \("):
+        process(tmp_path / "photos", tmp_path / "capture", threads=1)
 
 
 @pytest.mark.parametrize("option", ["frames", "feature_side", "threads"])

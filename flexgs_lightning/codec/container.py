@@ -257,7 +257,7 @@ def _start(path: Path, start: bytes) -> tuple[int, int, int]:
 def check(path: Path, good: bool, name: str, found: object) -> None:
     """Refuse a header that says what cannot be."""
     if not good:
-        raise InputError(f"{path}: header: {name} out of range, found {found}.")
+        raise InputError(f"{path}: header: {name} outside its range, found {found}.")
 
 
 def check_sizes(path: Path, levels: int, cell_bits: int, components: int, width: int) -> None:

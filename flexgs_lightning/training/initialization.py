@@ -96,10 +96,15 @@ def _all_gaussians(
         return Gaussians.from_splats(start.with_sh_degree(max(sh_degree, start.sh_degree)))
     if 0 < len(points) < MIN_GAUSSIANS:
         raise InputError(
-            f"{capture.name}: found {len(points)} SfM points to start from, expected at least "
+            f"data.root: found {len(points)} SfM points in {capture.name} to start from, expected at least "
             f"{MIN_GAUSSIANS}, or none for a random start."
         )
     if len(points):
+        if not any(view.camera.contain(points.positions).any() for view in capture.train_views):
+            raise InputError(
+                f"data.root: none of the {len(points):,} SfM points of {capture.name} lies in a training "
+                "view; expected cameras and points of one reconstruction."
+            )
         return Gaussians.from_points(
             points.positions, points.colors, sh_degree=sh_degree, opacity=options.opacity
         )

@@ -90,7 +90,7 @@ def rank_gaussians(
     else:
         ranking = _rank_by_weight(model, cameras, VOLUME[importance], antialiased, times)
     if not (ranking.importance > 0).any():
-        raise InputError("importance: no training view sees any Gaussian of this scene.")
+        raise InputError("data.root: no training view sees any Gaussian of this scene.")
     return ranking
 
 

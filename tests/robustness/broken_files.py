@@ -122,7 +122,7 @@ def splat_file_bytes(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     shutil.copytree(source.parent, folder / "splats")
     broken = choose(rng, sorted(path for path in (folder / "splats").rglob("*") if path.is_file()))
     break_file(broken, rng)
-    return _convert(folder / "splats" / source.name, (source.name, broken.name))
+    return _convert(folder / "splats" / source.name, (source.name, broken.name, "meta.json"))
 
 
 @kind(6)
@@ -175,7 +175,7 @@ def _read_capture(samples: Samples, root: Path, named: tuple[str, ...], rng: Rng
     output = root.parent / "frames"
     if rng.random() < 0.05:
         options = [f"--data.root={root}", f"--runs={root.parent / 'runs'}", *TRAINING]
-        outcome = run(["fit", *options], named)
+        outcome = run(["fit", *options], (*named, "data.root"))
         if outcome.status != 0 and (root.parent / "runs").exists():
             return replace(outcome, fault=outcome.fault or "a run folder after a refusal")
         return outcome

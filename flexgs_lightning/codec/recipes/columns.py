@@ -46,14 +46,14 @@ def checked(path: Path, columns: dict[str, np.ndarray]) -> Splats:
     """Columns that were read from a file, as splats.
 
     Raises:
-        InputError: NaN or infinity among them.
+        InputError: NaN or infinity among them, or as soon as they are activated.
     """
-    for name, values in columns.items():
-        if not np.isfinite(values).all():
+    found = {name: torch.from_numpy(np.array(each, np.float32, order="C")) for name, each in columns.items()}
+    splats = to_splats(found)
+    for name, values in (found | vars(splats)).items():
+        if not values.isfinite().all():
             raise InputError(f"{path}: {name}: NaN or infinity.")
-    return to_splats(
-        {name: torch.from_numpy(np.array(values, np.float32, order="C")) for name, values in columns.items()}
-    )
+    return splats
 
 
 def morton_order(means: Float[np.ndarray, "N 3"]) -> Int[np.ndarray, " N"]:
