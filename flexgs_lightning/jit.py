@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import logging
 import os
 import pickle
-import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,6 @@ def compiler(fastmath: set[str] = FASTMATH, **options: Any) -> Callable[[Callabl
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = njit(**options)(function)
-        dispatcher.compile = _undisturbed(dispatcher.compile)
         try:
             dispatcher._cache = _Cache(function)
         except (RuntimeError, OSError) as error:  # no place for it
@@ -61,34 +59,7 @@ def compiler(fastmath: set[str] = FASTMATH, **options: Any) -> Callable[[Callabl
     return decorate
 
 
-def _undisturbed(compile_one: Callable[..., Any]) -> Callable[..., Any]:
-    """Let signals wait until a kernel is compiled, or loaded from the disk.
-
-    Their exceptions would be lost in LLVM's callbacks into Python, and leave machine code half linked: the
-    next call of it is a crash. Only the main thread is ever disturbed.
-    """
-
-    @functools.wraps(compile_one)
-    def compiled(*arguments: Any) -> Any:
-        if threading.current_thread() is not threading.main_thread():
-            return compile_one(*arguments)
-        waiting: list[tuple[int, Any]] = []
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        disturbing = {number: handler for number, handler in handlers.items() if callable(handler)}
-        for caught in disturbing:
-            signal.signal(caught, lambda *received: waiting.append(received))
-        try:
-            return compile_one(*arguments)
-        finally:
-            for caught, handler in disturbing.items():
-                signal.signal(caught, handler)
-            for number, frame in waiting[:1]:  # further ones are the same, see ``signals``
-                disturbing[signal.Signals(number)](number, frame)
-
-    return compiled
-
-
-@functools.cache
+@cache
 def _sources(folder: Path) -> str:
     """Digest of the code that a kernel of this folder may be made of.
 

@@ -1,19 +1,9 @@
 """Compiled kernels: the process that compiles them and those that load them compute the same, bit for bit."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
-
-import pytest
-from numba import types
-from numba.core.caching import NullCache
-from numba.extending import intrinsic
-
-from flexgs_lightning.jit import kernel
-from flexgs_lightning.signals import Stopped, heeded
 
 FINGERPRINT = """
 import sys
@@ -48,29 +38,6 @@ def test_a_fresh_compilation_computes_what_the_cache_does(tmp_path: Path) -> Non
         found.append(result.stdout)
     assert any(tmp_path.rglob("*.nbc")), "nothing was cached, so nothing was compared"
     assert found[0] == found[1]
-
-
-def test_a_signal_waits_until_a_kernel_is_compiled() -> None:
-    """Amid LLVM's callbacks its exception would be lost, and the half-linked kernel a crash."""
-    received = []
-
-    def intrinsics(typing_context: Any, x: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        received.append(signal.SIGTERM)
-        return types.float64(types.float64), lambda context, builder, signature, arguments: arguments[0]
-
-    signalled = intrinsic(intrinsics)
-
-    @kernel
-    def same(x: Any) -> Any:
-        return signalled(x)
-
-    same._cache = NullCache()
-    with pytest.raises(Stopped), heeded():
-        same(1.0)
-    assert received, "no signal came while it was compiled"
-    assert len(same.signatures) == 1
-    assert same(1.0) == 1.0
 
 
 INLINED = """
