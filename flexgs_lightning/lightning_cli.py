@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from flexgs_lightning.cameras import NEAR_PLANE, Cameras
-from flexgs_lightning.deploy.opening import open_capture, open_model_file, open_splats
+from flexgs_lightning.deploy.opening import open_capture, open_model_file, open_start
 from flexgs_lightning.deploy.path_file import write_path
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, read_checkpoint
@@ -114,7 +114,7 @@ class FlexGSCLI(TrainingRun):
         """Open the scene to start from."""
         path = self._get(self.config_init, "start_from")
         if path is not None:
-            self.model.start = open_splats(path)
+            self.model.start = open_start(path)
         if self.datamodule.invents_cameras:
             self.trainer.callbacks.append(CameraKeeping())  # type: ignore[attr-defined]
 

@@ -93,7 +93,7 @@ def test_motion_is_trained_densified_resumed_and_made_elastic(
     assert model.at(0.3, 0.5).sh_degree == 3, "baked"
     with pytest.raises(InputError, match="this scene moves"):
         model.at(0.3)
-    with pytest.raises(InputError, match="expected a scene that stands still to start from"):
+    with pytest.raises(InputError, match="an elastic one that moves"):
         trained(tmp_path / "anew", *SHORT, f"--start_from={folder / 'last.ckpt'}")
     assert not (tmp_path / "anew").exists()
 

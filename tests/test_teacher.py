@@ -20,7 +20,7 @@ from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.data.reading import read_capture
 from flexgs_lightning.deploy.formats.registry import FORMATS, write_splats
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
-from flexgs_lightning.deploy.opening import open_capture, open_splats, read_cameras
+from flexgs_lightning.deploy.opening import open_capture, open_start, read_cameras
 from flexgs_lightning.deploy.path_file import read_path, write_path
 from flexgs_lightning.deploy.quality import psnr_on_test_views
 from flexgs_lightning.errors import InputError
@@ -152,7 +152,7 @@ def test_a_scene_without_photos_becomes_elastic(scene_file: Path, run_folder: Pa
     assert found["mean"]["psnr"] > 30, "all of it still is the scene"
 
     model = load(run_folder / "checkpoints" / "last.ckpt")
-    capture, scene = open_capture(model.data), open_splats(scene_file)
+    capture, scene = open_capture(model.data), open_start(scene_file).gaussians.splats()
     weights = blending_importance(scene, [view.camera for view in capture.train_views])
     covering = scene[weights.argsort(descending=True)[:150]]
     assert found["ratios"]["0.1"]["psnr"] > mean_psnr(covering, capture) + 2

@@ -26,7 +26,8 @@ from flexgs_lightning.deploy.formats.registry import is_splat_file, read_splats
 from flexgs_lightning.deploy.path_file import read_path
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model, load
-from flexgs_lightning.splats import Splats
+from flexgs_lightning.model.gaussians import Gaussians
+from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.teacher.capture import scene_capture
 from flexgs_lightning.teacher.vantage_points import Lens, invent_cameras
 
@@ -75,19 +76,23 @@ def load_any(path: Path) -> Model:
     return model
 
 
-def open_splats(path: Path) -> Splats:
-    """The full scene of a checkpoint, or of a splat file by its name's ending.
+def open_start(path: Path) -> Scene:
+    """What a training starts from: the full scene of a checkpoint, or of a splat file by its name's ending.
 
     Raises:
-        InputError: see ``load`` and ``read_splats``; the scene moves.
+        InputError: see ``load`` and ``read_splats``; the scene moves and is not one checkpoint's of the first
+            stage.
     """
     model = open_model_file(path)
-    if model.moves:
+    if not model.moves:
+        return Scene(Gaussians.from_splats(model.splats()))
+    if model.elastic or path.suffix.lower() == SUFFIX:
         raise InputError(
-            f"{path}: expected a scene that stands still to start from, found one that moves. Its training "
-            "goes on, also to another stage, with --ckpt_path; flexgs export --time writes one moment of it."
+            f"{path}: expected a scene that stands still, or a moving one of the first stage, to start from, "
+            "found an elastic one that moves. Its training goes on with --ckpt_path; flexgs export --time "
+            "writes one moment of it."
         )
-    return model.splats()
+    return model.scene
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from flexgs_lightning.data.ordering import HeldOutOrder
 from flexgs_lightning.data.streaming import ImageCache, ViewDataset, ViewLoader
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.surgery import Surgery
-from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.training.elastic.stage import begin_elastic_stage
 from flexgs_lightning.training.losses import photometric_loss
+from flexgs_lightning.training.moments import everyone_at
 from flexgs_lightning.training.scene_module import SceneModule
 
 FRACTION = 0.05
@@ -97,12 +97,8 @@ def gradient_scores(module: SceneModule, views: ViewLoader) -> Float[Tensor, " N
         batch = view.to(module.device)
         background = module.evaluation_background
         with torch.enable_grad():
-            image = rasterize(
-                module.scene.at(),
-                batch.cameras,
-                background=background,
-                antialiased=module.antialiased,
-            ).image
+            everyone = everyone_at(module.scene, module.moments(batch))
+            image = module.draw(everyone, batch, background).image
             loss = photometric_loss(image, batch.targets(background), module.ssim_weight)
         for gradient in torch.autograd.grad(loss, parameters, allow_unused=True):
             if gradient is None:  # an attribute that is not drawn

@@ -15,9 +15,9 @@ from torch import Tensor
 from flexgs_lightning.data.capture import ViewBatch
 from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.data.streaming import ViewLoader
+from flexgs_lightning.evaluation.subject import Subject
 from flexgs_lightning.metrics.protocol import ImageMetrics
 from flexgs_lightning.rendering.rasterizer import rasterize
-from flexgs_lightning.splats import Splats
 
 SWITCHES = 7
 """Switches that are timed; the first one, which warms caches, does not count."""
@@ -25,29 +25,32 @@ SWITCHES = 7
 
 @torch.no_grad()
 def measure(
-    splats: Splats,
+    subject: Subject,
     data: CaptureDataModule,
     metrics: ImageMetrics,
     background: Float[Tensor, " 3"],
     *,
     antialiased: bool,
 ) -> dict[str, Any]:
-    """Metrics of ``splats`` on the capture's held-out views.
+    """Metrics of a scene on the capture's held-out views, each at its time.
 
     Returns:
         "psnr" (dB), "ssim", "lpips" (where there is one): means over images; "milliseconds": median of one
-        render, the second of each view; "images": name and metrics of each.
+        render, the second of each view, with a moving scene's way to its time; "images": name and metrics of
+        each.
     """
 
     def draw(batch: ViewBatch) -> Tensor:
+        splats = subject.at(None if batch.times is None else float(batch.times[0]))
         return rasterize(splats, batch.cameras, background=background, antialiased=antialiased).image
 
-    metrics = metrics.like().to(splats.device)
+    device = background.device
+    metrics = metrics.like().to(device)
     images, times = [], []
     for view in cast(ViewLoader, data.test_dataloader()):
-        batch = view.to(splats.device)
+        batch = view.to(device)
         values = metrics.update(draw(batch), batch.targets(background))
-        times.append(_milliseconds(partial(draw, batch), splats.device) / len(batch))
+        times.append(_milliseconds(partial(draw, batch), device) / len(batch))
         for i, name in enumerate(batch.names):
             images.append({"name": name, **{key: value[i].item() for key, value in values.items()}})
     means = {key: statistics.fmean(image[key] for image in images) for key in images[0] if key != "name"}
@@ -55,7 +58,7 @@ def measure(
 
 
 @torch.no_grad()
-def switch_milliseconds(switch: Callable[[], Splats], device: torch.device) -> float:
+def switch_milliseconds(switch: Callable[[], object], device: torch.device) -> float:
     """Median milliseconds of one switch."""
     times = [_milliseconds(switch, device) for _ in range(SWITCHES)]
     return statistics.median(times[1:])

@@ -18,7 +18,8 @@ from flexgs_lightning.data.capture import Capture, View
 from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.deploy.opening import choose_device
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.evaluation.scores import Score, pruning_order
+from flexgs_lightning.evaluation.scores import Score
+from flexgs_lightning.evaluation.subject import Subject, subject_of
 from flexgs_lightning.evaluation.training import Settings, check_settings, merged
 from flexgs_lightning.metrics.protocol import ImageMetrics
 from flexgs_lightning.model.budget import count_at
@@ -29,7 +30,10 @@ from flexgs_lightning.training.optimization import MOST_STEPS
 
 log = logging.getLogger(__name__)
 
-SHARED_MODEL = ("background", "antialiased", "ssim_weight", "learning_rates", "sh_degree_interval")
+SHARED_MODEL = (
+    *("background", "antialiased", "ssim_weight", "learning_rates", "sh_degree_interval"),
+    *("appearance", "camera_colors"),
+)
 """Settings of the model that are the scene's and not a method's; the rest of a run's config is left aside."""
 
 
@@ -115,17 +119,22 @@ class Study:
         return self.model.antialiased
 
     @functools.cached_property
-    def splats(self) -> Splats:
+    def subject(self) -> Subject:
         """The first stage, on the device."""
-        return self.model.splats().to(self.device)
+        return subject_of(self.model.to(self.device))
+
+    @property
+    def splats(self) -> Splats:
+        """The first stage, which stands still, on the device."""
+        return self.subject.at(None)
 
     @functools.cache  # noqa: B019 (a study lives as long as the program)
     def order(self, score: Score) -> Int[Tensor, " N"]:
         """[N] ranking of the first stage by a pruning score over the training views."""
-        cameras = [view.camera for view in self.capture.train_views]
-        return pruning_order(
-            self.splats,
-            cameras,
+        views = self.capture.train_views
+        return self.subject.order(
+            [view.camera for view in views],
+            [view.time for view in views],
             score,
             background=self.background,
             antialiased=self.antialiased,

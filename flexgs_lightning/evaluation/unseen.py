@@ -14,6 +14,7 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.curves import plot
 from flexgs_lightning.evaluation.measure import measure
 from flexgs_lightning.evaluation.study import Schedule, Study, open_study
+from flexgs_lightning.evaluation.subject import subject_of
 from flexgs_lightning.evaluation.tables import unseen_page
 from flexgs_lightning.evaluation.training import TRAINING
 from flexgs_lightning.files import atomic_path, locked
@@ -116,10 +117,10 @@ def _measured(name: str, study: Study, ratios: Sequence[float], tolerance: float
     model = study.model.to(study.device)
     results = []
     for ratio in tqdm(ratios, desc=name, unit="ratio"):
-        splats = model.at(ratio)
-        means = measure(splats, study.data, study.metrics, study.background, antialiased=study.antialiased)
+        subject = subject_of(model, ratio)
+        means = measure(subject, study.data, study.metrics, study.background, antialiased=study.antialiased)
         means.pop("images")
-        results.append({"ratio": ratio, "gaussians": len(splats), **means})
+        results.append({"ratio": ratio, "gaussians": len(subject), **means})
     return {
         "gaussians": len(model),
         "ratios": results,

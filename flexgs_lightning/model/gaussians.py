@@ -79,6 +79,12 @@ class Gaussians(nn.Module):
         """Gaussians of the same table with other rows; what a scene has once stays."""
         return Gaussians({**self.params, **rows}, self.attributes.values())
 
+    def with_sh_degree(self, degree: int) -> Gaussians:
+        """The same with spherical harmonics cut to, or filled up with zeros to, another degree."""
+        sh, wanted = self.params["sh"].detach(), (degree + 1) ** 2
+        missing = max(wanted - sh.shape[1], 0)
+        return self.like({"sh": torch.cat([sh, sh.new_zeros(len(sh), missing, 3)], dim=1)[:, :wanted]})
+
     def extended(self, added: Iterable[Attribute]) -> Gaussians:
         """With further attributes, as the table lets them start; itself where it has them all."""
         wanted = [*self.attributes.values(), *added]

@@ -1,6 +1,8 @@
 """Where a scene starts: from SfM points, at random, or from a trained scene."""
 
 # No `from __future__ import annotations` here: jsonargparse reads the options' types.
+import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +17,9 @@ from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.part import Part
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.processes import ALONE, Shards
-from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.densification.checks import MIN_GAUSSIANS
+
+logger = logging.getLogger(__name__)
 
 MOST_RANDOM = 100_000_000
 """Gaussians of a random start: more fit no memory."""
@@ -63,7 +66,7 @@ def initial_scene(
     capture: Capture,
     options: Initialization,
     sh_degree: int,
-    start: Splats | None,
+    start: Scene | None,
     parts: Mapping[str, Part],
     shards: Shards = ALONE,
 ) -> Scene:
@@ -76,12 +79,16 @@ def initial_scene(
         options: for a new scene.
         sh_degree: degree of the spherical harmonics; that of ``start`` if it is higher.
         start: a trained scene to go on from, instead of a new one.
-        parts: what changes the Gaussians before they are drawn.
+        parts: what changes the Gaussians before they are drawn; those of ``start`` if it has any.
         shards: who holds the Gaussians.
     """
     points = _thinned(capture.points, options.max_gaussians)
+    moving = start is not None and start.moves
+    if start is not None and moving:
+        logger.info("The scene to start from moves: model.motion and model.appearance are as it has them.")
+        parts = copy.deepcopy(dict(zip(start.parts.keys(), start.each_part(), strict=True)))
     scene = Scene(_all_gaussians(capture, points, options, sh_degree, start), parts=parts)
-    for part in scene.each_part():
+    for part in [] if moving else scene.each_part():
         part.begin(scene.gaussians, points.times if start is None and len(points) else None)
     if not shards.several:
         return scene
@@ -90,10 +97,10 @@ def initial_scene(
 
 
 def _all_gaussians(
-    capture: Capture, points: Points, options: Initialization, sh_degree: int, start: Splats | None
+    capture: Capture, points: Points, options: Initialization, sh_degree: int, start: Scene | None
 ) -> Gaussians:
     if start is not None:
-        return Gaussians.from_splats(start.with_sh_degree(max(sh_degree, start.sh_degree)))
+        return start.gaussians.with_sh_degree(max(sh_degree, start.gaussians.sh_degree))
     if 0 < len(points) < MIN_GAUSSIANS:
         raise InputError(
             f"data.root: found {len(points)} SfM points in {capture.name} to start from, expected at least "

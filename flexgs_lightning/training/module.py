@@ -84,7 +84,7 @@ class FlexGSModule(SceneModule):
                 raise InputError("model.reconstruction_steps: 0 needs --start_from, a checkpoint or PLY.")
             seed_generators(self.seed)
             self.started_trained = self.start is not None
-            if moving_parts(self.motion):
+            if moving_parts(self.motion) or (self.start is not None and self.start.moves):
                 check_times(self.capture)
             self.scene = initial_scene(
                 self.capture, self.initialization, self.sh_degree, self.start, self.first_parts(), self.shards

@@ -21,7 +21,6 @@ from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.processes import Shards
 from flexgs_lightning.rendering.sharded import renderer_of
 from flexgs_lightning.rendering.types import IMAGE, Drawn, Outputs, Renderer, Rendering
-from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.camera_colors import CameraColors
 from flexgs_lightning.training.checks import FiniteWatch, check_appearance, check_options
 from flexgs_lightning.training.clearance import CameraClearance, ClearSpace
@@ -153,7 +152,7 @@ class SceneModule(lightning.LightningModule):
         self.compression_training = compression_training
         self.temperature = 1.0
         self.scene = Scene(Gaussians.empty(sh_degree))
-        self.start: Splats | None = None
+        self.start: Scene | None = None
         self.started_trained = False
         self.extent = 1.0
         self.clear_space: ClearSpace | None = None

@@ -9,7 +9,6 @@ from typing import Any
 
 from PIL import Image
 
-from flexgs_lightning.deploy.formats.ply import ply_bytes
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.cell_folders import RESULT, CellFolder, Shared, keep_facts, run_cells
@@ -81,24 +80,24 @@ def run(study: Study, cells: Sequence[Cell]) -> None:
 def _run_cell(study: Study, cell: Cell, maker: Maker) -> None:
     outcome = maker(cell.ratio, cell.folder)
     expected = count_at(cell.ratio, len(study))
-    if len(outcome.splats) != expected:
-        raise InputError(f"{cell}: expected exactly {expected} Gaussians, found {len(outcome.splats)}.")
-    splats = outcome.splats.detach()
-    measured = measure(splats, study.data, study.metrics, study.background, antialiased=study.antialiased)
+    subject = outcome.subject
+    if len(subject) != expected:
+        raise InputError(f"{cell}: expected exactly {expected} Gaussians, found {len(subject)}.")
+    measured = measure(subject, study.data, study.metrics, study.background, antialiased=study.antialiased)
     images = measured.pop("images")
     training = outcome.training
     result = {
         "method": cell.method.name,
         "ratio": cell.ratio,
-        "gaussians": len(splats),
-        "megabytes": ply_bytes(len(splats), splats.sh_degree) / MEGABYTE,
+        "gaussians": len(subject),
+        "megabytes": subject.nbytes / MEGABYTE,
         **measured,
         "switch_milliseconds": switch_milliseconds(outcome.switch, study.device),
         "training": None if training is None else {"steps": training.steps, "seconds": training.seconds},
         "images": images,
     }
     view = study.picture_view
-    picture = to_uint8(draw(splats, view.camera, study.background, study.antialiased))
+    picture = to_uint8(draw(subject.at(view.time), view.camera, study.background, study.antialiased))
     with atomic_path(cell.folder / VIEW) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG")
     cell.finish(result)

@@ -16,10 +16,10 @@ from flexgs_lightning.evaluation.iterative_pruning import rounds_needed
 from flexgs_lightning.evaluation.scores import Score
 from flexgs_lightning.evaluation.scratch import scratch_settings
 from flexgs_lightning.evaluation.study import Schedule, Study
+from flexgs_lightning.evaluation.subject import Moving, Still, Subject, subject_of
 from flexgs_lightning.evaluation.training import Settings, Training, merged, train
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import load
-from flexgs_lightning.splats import Splats
 
 PUBLISHED_ROUND, PUBLISHED_END = 1_000, 5_000
 """Iterations after each pruning and at the end (COGS 2025 runner-up)."""
@@ -30,13 +30,13 @@ class Outcome:
     """A scene at a ratio.
 
     Attributes:
-        splats: exactly floor(e N) Gaussians.
+        subject: exactly floor(e N) Gaussians.
         switch: what a device that holds the method's model does to come from another ratio to this one.
         training: what it took; None if nothing was trained. Ratios of one training share it.
     """
 
-    splats: Splats
-    switch: Callable[[], Splats]
+    subject: Subject
+    switch: Callable[[], object]
     training: Training | None
 
 
@@ -85,11 +85,23 @@ class Pruning(Method):
 
     def prepare(self, study: Study, folder: Path) -> Maker:
         """Sort once; every ratio is a slice."""
+        if not isinstance(study.subject, Still):
+            return self._of_a_film(study)
         ranked = study.splats[study.order(self.score)]
 
         def make(ratio: float, cell: Path) -> Outcome:
             count = count_at(ratio, len(ranked))
-            return Outcome(ranked[:count], lambda: ranked[:count], None)
+            return Outcome(Still(ranked[:count]), lambda: ranked[:count], None)
+
+        return make
+
+    def _of_a_film(self, study: Study) -> Maker:
+        """Rows of all that moves are taken, for there is no file of a part of them."""
+        order = study.order(self.score)
+
+        def make(ratio: float, cell: Path) -> Outcome:
+            kept = order[: count_at(ratio, len(study))]
+            return Outcome(study.subject.chosen(kept), lambda: study.subject.chosen(kept), None)
 
         return make
 
@@ -120,13 +132,12 @@ class Finetuning(Method):
         return {"score": self.score, "finetune_steps": study.schedule.finetune_steps}
 
     def prepare(self, study: Study, folder: Path) -> Maker:
-        """Sort once; for each ratio prune, train, and store the file that a device would load."""
+        """Sort once; for each ratio prune, train, and keep the file that a device would load."""
         order = study.order(self.score)
 
         def make(ratio: float, cell: Path) -> Outcome:
-            start = cell / "pruned.ply"
-            write_ply(study.splats[order[: count_at(ratio, len(study))]], start)
-            training = train(cell, start, one_ratio(study.settings), study.schedule.finetune_steps)
+            pruned = study.subject.chosen(order[: count_at(ratio, len(study))])
+            training = train(cell, pruned.scene, one_ratio(study.settings), study.schedule.finetune_steps)
             return _from_file(training, cell, study)
 
         return make
@@ -193,6 +204,8 @@ class Scratch(Method):
         """For each ratio train, and store the file that a device would load."""
 
         def make(ratio: float, cell: Path) -> Outcome:
+            if study.model.moves:
+                raise InputError("scratch:mcmc: expected a scene that stands still, found one that moves.")
             steps = study.scratch_steps
             own = scratch_settings(len(study.capture.points), count_at(ratio, len(study)), steps)
             return _from_file(train(cell, None, merged(study.settings, own), steps), cell, study)
@@ -231,7 +244,11 @@ class Elastic(Method):
         settings = merged(study.settings, scaled(self.settings, steps))
         training = train(folder, study.checkpoint, settings, steps)
         model = load(training.checkpoint).to(study.device)
-        return lambda ratio, cell: Outcome(model.at(ratio), lambda: model.at(ratio), training)
+
+        def make(ratio: float, cell: Path) -> Outcome:
+            return Outcome(subject_of(model, ratio), lambda: subject_of(model, ratio), training)
+
+        return make
 
 
 def is_file(name: str) -> bool:
@@ -288,7 +305,10 @@ def scaled(settings: Settings, steps: int) -> Settings:
 
 
 def _from_file(training: Training, cell: Path, study: Study) -> Outcome:
+    if study.model.moves:
+        film = load(training.checkpoint).to(study.device)
+        return Outcome(Moving(film), lambda: load(training.checkpoint).to(study.device), training)
     path = cell / "scene.ply"
     splats = load(training.checkpoint).splats()
     write_ply(splats, path)
-    return Outcome(splats.to(study.device), lambda: read_ply(path).to(study.device), training)
+    return Outcome(Still(splats.to(study.device)), lambda: read_ply(path).to(study.device), training)

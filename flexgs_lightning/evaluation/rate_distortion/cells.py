@@ -13,6 +13,7 @@ from flexgs_lightning.evaluation.measure import measure
 from flexgs_lightning.evaluation.rate_distortion.systems import Coded, Maker, System
 from flexgs_lightning.evaluation.records import read_rates
 from flexgs_lightning.evaluation.study import Study
+from flexgs_lightning.evaluation.subject import Still
 from flexgs_lightning.metrics.protocol import worst_view
 from flexgs_lightning.records import shown
 
@@ -78,12 +79,12 @@ def run(study: Study, cells: Sequence[RateCell]) -> None:
 
 def _measured(study: Study, coded: Coded) -> dict[str, Any]:
     """A point as plain values: what was read back, on held-out views."""
-    splats = coded.splats.to(study.device)
-    measured = measure(splats, study.data, study.metrics, study.background, antialiased=study.antialiased)
+    scene = Still(coded.splats.to(study.device))
+    measured = measure(scene, study.data, study.metrics, study.background, antialiased=study.antialiased)
     worst = worst_view(measured.pop("images"))
     return {
         "label": coded.label,
-        "gaussians": len(splats),
+        "gaussians": len(scene),
         "bytes": coded.size,
         **measured,
         "worst": worst,
