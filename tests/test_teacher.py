@@ -152,7 +152,7 @@ def test_a_scene_without_photos_becomes_elastic(scene_file: Path, run_folder: Pa
     assert found["mean"]["psnr"] > 30, "all of it still is the scene"
 
     model = load(run_folder / "checkpoints" / "last.ckpt")
-    capture, scene = open_capture(model.data), open_start(scene_file).gaussians.splats().detach()
+    capture, scene = open_capture(model.data), open_start(scene_file).splats()
     weights = blending_importance(scene, [view.camera for view in capture.train_views])
     covering = scene[weights.argsort(descending=True)[:150]]
     assert found["ratios"]["0.1"]["psnr"] > mean_psnr(covering, capture) + 2

@@ -26,8 +26,6 @@ from flexgs_lightning.deploy.formats.registry import is_splat_file, read_splats
 from flexgs_lightning.deploy.path_file import read_path
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model, load
-from flexgs_lightning.model.gaussians import Gaussians
-from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.teacher.capture import scene_capture
 from flexgs_lightning.teacher.vantage_points import Lens, invent_cameras
 
@@ -76,7 +74,7 @@ def load_any(path: Path) -> Model:
     return model
 
 
-def open_start(path: Path) -> Scene:
+def open_start(path: Path) -> Model:
     """What a training starts from: the full scene of a checkpoint, or of a splat file by its name's ending.
 
     Raises:
@@ -85,14 +83,14 @@ def open_start(path: Path) -> Scene:
     """
     model = open_model_file(path)
     if not model.moves:
-        return Scene(Gaussians.from_splats(model.splats()))
+        return Model.of_splats(model.splats(), model.name, model.antialiased)
     if model.elastic or path.suffix.lower() == SUFFIX:
         raise InputError(
             f"{path}: expected a scene that stands still, or a moving one of the first stage, to start from, "
             "found an elastic one that moves. Its training goes on with --ckpt_path; flexgs export --time "
             "writes one moment of it."
         )
-    return model.scene
+    return model
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from flexgs_lightning.evaluation.scores import LOWEST_RATIO, Score, pruning_orde
 from flexgs_lightning.model.attributes import floats_per_gaussian
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import Model
-from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.selector import rank
 from flexgs_lightning.splats import Splats
@@ -44,7 +43,7 @@ class Subject(ABC):
 
     @property
     @abstractmethod
-    def scene(self) -> Scene:
+    def start(self) -> Model:
         """What a training starts from."""
 
     @property
@@ -88,9 +87,9 @@ class Still(Subject):
         return Still(self.splats[places])
 
     @property
-    def scene(self) -> Scene:
+    def start(self) -> Model:
         """On the CPU."""
-        return Scene(Gaussians.from_splats(self.splats.detach().to("cpu")))
+        return Model.of_splats(self.splats.detach().to("cpu"), "start")
 
     @property
     def nbytes(self) -> int:
@@ -134,14 +133,14 @@ class Moving(Subject):
 
     def chosen(self, places: Int[Tensor, " M"]) -> Moving:
         """Some of the Gaussians of a scene of the first stage."""
-        whole = self.scene
+        whole = self.start.scene
         rows = {name: values.detach()[places] for name, values in whole.gaussians.own().items()}
         parts = dict(zip(whole.parts.keys(), whole.each_part(), strict=True))
         return Moving(replace(self.model, scene=Scene(whole.gaussians.like(rows), parts=parts).eval()))
 
     @property
-    def scene(self) -> Scene:
-        """The scene itself.
+    def start(self) -> Model:
+        """The model itself.
 
         Raises:
             InputError: it is elastic, so that its Gaussians are not all there is to it.
@@ -150,7 +149,7 @@ class Moving(Subject):
             raise InputError(
                 f"{self.model.name}: expected a moving scene of the first stage, found an elastic one."
             )
-        return self.model.scene
+        return self.model
 
     @property
     def nbytes(self) -> int:
@@ -173,7 +172,7 @@ class Moving(Subject):
         Raises:
             InputError: another score.
         """
-        scene, device = self.scene, background.device
+        scene, device = self.start.scene, background.device
         if score == "random":
             return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(device)
         if score == "opacity":

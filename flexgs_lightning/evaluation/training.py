@@ -18,8 +18,7 @@ from flexgs_lightning.deploy.opening import open_start
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.iterative_pruning import IterativePruning
 from flexgs_lightning.files import atomic_path
-from flexgs_lightning.model.checkpoint import read_checkpoint
-from flexgs_lightning.model.scene import Scene
+from flexgs_lightning.model.checkpoint import Model, read_checkpoint
 from flexgs_lightning.records import shown
 from flexgs_lightning.training.callbacks.checkpointing import FOLDER, LAST
 from flexgs_lightning.training.callbacks.clock import seconds_of
@@ -58,12 +57,12 @@ class MethodRun(TrainingRun):
         parser.add_lightning_class_args(IterativePruning, "iterative_pruning")
 
 
-def train(folder: Path, start: Path | Scene | None, settings: Settings, steps: int) -> Training:
+def train(folder: Path, start: Path | Model | None, settings: Settings, steps: int) -> Training:
     """Train one stage of ``steps`` iterations below ``folder``, or finish what was begun there.
 
     Args:
         folder: of the method or cell; the run lies in its ``training/``.
-        start: scene, or checkpoint or splat file of one, that an elastic stage starts from; None for a first
+        start: model, or checkpoint or splat file, that an elastic stage starts from; None for a first
             stage, from SfM points.
         settings: a config of ``flexgs fit`` without the stage's length.
         steps: iterations.
@@ -90,7 +89,7 @@ def train(folder: Path, start: Path | Scene | None, settings: Settings, steps: i
     return Training(last, checkpoint["global_step"], seconds)
 
 
-def _run(config: Path, options: list[str], start: Path | Scene | None) -> None:
+def _run(config: Path, options: list[str], start: Path | Model | None) -> None:
     """Train, from ``start`` if there is one."""
     run = _prepared(["--config", str(config), *options], str(config))
     run.model.start = open_start(start) if isinstance(start, Path) else start

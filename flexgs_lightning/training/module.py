@@ -86,8 +86,9 @@ class FlexGSModule(SceneModule):
             self.started_trained = self.start is not None
             if moving_parts(self.motion) or (self.start is not None and self.start.moves):
                 check_times(self.capture)
+            start = None if self.start is None else self.start.scene
             self.scene = initial_scene(
-                self.capture, self.initialization, self.sh_degree, self.start, self.first_parts(), self.shards
+                self.capture, self.initialization, self.sh_degree, start, self.first_parts(), self.shards
             )
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

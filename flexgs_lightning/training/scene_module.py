@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flexgs_lightning.data.capture import Capture, ViewBatch
 from flexgs_lightning.metrics.protocol import ImageMetrics
+from flexgs_lightning.model.checkpoint import Model
 from flexgs_lightning.model.elastic import ElasticOptions
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.moving import Appearance, MotionOptions, first_parts
@@ -152,7 +153,8 @@ class SceneModule(lightning.LightningModule):
         self.compression_training = compression_training
         self.temperature = 1.0
         self.scene = Scene(Gaussians.empty(sh_degree))
-        self.start: Scene | None = None
+        self.start: Model | None = None
+        """A trained scene to start from, instead of points; to be set before ``fit``."""
         self.started_trained = False
         self.extent = 1.0
         self.clear_space: ClearSpace | None = None

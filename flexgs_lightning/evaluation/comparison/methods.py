@@ -137,7 +137,7 @@ class Finetuning(Method):
 
         def make(ratio: float, cell: Path) -> Outcome:
             pruned = study.subject.chosen(order[: count_at(ratio, len(study))])
-            training = train(cell, pruned.scene, one_ratio(study.settings), study.schedule.finetune_steps)
+            training = train(cell, pruned.start, one_ratio(study.settings), study.schedule.finetune_steps)
             return _from_file(training, cell, study)
 
         return make
