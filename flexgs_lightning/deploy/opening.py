@@ -102,7 +102,8 @@ def open_capture(data: dict[str, Any]) -> Capture:
     """Read the capture that ``Model.data`` names; a trained scene in place of photos takes its own.
 
     Raises:
-        InputError: see ``read_capture``, ``open_model_file``, ``read_cameras`` and ``invent_cameras``.
+        InputError: see ``read_capture``, ``open_model_file``, ``read_cameras`` and ``invent_cameras``; cameras
+            that are all held out.
     """
     if Path(data["root"]).is_file():
         return _scene_capture(data)
@@ -122,13 +123,19 @@ def _scene_capture(data: dict[str, Any]) -> Capture:
         )
         cameras = [invented[i] for i in range(len(invented))]
     cameras = [replace(camera, near_plane=data.get("near_plane") or NEAR_PLANE) for camera in cameras]
-    return scene_capture(
+    capture = scene_capture(
         splats,
         cameras,
         name=data.get("name") or model.name,
         antialiased=model.antialiased,
         test_every=data.get("test_every", TEST_EVERY),
     )
+    if not capture.train_views:
+        raise InputError(
+            f"{data.get('cameras') or 'data.views'}: all {len(cameras)} cameras are held out by data.test_every "
+            f"{capture.test_every}; expected one to train with."
+        )
+    return capture
 
 
 def _invented_views(data: dict[str, Any]) -> int:

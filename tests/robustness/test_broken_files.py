@@ -22,6 +22,8 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, load
 from flexgs_lightning.model.checkpoint_record import sealed
 
+HEALED = {"download_note"}
+"""Kinds whose broken files are thrown away, and the command starts from the beginning."""
 SHARES = sum(share for _, share in KINDS.values())
 
 
@@ -37,7 +39,7 @@ def test_broken_files(name: str, samples: Samples, tmp_path: Path) -> None:
         if outcome.fault is not None:
             faults.append(f"seed {SEED}, {name} {number}: {outcome.fault}: {outcome.message}")
     assert not faults, "\n".join(faults)
-    assert sound < len(numbers), "nothing was refused: these files are not broken"
+    assert sound < len(numbers) or name in HEALED, "nothing was refused: these files are not broken"
 
 
 ENORMOUS = {

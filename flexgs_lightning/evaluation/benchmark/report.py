@@ -117,14 +117,14 @@ def scene_row(metrics: Mapping[str, Any], elastic_file: Path | None = None) -> d
 
 
 def _mean(rows: Sequence[Row]) -> dict[float, dict[str, float]]:
-    """Mean of the rows where all of them have a value."""
+    """Mean of the rows where all of them have a number."""
     if not rows:
         return {}
     return {
         ratio: {
             name: statistics.fmean(row[ratio][name] for row in rows)
             for name in rows[0][ratio]
-            if name != WORST and all(name in row[ratio] for row in rows)
+            if all(isinstance(row[ratio].get(name), int | float) for row in rows)
         }
         for ratio in rows[0]
         if all(ratio in row for row in rows)
@@ -148,12 +148,12 @@ def _plain(row: Row) -> dict[str, Mapping[str, Any]]:
 def _protocols(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """What was measured, from the scenes' own reports; where scenes differ, which scenes do what."""
     result = {}
-    for key in next(iter(metrics.values()))["protocol"] if metrics else ():
+    for key in next(iter(metrics.values())).get("protocol", {}) if metrics else ():
         if key == "name":
             continue
         users: dict[str, list[str]] = {}
         for scene, found in metrics.items():
-            users.setdefault(str(found["protocol"].get(key)), []).append(scene)
+            users.setdefault(str(found.get("protocol", {}).get(key)), []).append(scene)
         several = (f"{value} ({', '.join(scenes)})" for value, scenes in users.items())
         result[key] = next(iter(users)) if len(users) == 1 else "; ".join(several)
     return result
