@@ -180,6 +180,16 @@ def test_the_mean_is_over_scenes_and_stands_beside_the_papers() -> None:
     assert not any("not one of methods alone" in line for line in lines)
 
 
+def test_records_without_a_protocol_or_with_fields_of_others_are_reported() -> None:
+    other, plain = measured(20.0), measured(22.0)
+    del plain["protocol"]
+    for scene in (other, plain):
+        scene["ratios"]["0.01"]["notes"] = {"by": "hand"}
+    report = summarise("zipnerf", "zipnerf", {"alameda": other, "nyc": plain}, {})
+    assert report["mean"]["0.01"]["psnr"] == pytest.approx(21.0)
+    assert "notes" not in report["mean"]["0.01"]
+
+
 def test_missing_scenes_are_named_and_leave_no_difference() -> None:
     scenes = {"alameda": measured(20.0), "nyc": measured(21.0, "images/ reduced by 2 (area filter)")}
     missing = {"berlin": "exit status 1, no memory", "london": "not run"}

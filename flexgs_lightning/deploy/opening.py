@@ -102,8 +102,8 @@ def open_capture(data: dict[str, Any]) -> Capture:
     """Read the capture that ``Model.data`` names; a trained scene in place of photos takes its own.
 
     Raises:
-        InputError: see ``read_capture``, ``open_model_file``, ``read_cameras`` and ``invent_cameras``; cameras
-            that are all held out.
+        InputError: see ``read_capture``, ``open_model_file``, ``read_cameras`` and
+            ``invent_cameras``; cameras that are all held out.
     """
     if Path(data["root"]).is_file():
         return _scene_capture(data)
@@ -132,8 +132,8 @@ def _scene_capture(data: dict[str, Any]) -> Capture:
     )
     if not capture.train_views:
         raise InputError(
-            f"{data.get('cameras') or 'data.views'}: all {len(cameras)} cameras are held out by data.test_every "
-            f"{capture.test_every}; expected one to train with."
+            f"{data.get('cameras') or 'data.views'}: all {len(cameras)} cameras are held out by "
+            f"data.test_every {capture.test_every}; expected one to train with."
         )
     return capture
 
