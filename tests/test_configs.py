@@ -35,7 +35,7 @@ PROMISES: dict[str, tuple[str, dict[str, Any]]] = {
     "moving/whole_film.yaml": ("film", {"model.stages.total": 50000}),
     "moving/shared_motions.yaml": ("film", {"model.stages.total": 50000}),
     "neural_3d_video.yaml": ("flame_steak", {"data.downscale": 2, "data.frames": None}),
-    "panoptic_sports.yaml": ("basketball", {"data.near_plane": 1.0, "model.stages.total": 10000}),
+    "panoptic_sports.yaml": ("basketball", {"data.near_plane": 1.0, "model.stages.total": 8000}),
     "tanks_and_temples.yaml": ("truck", {"data.downscale": 1, "data.test_every": 8}),
     "tanks_and_temples_quarter.yaml": ("truck", {"data.downscale": 4, "model.background": "white"}),
     "zipnerf.yaml": ("berlin", {"data.downscale": 2, "data.cache_megabytes": 8192}),
