@@ -13,8 +13,12 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flexgs_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 PARTIAL = ".partial"
 """In the name of a file that is still being written, before its suffix."""
@@ -108,13 +112,28 @@ def locked(folder: Path, new: bool = False) -> Iterator[None]:
         BusyError: another process works there, which the message names.
         InputError: the folder cannot be written.
     """
-    from filelock import FileLock, Timeout  # here, because every start of the program would wait for it
+    from filelock import FileLock  # here, because every start of the program would wait for it
+
+    lock, made = FileLock(folder / LOCK), list[Path]()
+    try:  # a signal may come as soon as the lock's file is there
+        _take(lock, folder, new, made)
+        yield
+    finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):  # Windows keeps a file that is open
+                (folder / LOCK).unlink()
+            _remove_empty(made)
+            lock.release()
+
+
+def _take(lock: BaseFileLock, folder: Path, new: bool, made: list[Path]) -> None:
+    """Acquire the lock of a folder; see ``locked``. Folders that are made for it are noted in ``made``."""
+    from filelock import Timeout
 
     path = folder / LOCK
     try:
-        made = _missing_folders(folder)
+        made += _missing_folders(folder)
         folder.mkdir(parents=True, exist_ok=not new)
-        lock = FileLock(path)
         lock.acquire(timeout=0)
         path.write_text(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}")
     except Timeout:
@@ -126,13 +145,6 @@ def locked(folder: Path, new: bool = False) -> Iterator[None]:
         if new and isinstance(error, FileExistsError):
             raise
         raise unwritable(folder, error) from error
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows keeps a file that is open
-            path.unlink()
-        _remove_empty(made)
-        lock.release()
 
 
 def place_of(error: OSError) -> str | None:

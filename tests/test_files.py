@@ -146,3 +146,15 @@ def test_a_second_process_is_told_who_is_at_work_and_a_kill_frees_the_folder(tmp
     with locked(tmp_path / "b" / "c"):
         pass
     assert names(tmp_path) == ["a"], "nothing came into it"
+
+
+def test_a_signal_while_a_lock_is_taken_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", stopped)
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path / "a" / "b"):
+        pytest.fail("it was not taken")
+    assert not list(tmp_path.iterdir())
