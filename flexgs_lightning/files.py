@@ -11,14 +11,18 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import CodeType
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from flexgs_lightning.errors import InputError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PARTIAL = ".partial"
 """In the name of a file that is still being written, before its suffix."""
@@ -31,6 +35,16 @@ _DAY = 86_400.0
 _NODE = f"{zlib.crc32(platform.node().encode()):08x}"
 """This machine in temporary names: process numbers of another one mean nothing here."""
 _TEMPORARY = re.compile(rf"\..*\.([0-9a-f]{{8}})-(\d+)-\d+{re.escape(PARTIAL)}(\.[^.]*)?", re.DOTALL)
+
+undisturbed_code: set[CodeType] = set()
+"""Of functions that are run whole: a signal waits (``signals.stop``)."""
+
+
+def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator of short functions that leave something behind if they stop in the middle."""
+    undisturbed_code.add(function.__code__)
+    return function
+
 
 _numbers = itertools.count()
 _unfinished: set[Path] = set()
@@ -115,17 +129,15 @@ def locked(folder: Path, new: bool = False) -> Iterator[None]:
     from filelock import FileLock  # here, because every start of the program would wait for it
 
     lock, made = FileLock(folder / LOCK), list[Path]()
-    try:  # a signal may come as soon as the lock's file is there
+    try:
         _take(lock, folder, new, made)
         yield
     finally:
         if lock.is_locked:
-            with contextlib.suppress(OSError):  # Windows keeps a file that is open
-                (folder / LOCK).unlink()
-            _remove_empty(made)
-            lock.release()
+            _let_go(lock, folder, made)
 
 
+@undisturbed
 def _take(lock: BaseFileLock, folder: Path, new: bool, made: list[Path]) -> None:
     """Acquire the lock of a folder; see ``locked``. Folders that are made for it are noted in ``made``."""
     from filelock import Timeout
@@ -145,6 +157,14 @@ def _take(lock: BaseFileLock, folder: Path, new: bool, made: list[Path]) -> None
         if new and isinstance(error, FileExistsError):
             raise
         raise unwritable(folder, error) from error
+
+
+@undisturbed
+def _let_go(lock: BaseFileLock, folder: Path, made: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # Windows keeps a file that is open
+        (folder / LOCK).unlink()
+    _remove_empty(made)
+    lock.release()
 
 
 def place_of(error: OSError) -> str | None:

@@ -27,6 +27,7 @@ NOTHING = "Nothing was written or changed; the same command starts again."
 
 _statements: list[Callable[[], str]] = []
 _received: tuple[int, float] | None = None  # number and time
+_waiting: tuple[int, threading.Timer] | None = None  # number, and what sends it again
 
 
 class Stopped(SystemExit):
@@ -82,6 +83,8 @@ def heeded(last: bool = False) -> Iterator[None]:
     files.written.clear()
     try:
         yield
+        if _waiting is not None:
+            raise Stopped(_waiting[0])
     except Stopped:
         raise
     except BaseException as error:
@@ -90,6 +93,7 @@ def heeded(last: bool = False) -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = hook
+        _forget_waiting()
         _restore(dict.fromkeys(heed, signal.SIG_IGN) if last else before)
         if _received is not None:
             files.remove_unfinished()
@@ -136,7 +140,8 @@ def stop(number: int, frame: FrameType | None = None) -> None:
     """
     global _received
     now = time.monotonic()
-    if _received is None and _called_by_the_compiler(frame):
+    _forget_waiting()
+    if _received is None and _has_to_wait(frame):
         _send_again(number)
         return
     if _received is None:
@@ -157,14 +162,15 @@ def raise_if_stopped() -> None:
         raise Stopped(_received[0])
 
 
-def _called_by_the_compiler(frame: FrameType | None) -> bool:
-    """Whether LLVM waits for what is interrupted.
+def _has_to_wait(frame: FrameType | None) -> bool:
+    """Whether a function that is run whole (``files.undisturbed``), or LLVM, waits for what is interrupted.
 
-    It calls back for machine code from the cache. An exception there would be dropped, and the kernel be
+    LLVM calls back for machine code from the cache. An exception there would be dropped, and the kernel be
     taken for an empty one: the interpreter crashes where its address is asked for.
     """
     while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] == "llvmlite":
+        module = frame.f_globals.get("__name__", "").partition(".")[0]
+        if module == "llvmlite" or frame.f_code in files.undisturbed_code:
             return True
         frame = frame.f_back
     return False
@@ -183,9 +189,18 @@ def _deliver_again(otherwise: Callable[[Any], Any], unraisable: Any) -> None:
 
 def _send_again(number: int) -> None:
     """A little later, to the main thread."""
+    global _waiting
     main = threading.main_thread().ident
     assert main is not None
-    threading.Timer(0.01, signal.pthread_kill, (main, number)).start()
+    _waiting = number, threading.Timer(0.01, signal.pthread_kill, (main, number))
+    _waiting[1].start()
+
+
+def _forget_waiting() -> None:
+    global _waiting
+    if _waiting is not None:
+        _waiting[1].cancel()
+        _waiting = None
 
 
 def close_progress_bars() -> None:

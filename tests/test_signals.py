@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flexgs_lightning import signals
-from flexgs_lightning.files import atomic_path
+from flexgs_lightning.files import LOCK, atomic_path, locked
 from flexgs_lightning.signals import Stopped, handlers_kept, heeded, keeping, raise_if_stopped
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
@@ -122,6 +122,25 @@ def test_a_signal_waits_while_machine_code_is_loaded(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)  # fills the cache
     ended = subprocess.run([*command, "interrupt"], capture_output=True, timeout=120)
     assert ended.returncode == 130, (ended.stdout + ended.stderr).decode()
+
+
+@pytest.mark.parametrize("moment", ["write_text", "unlink"])
+def test_a_folder_is_locked_or_not_at_all(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the lock and what it says, and between its file's end and its own."""
+    plain = getattr(Path, moment)
+
+    def interrupted(path: Path, *arguments: object, **options: object) -> object:
+        result = plain(path, *arguments, **options)
+        if path.name == LOCK:
+            send(signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(Path, moment, interrupted)
+    with pytest.raises(Stopped), heeded(), locked(tmp_path / "a" / "b"):
+        time.sleep(0.5)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_signal_soon_after_is_the_same_one_and_a_later_one_ends_the_process(tmp_path: Path) -> None:
