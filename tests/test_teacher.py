@@ -74,6 +74,7 @@ def test_an_object_is_looked_at_from_all_around() -> None:
     assert len(cameras) == 24
     distances = cameras.positions.norm(dim=1)
     assert (distances > 1.1).all(), "no camera stands inside"
+    assert distances.median() < 2.5, "the object fills the pictures"
     assert (distances < 8).all()
     directions = cameras.positions / distances[:, None]
     assert directions.mean(dim=0).norm() < 0.45

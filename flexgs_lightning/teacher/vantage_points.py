@@ -1,11 +1,12 @@
 """Cameras where photographers would have stood, for a scene whose photos nobody has.
 
 Nothing but the Gaussians says where that was. Where photos were taken from, many Gaussians are seen, each at
-about a pixel's size or more, and few are so large that they blur the picture. Seen from behind, through a
-wall or from within something, the same scene shows large Gaussians that no photo ever disagreed with. So
+about a pixel's size or more, few are so large that they blur the picture, and what is there is solid. Seen
+from behind, through a wall or from within something, the same scene shows large Gaussians that no photo ever
+disagreed with; seen from outside, its frayed ends. And photographers let a scene fill their pictures. So
 candidates are drawn at random around and inside the scene, looked through at small size, and chosen for what
-they show sharply that the chosen ones do not show yet. That holds for an object that one walks around, and
-for a room that one stands in.
+they show well that the chosen ones do not show yet. That holds for an object that one walks around, and for a
+room that one stands in.
 """
 
 from __future__ import annotations
@@ -36,6 +37,14 @@ _LOOKED_THROUGH = 96
 """Longest side in pixels of the candidates' pictures."""
 _BLURRED = 5.0
 """Standard deviation in pixels of the final picture beyond which a Gaussian blurs it."""
+_SOLID = (0.05, 0.95)
+"""Below the first opacity a pixel shows nothing of the scene; from the second on what it shows is solid."""
+_FOG_POWER = 4
+"""How much pixels in between count against a view."""
+_FILLING_DISTANCE = 1.5
+"""From where the scene fills a picture, relative to the radius as above."""
+_BEYOND = 0.45
+"""Standard deviation of the logarithm of distances beyond."""
 _FEWEST_OPAQUE = 0.1
 """Opacity below which a Gaussian does not say where the scene is."""
 _COUNTED = 30_000
@@ -96,7 +105,7 @@ def invent_cameras(splats: Splats, count: int, lens: Lens, *, antialiased: bool,
     generator = torch.Generator().manual_seed(seed)
     scene = _Extent.of(splats)
     first = [scene.candidate(generator) for _ in range(_CANDIDATES * count)]
-    gallery = _Gallery(splats, lens, antialiased, generator)
+    gallery = _Gallery(splats, scene, lens, antialiased, generator)
     for viewmat in tqdm(first, desc="Looking for cameras", unit="view", leave=False):
         gallery.add(viewmat)
     promising = gallery.best(max(1, round(_PROMISING * len(first))))
@@ -151,6 +160,12 @@ class _Extent:
         moved = position + _STEP * self.radius * torch.randn(3, generator=generator)
         return _look_at(moved, self._target(generator))
 
+    def usual(self, viewmat: Float[Tensor, "4 4"]) -> float:
+        """How likely photos are taken from as far away: 1 up to where the scene fills a picture."""
+        position = -viewmat[:3, :3].T @ viewmat[:3, 3]
+        beyond = float((position - self.centre).norm()) / (self.radius * _FILLING_DISTANCE)
+        return math.exp(-0.5 * (math.log(max(1.0, beyond)) / _BEYOND) ** 2)
+
     def _target(self, generator: torch.Generator) -> Float[Tensor, " 3"]:
         """Between the centre and a Gaussian."""
         index = int(torch.randint(len(self.targets), (1,), generator=generator))
@@ -172,8 +187,10 @@ def _look_at(position: Float[Tensor, " 3"], target: Float[Tensor, " 3"]) -> Floa
 class _Gallery:
     """Candidates with what each shows."""
 
-    def __init__(self, splats: Splats, lens: Lens, antialiased: bool, generator: torch.Generator) -> None:
-        self._splats, self._lens, self._antialiased = splats, lens, antialiased
+    def __init__(
+        self, splats: Splats, extent: _Extent, lens: Lens, antialiased: bool, generator: torch.Generator
+    ) -> None:
+        self._splats, self._extent, self._lens, self._antialiased = splats, extent, lens, antialiased
         self._largest = splats.scales.max(dim=1).values
         counted = torch.randperm(len(splats), generator=generator)[:_COUNTED]
         self._counted = counted.sort().values.to(splats.device)
@@ -181,7 +198,7 @@ class _Gallery:
         self._shown: list[Float[Tensor, " S"]] = []
 
     def add(self, viewmat: Float[Tensor, "4 4"]) -> None:
-        """Look through a camera: how much of each Gaussian it shows, worth less in a blurred picture."""
+        """Look through a camera: how much of each Gaussian it shows, worth less in a picture unlike photos."""
         camera = self._lens.camera(viewmat, _LOOKED_THROUGH).to(self._splats.device)
         drawn = rasterize(
             self._splats,
@@ -195,9 +212,12 @@ class _Gallery:
         sizes = self._largest * self._lens.focal_length / depths
         total = weights.sum().clamp_min(1e-6)
         sharp = 1 - (weights * (sizes > _BLURRED)).sum() / total
+        there = drawn.alpha > _SOLID[0]
+        fog = (there & (drawn.alpha < _SOLID[1])).sum() / there.sum().clamp_min(1)
+        worth = sharp * (1 - fog) ** _FOG_POWER * self._extent.usual(viewmat)
         pixels = weights[self._counted] * (self._lens.width / camera.width) ** 2
         self._viewmats.append(viewmat)
-        self._shown.append((pixels.clamp(max=1.0) * sharp.square()).cpu())
+        self._shown.append((pixels.clamp(max=1.0) * worth).cpu())
 
     def best(self, count: int) -> list[Float[Tensor, "4 4"]]:
         """Those that show most."""
@@ -210,7 +230,7 @@ class _Gallery:
         seen = torch.zeros(shown.shape[1])
         chosen: list[int] = []
         for _ in range(min(count, len(shown))):
-            gains = (shown / (1 + seen)).sum(dim=1)
+            gains = (shown / (1 + seen).square()).sum(dim=1)
             gains[chosen] = 0.0
             best = int(gains.argmax())
             if gains[best] <= 0:
