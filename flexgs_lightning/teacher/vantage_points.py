@@ -198,7 +198,7 @@ class _Gallery:
         self._shown: list[Float[Tensor, " S"]] = []
 
     def add(self, viewmat: Float[Tensor, "4 4"]) -> None:
-        """Look through a camera: how much of each Gaussian it shows, worth less in a picture unlike photos."""
+        """Look through a camera: how much of each Gaussian it shows, worth less if unlike a photo."""
         camera = self._lens.camera(viewmat, _LOOKED_THROUGH).to(self._splats.device)
         drawn = rasterize(
             self._splats,
