@@ -236,7 +236,7 @@ def test_every_group_comes_coarse_first_and_then_those_at_the_playhead(tab: Tab,
 
 
 def test_playing_waits_for_a_group_that_has_not_come(tab: Tab, site: Path) -> None:
-    line = Line(rate=6000.0)
+    line = Line(rate=400.0)  # all of it would take a minute, which no slow page outlasts
     with troubled(site, line) as found:
         tab.open(found)
         eventually(lambda: tab.get("player.drawn.count"))

@@ -19,7 +19,7 @@ from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.deploy.opening import choose_device
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.scores import Score
-from flexgs_lightning.evaluation.subject import Subject, subject_of
+from flexgs_lightning.evaluation.subject import Seen, Subject, subject_of
 from flexgs_lightning.evaluation.training import Settings, check_settings, merged
 from flexgs_lightning.metrics.protocol import ImageMetrics
 from flexgs_lightning.model.budget import count_at
@@ -132,14 +132,9 @@ class Study:
     def order(self, score: Score) -> Int[Tensor, " N"]:
         """[N] ranking of the first stage by a pruning score over the training views."""
         views = self.capture.train_views
-        return self.subject.order(
-            [view.camera for view in views],
-            [view.time for view in views],
-            score,
-            background=self.background,
-            antialiased=self.antialiased,
-            seed=self.seed,
-        )
+        cameras, times = [view.camera for view in views], [view.time for view in views]
+        seen = Seen(cameras, times, self.background, self.antialiased, self.seed)
+        return self.subject.order(score, seen)
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:

@@ -26,6 +26,25 @@ IMPORTANCE: dict[Score, Importance] = {"removal": "removal", "blending": "blendi
 """Scores that are known of moving scenes, over views and times, as ``training.ranking`` names them."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """How a scene is looked at to rank its Gaussians.
+
+    Attributes:
+        cameras: those of the training views.
+        times: when each view was taken; None where nothing moves.
+        background: [3] colour behind the scene, on the device that draws.
+        antialiased: as the scene is rendered.
+        seed: of the score "random".
+    """
+
+    cameras: Sequence[Cameras]
+    times: Sequence[float | None]
+    background: Float[Tensor, " 3"]
+    antialiased: bool
+    seed: int
+
+
 class Subject(ABC):
     """A scene with some number of Gaussians."""
 
@@ -52,17 +71,8 @@ class Subject(ABC):
         """What it takes uncoded: as a PLY file, or of one that moves as float32 numbers."""
 
     @abstractmethod
-    def order(
-        self,
-        cameras: Sequence[Cameras],
-        times: Sequence[float | None],
-        score: Score,
-        *,
-        background: Float[Tensor, " 3"],
-        antialiased: bool,
-        seed: int,
-    ) -> Int[Tensor, " N"]:
-        """[N] places of the Gaussians, the first to keep first; arguments as for ``scores.pruning_order``."""
+    def order(self, score: Score, seen: Seen) -> Int[Tensor, " N"]:
+        """[N] places of the Gaussians, the first to keep first."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +106,15 @@ class Still(Subject):
         """Of a PLY file."""
         return ply_bytes(len(self.splats), self.splats.sh_degree)
 
-    def order(
-        self,
-        cameras: Sequence[Cameras],
-        times: Sequence[float | None],
-        score: Score,
-        *,
-        background: Float[Tensor, " 3"],
-        antialiased: bool,
-        seed: int,
-    ) -> Int[Tensor, " N"]:
+    def order(self, score: Score, seen: Seen) -> Int[Tensor, " N"]:
         """By any score."""
         return pruning_order(
-            self.splats, cameras, score, background=background, antialiased=antialiased, seed=seed
+            self.splats,
+            seen.cameras,
+            score,
+            background=seen.background,
+            antialiased=seen.antialiased,
+            seed=seen.seed,
         )
 
 
@@ -157,24 +163,15 @@ class Moving(Subject):
         table = self.model.gaussians.attributes
         return 4 * len(self) * floats_per_gaussian(self.model.gaussians.sh_degree, table)
 
-    def order(
-        self,
-        cameras: Sequence[Cameras],
-        times: Sequence[float | None],
-        score: Score,
-        *,
-        background: Float[Tensor, " 3"],
-        antialiased: bool,
-        seed: int,
-    ) -> Int[Tensor, " N"]:
+    def order(self, score: Score, seen: Seen) -> Int[Tensor, " N"]:
         """By what is known of scenes that move.
 
         Raises:
             InputError: another score.
         """
-        scene, device = self.start.scene, background.device
+        scene, device = self.start.scene, seen.background.device
         if score == "random":
-            return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(device)
+            return torch.randperm(len(self), generator=torch.Generator().manual_seed(seen.seed)).to(device)
         if score == "opacity":
             return rank(scene.peak_opacities().double())
         if score not in IMPORTANCE:
@@ -182,12 +179,12 @@ class Moving(Subject):
             raise InputError(f"--methods: expected a score of scenes that move ({known}), found {score}.")
         return rank_gaussians(
             scene,
-            cameras,
+            seen.cameras,
             IMPORTANCE[score],
             lowest_ratio=LOWEST_RATIO,
-            background=background,
-            antialiased=antialiased,
-            times=[0.0 if time is None else time for time in times],
+            background=seen.background,
+            antialiased=seen.antialiased,
+            times=[0.0 if time is None else time for time in seen.times],
         ).order
 
 
