@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -179,6 +180,13 @@ class ReadingError(InputError):
     """A photo that cannot be decoded, or whoever decodes it was lost: what was trained until now is sound."""
 
 
+_LOST_WORKER = (
+    "a worker process that decodes photos was killed, perhaps because memory ran out; fewer of them "
+    "(--data.num_workers) and a smaller cache (--data.cache_megabytes) need less."
+)
+_SECONDS_TO_DIE = 5.0
+
+
 @contextlib.contextmanager
 def lost_workers_explained() -> Iterator[None]:
     """Turn what the loader raises when a worker process is gone, at any place, into one clear message.
@@ -191,10 +199,7 @@ def lost_workers_explained() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        raise ReadingError(
-            "a worker process that decodes photos was killed, perhaps because memory ran out; fewer of them "
-            "(--data.num_workers) and a smaller cache (--data.cache_megabytes) need less."
-        ) from error
+        raise ReadingError(_LOST_WORKER) from error
 
 
 class ViewDataset(Dataset[ViewBatch | InputError]):
@@ -291,10 +296,20 @@ class ViewLoader:
         """
         if self._loader is None:
             self._loader = self._open()
-        for item in self._loader:
+        for item in self._received(self._loader):
             if isinstance(item, InputError):
                 raise ReadingError(str(item)) from item
             yield item
+
+    def _received(self, loader: DataLoader[ViewBatch | InputError]) -> Iterator[ViewBatch | InputError]:
+        """The loader's items; a connection that breaks off is told as what it means."""
+        try:
+            yield from loader
+        except (OSError, EOFError) as error:
+            if self._num_workers == 0 or (isinstance(error, OSError) and error.errno is None):
+                raise  # not of a connection, but handed over by a worker
+            time.sleep(_SECONDS_TO_DIE)  # torch's handler of SIGCHLD raises in here, and nowhere later
+            raise ReadingError(_LOST_WORKER) from error
 
     def _open(self) -> DataLoader[ViewBatch | InputError]:
         return DataLoader(
