@@ -9,8 +9,9 @@ from elastic_arrays import encoded, random_arrays
 
 from flexgs_lightning.codec.arrays import ElasticModelArrays, Level
 from flexgs_lightning.codec.film import Film, write_film
-from flexgs_lightning.codec.movement import MOVES, TURNS, Movement
-from flexgs_lightning.codec.movement import Path as MotionPath
+from flexgs_lightning.codec.movement import Movement
+from flexgs_lightning.model.compression.layout import MOVES, TURNS
+from flexgs_lightning.model.compression.layout import Path as MotionPath
 
 LEAST = float(np.float32(1 / 255))
 """Opacity below which nothing is drawn."""

@@ -16,9 +16,10 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.jit import kernel
 from flexgs_lightning.model.compression.entropy import FactorizedDensity, at_least
 from flexgs_lightning.model.compression.hash_grid import HashGrid, HashGridGaussian
+from flexgs_lightning.model.compression.mask import kept_by_gradient
 from flexgs_lightning.model.compression.quantization import RANGES, UniformQuantization, entropy_model
 from flexgs_lightning.model.compression.rounding import rounded
-from flexgs_lightning.model.compression.sh_mask import ShMask, kept_by_gradient
+from flexgs_lightning.model.compression.sh_mask import ShMask
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
 from flexgs_lightning.model.scene import Scene

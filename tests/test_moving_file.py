@@ -22,10 +22,10 @@ from flexgs_lightning.codec.conversion import arrays_of, model_of
 from flexgs_lightning.codec.decoder import MEMORY_FACTOR
 from flexgs_lightning.codec.encoder import encode, make_plan
 from flexgs_lightning.codec.film import Film, cut_film, open_film, place_in, read_film
-from flexgs_lightning.codec.movement import MOVES, TURNS
 from flexgs_lightning.codec.sensitivity import Sensitivity
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model
+from flexgs_lightning.model.compression.layout import MOVES, TURNS
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.moving import MotionOptions, first_parts, moving_parts
 from flexgs_lightning.model.part import Conditions

@@ -11,10 +11,11 @@ from jaxtyping import Float32, Int32, Int64, UInt8
 
 from flexgs_lightning.codec import rows as kernels
 from flexgs_lightning.codec.arrays import ElasticModelArrays, Level
-from flexgs_lightning.codec.movement import DISTANCE, Field, Movement
+from flexgs_lightning.codec.movement import Movement
 from flexgs_lightning.codec.quantization import MEANS_BITS, Numbers
 from flexgs_lightning.codec.rans import Stream, Trace, new_tables
 from flexgs_lightning.model.compression.coordinates import WIDTH
+from flexgs_lightning.model.compression.layout import DISTANCE, Field
 
 _SYMBOLS_EACH = 6
 """Most intervals that one number takes."""

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flexgs_lightning.codec.drawing import STANDING
-from flexgs_lightning.codec.movement import Layout, Movement
+from flexgs_lightning.codec.movement import Movement
 from flexgs_lightning.codec.quantization import MEANS_BITS, Numbers
 from flexgs_lightning.codec.rows import FEATURES, SH_RULE, STEPS
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.compression.coordinates import WIDTH
+from flexgs_lightning.model.compression.layout import Layout
 from flexgs_lightning.records import parse_json
 
 MAGIC = b"\x89EGS\r\n\x1a\n"

@@ -13,26 +13,26 @@ from torch import Tensor
 
 from flexgs_lightning.codec.arrays import ElasticModelArrays, Level
 from flexgs_lightning.codec.drawing import basis_motion
-from flexgs_lightning.codec.movement import MOST_BASES, MOST_KNOTS, MOVES, TURNS, Movement
+from flexgs_lightning.codec.movement import MOST_BASES, MOST_KNOTS, Movement
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import residual_columns
 from flexgs_lightning.model.basis_motion import BasisMotion
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import Model
+from flexgs_lightning.model.compression.columns import motion_columns
 from flexgs_lightning.model.compression.coordinates import (
-    LEAST_REAL_PART,
     OWN_FRAME,
     PLACES,
     frames_of,
-    in_frames,
     logit_of,
     to_coordinates,
 )
+from flexgs_lightning.model.compression.layout import MOVES, TURNS
+from flexgs_lightning.model.compression.mask import Mask
 from flexgs_lightning.model.compression.quantization import Quantization
-from flexgs_lightning.model.compression.sh_mask import ShMask
 from flexgs_lightning.model.gaussians import Gaussians, activate
 from flexgs_lightning.model.lifespan import Lifespan
-from flexgs_lightning.model.motion import PolynomialMotion
+from flexgs_lightning.model.motion import MOBILITY, PolynomialMotion
 from flexgs_lightning.model.part import Conditions, Part
 from flexgs_lightning.model.residuals import RatioResiduals
 from flexgs_lightning.model.scene import Scene, brought_by
@@ -68,7 +68,7 @@ def arrays_of_splats(splats: Splats) -> ElasticModelArrays:
 
 def _anchors(model: Model) -> tuple[float, ...]:
     """Ratios below 1 at which levels are taken; each holds a Gaussian, and each more than the one before."""
-    parts = [part for part in model.scene.each_part() if not (isinstance(part, ShMask) or part.moves)]
+    parts = [part for part in model.scene.each_part() if not (isinstance(part, Mask) or part.moves)]
     if not model.elastic or not parts:
         return ()
     tables = [part.anchors for part in parts if isinstance(part, RatioResiduals)]
@@ -107,23 +107,34 @@ def _values(splats: Splats, frames: UInt8[Tensor, " M"]) -> Float[np.ndarray, "M
 def _moving_arrays(model: Model, background: tuple[float, float, float]) -> ElasticModelArrays:
     movement = movement_of(model.scene)
     full = _before_motion(model.scene, 1.0)
-    if movement.path == "free_bases":
-        frames = torch.full((len(model),), OWN_FRAME, dtype=torch.uint8)
-    else:
-        frames = frames_of(full["quats"].double(), full["scales"])
+    frames = _frames(movement, full)
     levels = []
     for ratio in (*_anchors(model), 1.0):
         parameters = _before_motion(model.scene, ratio)
         count = len(parameters["means"])
         still = _values(activate(parameters), frames[:count])
         constant = {name: values[:count] for name, values in full.items()}
-        moving = _motion_values(movement, parameters, constant, frames[:count])
+        moving = motion_columns(movement.layout, parameters, constant, frames[:count]).cpu().numpy()
         if movement.path == "free_bases":
             still[:, PLACES["rotations"]] = parameters["quats"][:, 1:].cpu().numpy()
         levels.append(Level(ratio, np.concatenate([still, moving], axis=1)))
     sh = full["sh"][:, 1 : (model.sh_degree + 1) ** 2].cpu().numpy().astype(np.float32)
     flags = np.full(len(model), MOVES | TURNS, np.uint8)
+    if MOBILITY in full:
+        flags[full[MOBILITY].cpu().numpy() == 0] = 0
     return ElasticModelArrays(len(model), tuple(levels), sh, background, model.antialiased, movement, flags)
+
+
+@torch.no_grad()
+def file_frames(scene: Scene) -> UInt8[Tensor, " N"]:
+    """Of each Gaussian the frame in which the file has its rotation and scales."""
+    return _frames(movement_of(scene), _before_motion(scene, 1.0))
+
+
+def _frames(movement: Movement, full: Mapping[str, Tensor]) -> UInt8[Tensor, " N"]:
+    if movement.path == "free_bases":  # whose rotations are added to quaternions as they are
+        return torch.full((len(full["quats"]),), OWN_FRAME, dtype=torch.uint8)
+    return frames_of(full["quats"].double(), full["scales"])
 
 
 def movement_of(scene: Scene) -> Movement:
@@ -168,28 +179,6 @@ def _before_motion(scene: Scene, ratio: float) -> dict[str, Tensor]:
         if not part.moves:
             parameters = part(parameters, chosen, Conditions(ratio))
     return {name: values.detach() for name, values in parameters.items()}
-
-
-def _motion_values(
-    movement: Movement,
-    parameters: Mapping[str, Tensor],
-    full: Mapping[str, Tensor],
-    frames: UInt8[Tensor, " M"],
-) -> Float[np.ndarray, "M C"]:
-    """[M, C] columns of motion; what updates do not move comes from the full model's parameters."""
-    columns: list[Tensor] = [parameters["means"][:, :0]]
-    for field in movement.layout.motion:
-        if field.name == "omega":
-            length = full["quats"].double().norm(dim=1, keepdim=True)
-            real = in_frames(full["quats"].double() / length, frames)[:, :1]
-            real = torch.where(real < 0, -1.0, 1.0) * real.abs().clamp_min(LEAST_REAL_PART)
-            columns.append(in_frames(full["omega"].double(), frames) / (length * real))
-        elif field.name == "real_parts":
-            columns.append(parameters["quats"][:, :1])
-        else:
-            values = (parameters if field.moved else full)[field.name]
-            columns.append(values.reshape(len(values), -1))
-    return torch.cat([column.float() for column in columns], dim=1).cpu().numpy()
 
 
 # -- back to models ------------------------------------------------------------------------------------

@@ -22,10 +22,10 @@ from flexgs_lightning.codec.container import (
     read_header,
     unpack_chunk,
 )
-from flexgs_lightning.codec.movement import STILL
 from flexgs_lightning.codec.rans import Stream
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
+from flexgs_lightning.model.compression.layout import STILL
 from flexgs_lightning.records import opened, plain_size
 
 MEMORY_FACTOR = 1024

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from flexgs_lightning.codec.movement import MOVES, Movement
+from flexgs_lightning.codec.movement import Movement
 from flexgs_lightning.model.basis_motion import BasisMotion
 from flexgs_lightning.model.compression.coordinates import PLACES
+from flexgs_lightning.model.compression.layout import MOVES
 from flexgs_lightning.model.motion import CENTER
 from flexgs_lightning.model.part import Conditions
 from flexgs_lightning.splats import Splats

@@ -18,7 +18,6 @@ from flexgs_lightning.codec.arrays import ElasticModelArrays
 from flexgs_lightning.codec.chunks import ChunkCoder, RowTargets, morton_codes, spread
 from flexgs_lightning.codec.container import MOST_ROWS_A_BYTE, UPDATE, Header, pack_chunk, pack_header
 from flexgs_lightning.codec.film_container import FilmHeader, pack_film
-from flexgs_lightning.codec.movement import DISTANCE, MOVES
 from flexgs_lightning.codec.quantization import (
     MEANS_BITS,
     Numbers,
@@ -35,6 +34,7 @@ from flexgs_lightning.codec.steps import StepRule, fit_rule, row_features
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.compression.coordinates import PLACES, WIDTH
+from flexgs_lightning.model.compression.layout import DISTANCE, MOVES
 
 FIRST_CHUNK = 256
 """Gaussians of the first chunk."""
@@ -54,7 +54,8 @@ class Plan:
         numbers: what the file will say about its numbers.
         rule: steps at the finest sensible quality; ``StepRule.scaled`` makes them coarser.
         stops: Gaussians up to each chunk's end.
-        worth: [N, 2] second derivatives by the share of its motion, and of its turn, that a Gaussian keeps.
+        worth: [N, 2] second derivatives by the share of its motion, and of its turn, that a Gaussian keeps;
+            or of no Gaussian.
         energies: [N, V] square of each value times the second derivative by it.
     """
 
@@ -70,9 +71,12 @@ class Plan:
 
         An error of a step's size costs harm^2 / 24, a bit of a number takes three quarters of it away, and
         motion of energy E takes about log2(1 + 12 E / harm^2) / 2 bits a number, beside the flag. Where
-        images lose less by standing still, it stands still.
+        images lose less by standing still, it stands still. Where nothing is known of worth, because training
+        has decided, those move that may.
         """
         arrays, harm = self.arrays, rule.harms[-1]
+        if not len(self.worth):
+            return arrays.flags
         flags = np.zeros(arrays.total, dtype=np.uint8)
         for attribute in arrays.movement.layout.motion:
             if not attribute.flag:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int8, Int32, UInt8
 
-from flexgs_lightning.codec.movement import DISTANCE, STILL, Layout
 from flexgs_lightning.codec.rows import LIMIT, SH_GROUPS
 from flexgs_lightning.model.compression.coordinates import PLACES, WIDTH
+from flexgs_lightning.model.compression.layout import DISTANCE, STILL, WIDEST, Layout
 
 MEANS_BITS = 24
 """Bits of a coordinate of a mean over the scene's longest side."""
@@ -23,8 +23,6 @@ MOTION_UNITS = {
     "coefficients": 2.0**-10,
 }
 """The same of columns of motion, as we write them; that of the motion follows the means."""
-WIDEST = 3.0
-"""Logarithm of a width in time beyond which opacity is as good as constant: nothing larger is written."""
 BOUNDS = {
     "opacities": (8, 40),
     "scales": (8, 40),

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int, Int32
 
-from flexgs_lightning.codec.movement import DISTANCE, STILL, TIME_SCALES, Layout
 from flexgs_lightning.codec.rows import FRACTION
 from flexgs_lightning.codec.sensitivity import Sensitivity
+from flexgs_lightning.model.compression.layout import DISTANCE, STILL, TIME_SCALES, Layout
 
 _T, _SCALES, _DISTANCE, _TIME_SCALE = (1, 2), (3, 4, 5), (6,), (7,)
 """Features by what they are made of."""

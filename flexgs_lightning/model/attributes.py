@@ -59,6 +59,7 @@ class Attribute:
         displaced_from: what a displacement is added to, as a function of the raw values.
         drawn: whether ``Splats`` has it; others serve the parts of a scene.
         per_gaussian: whether each Gaussian has its own; otherwise the scene has one.
+        of_motion: whether only those need it that move.
         initial: raw value of each number where a new scene has no better one.
 
     Raises:
@@ -77,6 +78,7 @@ class Attribute:
     displaced_from: Map = _same
     drawn: bool = False
     per_gaussian: bool = True
+    of_motion: bool = False
     initial: float = 0.0
 
     def __post_init__(self) -> None:

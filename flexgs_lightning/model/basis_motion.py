@@ -14,6 +14,7 @@ from torch.nn import functional
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import Attribute
 from flexgs_lightning.model.gaussians import Chosen, Gaussians
+from flexgs_lightning.model.motion import MOBILITY
 from flexgs_lightning.model.part import Conditions, ParameterGroup, Part
 from flexgs_lightning.processes import Shards
 
@@ -69,7 +70,8 @@ class BasisMotion(Part):
 
     def attributes(self) -> tuple[Attribute, ...]:
         """The coefficients."""
-        return (Attribute("coefficients", (self.translations.shape[1],), rate=COEFFICIENTS_RATE),)
+        shape = (self.translations.shape[1],)
+        return (Attribute("coefficients", shape, rate=COEFFICIENTS_RATE, of_motion=True),)
 
     def forward(
         self, parameters: dict[str, Tensor], chosen: Chosen, conditions: Conditions
@@ -81,10 +83,15 @@ class BasisMotion(Part):
             mixture = mixture.softmax(dim=-1)
         moved, turned = mixture @ translations, mixture @ rotations
         means, quats = parameters["means"], parameters["quats"]
-        if not self.rigid:
-            return {**parameters, "means": means + moved, "quats": quats + turned}
-        turn = functional.normalize(turned + turned.new_tensor([1.0, 0.0, 0.0, 0.0]), dim=-1)
-        return {**parameters, "means": rotated(means, turn) + moved, "quats": product(turn, quats)}
+        if self.rigid:
+            turn = functional.normalize(turned + turned.new_tensor([1.0, 0.0, 0.0, 0.0]), dim=-1)
+            found = {"means": rotated(means, turn) + moved, "quats": product(turn, quats)}
+        else:
+            found = {"means": means + moved, "quats": quats + turned}
+        if MOBILITY in parameters:
+            share = parameters[MOBILITY][:, None]
+            found = {name: parameters[name].lerp(there, share) for name, there in found.items()}
+        return parameters | found
 
     def trajectories(self, time: float) -> tuple[Float[Tensor, "J 3"], Float[Tensor, "J 4"]]:
         """Translations, and quaternions less the identity, at a time in [0, 1]."""

@@ -25,6 +25,7 @@ from flexgs_lightning.model.checkpoint_record import (
     require_sound,
 )
 from flexgs_lightning.model.compression.coordinates import all_frames
+from flexgs_lightning.model.compression.motion_mask import MotionMask
 from flexgs_lightning.model.compression.quantization import UniformQuantization
 from flexgs_lightning.model.compression.rule_quantization import RuleQuantization
 from flexgs_lightning.model.compression.sh_mask import ShMask
@@ -44,7 +45,7 @@ __all__ = ["CHECKPOINT_KEY", "CHECKPOINT_VERSION", "SCENE", "Model", "load", "re
 
 KINDS = (
     RatioResiduals, TransformField, PolynomialMotion, BasisMotion, Lifespan, FeatureAppearance,
-    ShMask, UniformQuantization, RuleQuantization,
+    ShMask, MotionMask, UniformQuantization, RuleQuantization,
 )  # fmt: skip
 """Parts that a checkpoint may hold: each enters ``part.PARTS`` where its module is imported."""
 

@@ -104,9 +104,10 @@ class Gaussians(nn.Module):
         }
 
     def taken(self, parameters: Mapping[str, Tensor], places: Int[Tensor, " M"]) -> dict[str, Tensor]:
-        """Those at M places of some Gaussians with these raw parameters."""
+        """Those at M places of some Gaussians with these raw parameters, and with what parts have added."""
+        shared = {name for name, attribute in self.attributes.items() if not attribute.per_gaussian}
         return {
-            name: value.index_select(0, places) if self.attributes[name].per_gaussian else value
+            name: value if name in shared else value.index_select(0, places)
             for name, value in parameters.items()
         }
 

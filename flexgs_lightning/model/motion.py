@@ -19,15 +19,19 @@ MAX_DEGREE = 6
 """Highest power of time that can be asked for; beyond it float32 cannot tell the terms apart."""
 CENTER = Attribute("time_centers", (), rate=1e-4, residual=1, initial=0.5)
 """A Gaussian's own time over the group of frames: when it lies at ``means``, and is most opaque."""
-OMEGA = Attribute("omega", (4,), rate=1e-4)
+OMEGA = Attribute("omega", (4,), rate=1e-4, of_motion=True)
 """Change of the quaternion per unit of time."""
+MOBILITY = "mobility"
+"""Under this name a part hands on [M] how much of its way each Gaussian goes, and turns, in [0, 1]; all of it
+where no part does."""
 MOTION_RATE = 0.5 * 3.5
 """Learning rate of the motion in those of the positions (Li et al. 2024, published code)."""
 
 
 def motion_attribute(degree: int) -> Attribute:
     """The polynomial's coefficients [degree, 3]: world units per unit of time, of its square and so on."""
-    return Attribute("motion", (degree, 3), rate=MOTION_RATE * ATTRIBUTES["means"].rate, times_extent=True)
+    rate = MOTION_RATE * ATTRIBUTES["means"].rate
+    return Attribute("motion", (degree, 3), rate=rate, times_extent=True, of_motion=True)
 
 
 class PolynomialMotion(Part):
@@ -65,13 +69,14 @@ class PolynomialMotion(Part):
     ) -> dict[str, Tensor]:
         """Positions and rotations at the time."""
         distance = self._distance(parameters, conditions)
+        reach = distance * parameters[MOBILITY][:, None] if MOBILITY in parameters else distance
         *lower, slope = parameters["motion"].unbind(dim=1)
         for coefficient in reversed(lower):  # Horner's rule
             slope = torch.addcmul(coefficient, slope, distance)
         return {
             **parameters,
-            "means": torch.addcmul(parameters["means"], slope, distance),
-            "quats": torch.addcmul(parameters["quats"], parameters["omega"], distance),
+            "means": torch.addcmul(parameters["means"], slope, reach),
+            "quats": torch.addcmul(parameters["quats"], parameters["omega"], reach),
         }
 
     def begin(self, gaussians: Gaussians, times: Float[Tensor, " N"] | None) -> None:

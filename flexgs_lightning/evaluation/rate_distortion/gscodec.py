@@ -29,9 +29,10 @@ from flexgs_lightning.evaluation.study import Study, file_digest
 from flexgs_lightning.evaluation.training import merged, train
 from flexgs_lightning.model.checkpoint import load
 from flexgs_lightning.model.compression.entropy import EntropyModel, EntropyName
+from flexgs_lightning.model.compression.mask import kept_by_gradient
 from flexgs_lightning.model.compression.quantization import UniformQuantization, entropy_model
 from flexgs_lightning.model.compression.rounding import Rounding
-from flexgs_lightning.model.compression.sh_mask import ShMask, kept_by_gradient
+from flexgs_lightning.model.compression.sh_mask import ShMask
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.normalization import SceneFrame
 from flexgs_lightning.model.part import FULL

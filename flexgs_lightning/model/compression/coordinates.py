@@ -88,14 +88,19 @@ def in_frames(quats: Float[Tensor, "M 4"], frames: UInt8[Tensor, " M"]) -> Float
     return quaternion_product(quats, _turns().to(quats)[frames.long()])
 
 
+def out_of_frames(quats: Float[Tensor, "M 4"], frames: UInt8[Tensor, " M"]) -> Float[Tensor, "M 4"]:
+    """The inverse of ``in_frames``."""
+    back = _turns().to(quats)[frames.long()] * quats.new_tensor([1.0, -1.0, -1.0, -1.0])
+    return quaternion_product(quats, back)
+
+
 def from_coordinates(values: Float[Tensor, "M 13"], frames: UInt8[Tensor, " M"]) -> dict[str, Tensor]:
     """The inverse, as raw parameters: quats, scales (logarithms), means, opacities (logits) and sh0."""
     parts = {name: values[:, place] for name, place in PLACES.items()}
     rotations = torch.cat([torch.ones_like(values[:, :1]), parts["rotations"]], dim=1)
-    back = _turns().to(values)[frames.long()] * values.new_tensor([1.0, -1.0, -1.0, -1.0])
     order = _orders().to(frames.device)[frames.long()]
     return {
-        "quats": quaternion_product(rotations, back),
+        "quats": out_of_frames(rotations, frames),
         "scales": parts["scales"].gather(1, order.argsort(dim=1)),
         "means": parts["means"],
         "opacities": logit_of(parts["opacities"].squeeze(1)),

@@ -16,6 +16,7 @@ from flexgs_lightning.model.compression.entropy import EntropyModel, EntropyName
 from flexgs_lightning.model.compression.hash_grid import HashGridGaussian
 from flexgs_lightning.model.compression.rounding import Rounding, require_rounding, rounded
 from flexgs_lightning.model.gaussians import Chosen
+from flexgs_lightning.model.motion import MOBILITY
 from flexgs_lightning.model.normalization import SceneFrame
 from flexgs_lightning.model.part import Conditions, ParameterGroup, Part
 from flexgs_lightning.processes import Shards
@@ -42,11 +43,13 @@ class Coded(NamedTuple):
         values: [M, C] before rounding.
         steps: broadcasts to [M, C].
         means: [M, 3] where the Gaussians lie, without gradient.
+        shares: [M] of each Gaussian's bits that count; None for all.
     """
 
     values: Float[Tensor, "M C"]
     steps: Tensor | float
     means: Float[Tensor, "M 3"]
+    shares: Float[Tensor, " M"] | None = None
 
 
 RawAt = Callable[[Chosen, float], Mapping[str, Tensor]]
@@ -87,10 +90,11 @@ class Quantization(Part):
         """Bits of each Gaussian, by name of what has an entropy model; differentiable."""
         found = {}
         models = self.models()
-        for name, (values, steps, means) in coded.items():
+        for name, (values, steps, means, shares) in coded.items():
             if name in models:
                 values = rounded(values, steps, self.rounding, self.training)
-                found[name] = models[name].bits(values, steps, means).sum(dim=1)
+                bits = models[name].bits(values, steps, means).sum(dim=1)
+                found[name] = bits if shares is None else bits * shares
         return found
 
     def models(self) -> dict[str, EntropyModel]:
@@ -101,7 +105,7 @@ class Quantization(Part):
     def fit(self, coded: Mapping[str, Coded]) -> None:
         """Fit all entropy models to what a coder would code."""
         for name, model in self.models().items():
-            if name in coded:
+            if name in coded and len(coded[name].values):
                 model.fit(coded[name].values)
 
     def groups(self) -> list[ParameterGroup]:
@@ -153,7 +157,8 @@ def _name_of(model: nn.Module) -> EntropyName:
 class UniformQuantization(Quantization):
     """Each attribute's raw numbers in equal steps over a range, as GSCodec Studio has it.
 
-    Quaternions are normalised first. What lies outside its range is clamped.
+    Quaternions are normalised first. What lies outside its range is clamped. Of a scene that moves, numbers
+    are those before Gaussians move: this part stands before those that move them.
     """
 
     kind = "uniform_quantization"
@@ -165,32 +170,34 @@ class UniformQuantization(Quantization):
         learned_steps: bool = False,
         entropy: Mapping[str, EntropyModel] | None = None,
         ranges: Mapping[str, Sequence[float]] | None = None,
+        of_motion: Sequence[str] = (),
     ) -> None:
         """Describe the grid.
 
         Args:
-            bits: of each attribute (quats, scales, opacities, sh0, shN) that is quantised: 2^bits values.
+            bits: of each attribute (quats, scales, opacities, sh0, shN, and whatever has a range) that is
+                quantised: 2^bits values.
             rounding: see ``Quantization``.
             learned_steps: whether steps are trained, each attribute's own; ranges then only clamp.
             entropy: see ``Quantization``.
             ranges: lowest and highest raw value of attributes; by default ``RANGES``.
+            of_motion: names of attributes that only those need that move.
 
         Raises:
             InputError: an unknown attribute or rounding, a number of bits out of 1 to 24, or no range.
         """
         super().__init__(rounding, entropy or {})
+        known = {**RANGES, **(ranges or {})}
         for name, count in bits.items():
-            if name not in RANGES or not 1 <= count <= 24:
+            if name not in known or not 1 <= count <= 24:
                 raise InputError(
-                    f"model.compression.bits: expected 1 to 24 for any of {', '.join(RANGES)}, "
+                    f"model.compression.bits: expected 1 to 24 for any of {', '.join(known)}, "
                     f"found {count} for {shown(name)}."
                 )
-        self.bits_each = dict(bits)
-        self.ranges = {
-            name: (float(low), float(high)) for name, (low, high) in {**RANGES, **(ranges or {})}.items()
-        }
+        self.bits_each, self.of_motion = dict(bits), tuple(of_motion)
+        self.ranges = {name: (float(low), float(high)) for name, (low, high) in known.items()}
         for name, (low, high) in self.ranges.items():
-            if name not in RANGES or not -_FARTHEST <= low < high <= _FARTHEST:
+            if not -_FARTHEST <= low < high <= _FARTHEST:
                 raise InputError(f"range of {shown(name)}: expected lowest and highest, found {low}, {high}.")
         self.learned_steps = learned_steps
         first = {
@@ -207,7 +214,7 @@ class UniformQuantization(Quantization):
     ) -> dict[str, Tensor]:
         """Raw parameters as a coder gives them back."""
         result = dict(parameters)
-        for name, (values, steps, _) in self.coded(parameters).items():
+        for name, (values, steps, *_) in self.coded(parameters).items():
             low = self.ranges[name][0]
             found = rounded(values - low, steps, self.rounding, self.training) + low
             _put(result, name, found)
@@ -219,9 +226,14 @@ class UniformQuantization(Quantization):
 
     def coded(self, parameters: Mapping[str, Tensor]) -> dict[str, Coded]:
         """Numbers of each attribute that is quantised, and its steps."""
-        means = parameters["means"].detach()
+        means, mobility = parameters["means"].detach(), parameters.get(MOBILITY)
         return {
-            name: Coded(_clamped(_numbers(parameters, name), self.ranges[name]), step.exp(), means)
+            name: Coded(
+                _clamped(_numbers(parameters, name), self.ranges[name]),
+                step.exp(),
+                means,
+                mobility if name in self.of_motion else None,
+            )
             for name, step in self.log_steps.items()
         }
 
@@ -238,7 +250,9 @@ class UniformQuantization(Quantization):
     def as_plain(self) -> dict[str, Any]:
         """See ``Part``."""
         ranges = {name: list(limits) for name, limits in self.ranges.items()}
-        own = {"bits": self.bits_each, "learned_steps": self.learned_steps, "ranges": ranges}
+        own: dict[str, Any] = {"bits": self.bits_each, "learned_steps": self.learned_steps, "ranges": ranges}
+        if self.of_motion:
+            own["of_motion"] = list(self.of_motion)
         return super().as_plain() | own
 
     @classmethod

@@ -22,7 +22,9 @@ class Compression:
         sh_rounding: the same for the spherical harmonics above the constant one ("elastic_file").
         psnr_loss: decibels that the steps of "elastic_file" are predicted to lose before training; larger
             steps make smaller files.
-        attributes: what "uniform" quantises, of quats, scales, opacities, sh0 and shN.
+        attributes: what "uniform" quantises, of quats, scales, opacities, sh0 and shN; and what Gaussians
+            have beside because they move, or have features, over the range that each has when the stage
+            begins.
         bits: of each of these: 2^bits values over its range.
         learned_steps: whether training moves the steps of "uniform".
         entropy: model of what numbers cost: "factorized" (a density a channel), "hash_grid" (a normal
@@ -32,6 +34,12 @@ class Compression:
         mask_degree: harmonics of this degree and below are never masked.
         mask_target: share of the Gaussians that should keep their harmonics ("learned").
         mask_threshold: gradient norm, as a share of the mean, from which harmonics are kept ("gradient").
+        motion_mask: of a scene that moves, who does: "learned", by a logit a Gaussian; by "gradient", decided
+            once by what the images ask of its motion; or "none", which with "elastic_file" leaves it to the
+            file's own rule: those whose motion is worth its bits when the stage begins.
+        motion_target: share of the Gaussians that should go on moving ("learned").
+        motion_threshold: gradient by the share of its way that a Gaussian goes, in units of the mean, from
+            which it goes on moving ("gradient").
     """
 
     quantization: Literal["elastic_file", "uniform", "none"] = "elastic_file"
@@ -46,6 +54,9 @@ class Compression:
     mask_degree: int = 0
     mask_target: float = 0.2
     mask_threshold: float = 0.5
+    motion_mask: Literal["learned", "gradient", "none"] = "none"
+    motion_target: float = 0.5
+    motion_threshold: float = 0.1
 
     def __post_init__(self) -> None:
         checks = {
@@ -53,6 +64,8 @@ class Compression:
             "mask_degree": (0 <= self.mask_degree <= 2, "0 to 2"),
             "mask_target": (0 < self.mask_target < 1, "above 0, below 1"),
             "mask_threshold": (0 <= self.mask_threshold < LARGEST_RATE, "0 or more"),
+            "motion_target": (0 < self.motion_target < 1, "above 0, below 1"),
+            "motion_threshold": (0 <= self.motion_threshold < LARGEST_RATE, "0 or more"),
         }
         require_fields("model.compression.", self, checks)
         UniformQuantization(dict.fromkeys(self.attributes, self.bits))  # refuses what it cannot do
@@ -75,7 +88,7 @@ class CompressionTraining:
         entropy_rate: learning rate of the entropy models; that of a hash grid falls to a hundredth.
         step_rate: learning rate of learned steps, in logarithms.
         mask_rate: learning rate of learned masks.
-        mask_sparsity: weight of the share of Gaussians that keep their harmonics.
+        mask_sparsity: weight of the share of Gaussians that keep what a learned mask may take.
         mask_divergence: weight of the divergence of that share from its target.
     """
 

@@ -10,22 +10,27 @@ from torch import Tensor
 
 from flexgs_lightning.codec.views import Judged, evenly, read_views
 from flexgs_lightning.model.checkpoint import Model
+from flexgs_lightning.model.compression.mask import Mask
+from flexgs_lightning.model.compression.motion_mask import MotionMask
 from flexgs_lightning.model.compression.quantization import Quantization
-from flexgs_lightning.model.compression.sh_mask import ShMask
 from flexgs_lightning.model.normalization import SceneFrame
-from flexgs_lightning.model.part import FULL, Part
+from flexgs_lightning.model.part import Part
 from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.selection import Selection
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import Splats
 from flexgs_lightning.training.compression.bits import bits_each
 from flexgs_lightning.training.compression.options import Compression, CompressionTraining
-from flexgs_lightning.training.compression.parts import make_small, quantization_of
+from flexgs_lightning.training.compression.parts import MOTION_MASK, SH_MASK, make_small, quantization_of
 from flexgs_lightning.training.elastic import ElasticTraining
 from flexgs_lightning.training.elastic.stage import Iteration, descend
 from flexgs_lightning.training.losses import Parts, photometric_loss
+from flexgs_lightning.training.moments import everyone_at, shader_of
 from flexgs_lightning.training.optimization import LearningRates, falling, gaussian_optimizers
 from flexgs_lightning.training.scene_module import SceneModule
+
+_ADDED = ("motion", "omega", "time_centers", "time_scales", "coefficients", "appearance")
+"""Learning rates of what parts bring to Gaussians."""
 
 
 def begin_compression(module: SceneModule) -> None:
@@ -35,8 +40,13 @@ def begin_compression(module: SceneModule) -> None:
     degree = module.gaussians.sh_degree
 
     def loss(splats: Splats, view: Judged) -> Tensor:
-        camera = view.camera.to(module.device)
-        image = rasterize(splats, camera, background=background, antialiased=module.antialiased).image
+        image = rasterize(
+            splats,
+            view.camera.to(module.device),
+            background=background,
+            antialiased=module.antialiased,
+            shader=shader_of(module.scene),
+        ).image
         return photometric_loss(image, view.photo.to(module.device), module.ssim_weight)
 
     with module.new_stage():
@@ -57,19 +67,22 @@ def compress_step(
 
     A scene that is not elastic is drawn whole. Returns as ``elastic.stage.descend``.
     """
-    masks = [part for part in scene.each_part() if isinstance(part, ShMask)]
+    masks = [part for part in scene.each_part() if isinstance(part, Mask)]
     for mask in masks:
         mask.anneal(iteration.step / training.steps)
     if scene.elastic:
         total, parts = descend(scene, elastic, iteration)
     else:
-        loss = iteration.photometric(scene.at(FULL))
+        loss = iteration.photometric(everyone_at(scene, iteration.moments))
         iteration.backward(loss)
         total, parts = loss.detach(), Parts(full_loss=loss.detach())
     for mask in masks:
         if mask.learned:
-            loss = mask.loss(options.mask_target, training.mask_sparsity, training.mask_divergence)
-            parts |= {"mask_loss": loss.detach(), "mask_share": mask.share()}
+            of_motion = isinstance(mask, MotionMask)
+            target = options.motion_target if of_motion else options.mask_target
+            loss = mask.loss(target, training.mask_sparsity, training.mask_divergence)
+            name = "motion_mask" if of_motion else "mask"
+            parts |= {f"{name}_loss": loss.detach(), f"{name}_share": mask.share()}
             total = total + loss.detach()
             iteration.backward(loss)
     quantization = quantization_of(scene)
@@ -101,20 +114,24 @@ def compression_optimizers(
         opacities=rates.opacities * share,
         sh0=rates.sh0 * share,
         shN=min(rates.shN * training.sh_rest_boost, rates.sh0) * share,
+        **{name: getattr(rates, name) * share for name in _ADDED},
     )
     own = gaussian_optimizers(scene.gaussians, slower, extent, training.rate_decay)
     before = {"rows": elastic.residual_rate, "planes": elastic.grid_rate, "layers": elastic.network_rate}
-    new = {"steps": training.step_rate, "sh_mask": training.mask_rate}
+    new = {"steps": training.step_rate, **dict.fromkeys((SH_MASK, MOTION_MASK), training.mask_rate)}
     groups: list[dict[str, Any]] = []
     owners: list[Selection | Part] = [scene.selection, *scene.each_part()]
     for owner in owners:
         for group in owner.groups():
             learned = [parameter for parameter in group.parameters if parameter.requires_grad]
-            if isinstance(owner, (Quantization, ShMask)):
+            if isinstance(owner, (Quantization, Mask)):
                 rate = new.get(group.name, training.entropy_rate)
                 schedule = falling(rate, 0.01 if group.name == "hash_grid" else 1.0)
             else:
-                schedule = falling(before[group.kind] * share, training.rate_decay)
+                rate = before[group.kind] if group.rate is None else group.rate
+                schedule = falling(
+                    rate * share * (extent if group.times_extent else 1.0), training.rate_decay
+                )
             if learned:
                 named = {"params": learned, "name": group.name, "per_gaussian": group.kind == "rows"}
                 groups.append(named | schedule)
