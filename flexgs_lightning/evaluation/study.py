@@ -109,6 +109,11 @@ class Study:
         return views[len(views) // 2]
 
     @property
+    def seconds(self) -> float | None:
+        """How long a scene that moves lasts; None if it stands still, or that is unknown."""
+        return (self.model.seconds or self.capture.seconds) if self.model.moves else None
+
+    @property
     def background(self) -> Tensor:
         """[3] colour behind the scene in evaluation."""
         return self.model.background.to(self.device)

@@ -60,6 +60,10 @@ class Subject(ABC):
     def chosen(self, places: Int[Tensor, " M"]) -> Subject:
         """Some of the Gaussians."""
 
+    @abstractmethod
+    def to(self, device: torch.device) -> Subject:
+        """The same on another device."""
+
     @property
     @abstractmethod
     def start(self) -> Model:
@@ -95,6 +99,10 @@ class Still(Subject):
     def chosen(self, places: Int[Tensor, " M"]) -> Still:
         """Some of the Gaussians."""
         return Still(self.splats[places])
+
+    def to(self, device: torch.device) -> Still:
+        """The same on another device."""
+        return Still(self.splats.to(device))
 
     @property
     def start(self) -> Model:
@@ -143,6 +151,10 @@ class Moving(Subject):
         rows = {name: values.detach()[places] for name, values in whole.gaussians.own().items()}
         parts = dict(zip(whole.parts.keys(), whole.each_part(), strict=True))
         return Moving(replace(self.model, scene=Scene(whole.gaussians.like(rows), parts=parts).eval()))
+
+    def to(self, device: torch.device) -> Moving:
+        """The same on another device."""
+        return replace(self, model=self.model.to(device))
 
     @property
     def start(self) -> Model:

@@ -13,7 +13,6 @@ from flexgs_lightning.evaluation.measure import measure
 from flexgs_lightning.evaluation.rate_distortion.systems import Coded, Maker, System
 from flexgs_lightning.evaluation.records import read_rates
 from flexgs_lightning.evaluation.study import Study
-from flexgs_lightning.evaluation.subject import Still
 from flexgs_lightning.metrics.protocol import worst_view
 from flexgs_lightning.records import shown
 
@@ -79,7 +78,7 @@ def run(study: Study, cells: Sequence[RateCell]) -> None:
 
 def _measured(study: Study, coded: Coded) -> dict[str, Any]:
     """A point as plain values: what was read back, on held-out views."""
-    scene = Still(coded.splats.to(study.device))
+    scene = coded.subject.to(study.device)
     measured = measure(scene, study.data, study.metrics, study.background, antialiased=study.antialiased)
     worst = worst_view(measured.pop("images"))
     return {

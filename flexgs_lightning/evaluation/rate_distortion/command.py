@@ -5,12 +5,19 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+from flexgs_lightning.codec.conversion import movement_of
 from flexgs_lightning.codec.refinement import STEPS
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.cell_folders import keeping_cells, require_finished
 from flexgs_lightning.evaluation.rate_distortion.cells import plan, run
 from flexgs_lightning.evaluation.rate_distortion.gscodec import LAMBDAS
-from flexgs_lightning.evaluation.rate_distortion.names import SYSTEMS, Settings, parse_systems
+from flexgs_lightning.evaluation.rate_distortion.names import (
+    MOVING_SYSTEMS,
+    STILL_ONLY,
+    SYSTEMS,
+    Settings,
+    parse_systems,
+)
 from flexgs_lightning.evaluation.rate_distortion.report import MARKDOWN_NAME, write_report
 from flexgs_lightning.evaluation.study import Schedule, open_study
 from flexgs_lightning.settings import CONFIGS
@@ -21,8 +28,8 @@ log = logging.getLogger(__name__)
 def rd(
     ckpt: Path,
     config: list[str] | None = None,
-    systems: list[str] = list(SYSTEMS),  # noqa: B006 (never changed)
-    ratios: list[float] = [0.05, 0.1, 0.3, 1.0],  # noqa: B006
+    systems: list[str] | None = None,
+    ratios: list[float] = [0.05, 0.1, 0.3, 1.0],  # noqa: B006 (never changed)
     losses: list[float] = [0.05, 0.1, 0.3, 1.0],  # noqa: B006
     stops: list[float] = [0.1, 0.5, 2.0, 4.0],  # noqa: B006
     start: Path | None = None,
@@ -48,9 +55,11 @@ def rd(
         config: Configs (files or names) with settings of data and metrics; by default the checkpoint's own
             config.yaml.
         systems: What to compare: egs (the elastic file, cut at every chunk), one-size (the same coder for the
-            full model alone), cogs (the runner-up of COGS 2025), rave (rave:50 with 50 anchors), gscodec
-            (gscodec+NAME with a change of configs/codec/gscodec), gsplat-png, any format of flexgs convert;
-            ply.zstd and ply.xz are compressed PLY files.
+            full model alone), float32 and float16 (uncoded, motion too; with .zstd or .xz compressed), cogs
+            (the runner-up of COGS 2025), rave (rave:50 with 50 anchors), gscodec (gscodec+NAME with a change
+            of configs/codec/gscodec), gsplat-png, any format of flexgs convert; ply.zstd and ply.xz are
+            compressed PLY files. By default all that hold the scene; of one that moves others are left out,
+            and the report says so.
         ratios: Shares of the Gaussians at which each format gets a file, in (0, 1].
         losses: Decibels that training views may lose: settings of egs and one-size.
         stops: The same at which the rounds of cogs end; training views gain from fine-tuning before they
@@ -68,11 +77,9 @@ def rd(
         seed: Seed of every training.
     """
     study = open_study(ckpt, config or [], schedule=Schedule(1, 1), device=device, seed=seed)
-    if study.model.moves:
-        raise InputError(
-            f"{ckpt}: expected a scene that stands still, which these systems hold; flexgs compress codes "
-            "scenes that move, benchmarks/film.py measures their files."
-        )
+    moves = study.model.moves
+    if moves:
+        movement_of(study.model.scene)  # refuses what no file holds, before anything is done
     study.check_ratios(ratios, "--ratios")
     if not study.model.elastic:
         ratios = [1.0]
@@ -80,11 +87,20 @@ def rd(
         tuple(ratios), tuple(losses), tuple(stops), scale, refine_steps, start, rates, tuple(lambdas), configs
     )
     output = output or Path("runs/rd") / study.capture.name
-    chosen = parse_systems(systems, settings)
+    asked = parse_systems(systems or (MOVING_SYSTEMS if moves else SYSTEMS), settings)
+    chosen = [system for system in asked if system.holds_motion or not moves]
+    left_out = {system.name: STILL_ONLY for system in asked if system not in chosen}
+    if left_out:
+        log.warning("The scene moves; left out: %s (%s).", ", ".join(left_out), STILL_ONLY)
+    if not chosen:
+        raise InputError(
+            f"--systems: expected any of {', '.join(MOVING_SYSTEMS)} for a scene that moves, found "
+            f"{' '.join(left_out)}."
+        )
     report = report or output
     with keeping_cells(output):
         cells = plan(study, chosen, output)
         run(study, cells)
-        write_report(study, chosen, cells, report)
+        write_report(study, chosen, cells, report, left_out)
     log.info("Report: %s", report / MARKDOWN_NAME)
     require_finished(cells)

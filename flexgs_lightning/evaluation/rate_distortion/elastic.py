@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from flexgs_lightning.codec.arrays import ElasticModelArrays
 from flexgs_lightning.codec.container import UPDATE
 from flexgs_lightning.codec.conversion import arrays_of
-from flexgs_lightning.codec.decoder import cut_file, open_file, read_elastic, stream_sizes
+from flexgs_lightning.codec.decoder import cut_file, open_file, stream_sizes
 from flexgs_lightning.codec.encoder import Plan
+from flexgs_lightning.codec.film import cut_film, film_sizes, is_film, open_film, read_film, write_film
+from flexgs_lightning.codec.film_model import model_of_film
 from flexgs_lightning.codec.rate_search import Found, plan_for, search_refined
 from flexgs_lightning.codec.refinement import STEPS
+from flexgs_lightning.codec.trained_rule import trained_plan, trained_quantization
 from flexgs_lightning.codec.views import Judged, read_views, split_views
 from flexgs_lightning.evaluation.rate_distortion.systems import Coded, Maker, System
 from flexgs_lightning.evaluation.study import Study
+from flexgs_lightning.evaluation.subject import Moving, Still, Subject
 
 FILE = "scene.egs"
 
@@ -35,6 +38,7 @@ class ElasticFile(System):
 
     one_size: bool = False
     refine_steps: int = STEPS
+    holds_motion: ClassVar[bool] = True
 
     @property
     def description(self) -> str:
@@ -48,14 +52,18 @@ class ElasticFile(System):
         return {"refine_steps": self.refine_steps}
 
     def prepare(self, study: Study, folder: Path) -> Maker:
-        """Measure what each number is worth."""
+        """Measure what each number is worth, where no training for bytes has decided that."""
         arrays = arrays_of(study.model)
         arrays = arrays.only(()) if self.one_size else arrays
         measuring, judging = (
             read_views(views, arrays.background) for views in split_views(study.capture.train_views)
         )
         started = time.perf_counter()
-        plan = plan_for(arrays, measuring, study.device, study.seed)
+        trained = None if self.one_size else trained_quantization(study.model.scene)
+        if trained is None:
+            plan = plan_for(arrays, measuring, study.device, study.seed)
+        else:
+            plan = trained_plan(arrays, trained)
         return partial(self._make, study, plan, measuring, judging, time.perf_counter() - started)
 
     def _make(
@@ -75,7 +83,11 @@ class ElasticFile(System):
             key=lambda each: each.encoding.size(),
         )
         path = cell / FILE
-        found.encoding.write(path)
+        if study.model.moves:
+            frames = len({view.time for view in study.capture.train_views})
+            write_film(path, [found.encoding], seconds=study.seconds, frames=frames)
+        else:
+            found.encoding.write(path)
         encoded = time.perf_counter() - started + planned
         if self.one_size:
             yield _read(setting, path, encoded)
@@ -90,29 +102,42 @@ class ElasticFile(System):
 
 def _cuts(path: Path, encoded: float) -> Iterator[Coded]:
     """The file cut at every chunk's end, the whole one last."""
-    header = open_file(path).header
-    for entry, end in zip(header.entries, header.indexed_lengths(), strict=True):
-        whole = entry.stop == header.total
-        part = path if whole else path.with_name(f"first_{entry.stop}.egs")
+    cut: Callable[[Path, Path, int], object]
+    if is_film(path):
+        front = open_film(path).front
+        stops, ends, cut = [entry.chunk.stop for entry in front.entries], front.indexed_lengths(), cut_film
+    else:
+        header = open_file(path).header
+        stops, ends, cut = [entry.stop for entry in header.entries], header.indexed_lengths(), cut_file
+    for stop, end in zip(stops, ends, strict=True):
+        whole = stop == stops[-1]
+        part = path if whole else path.with_name(f"first_{stop}.egs")
         if not whole:
-            cut_file(path, part, end)
-        yield _read(f"{100 * entry.stop / header.total:.3g} %", part, encoded)
+            cut(path, part, end)
+        yield _read(f"{100 * stop / stops[-1]:.3g} %", part, encoded)
         if not whole:
             part.unlink()
 
 
 def _read(label: str, path: Path, encoded: float) -> Coded:
     started = time.perf_counter()
-    arrays: ElasticModelArrays = read_elastic(path)
+    film = read_film(path)
     seconds = time.perf_counter() - started
-    return Coded(label, arrays.splats(), path.stat().st_size, elastic_bytes(path), encoded, seconds)
+    moves = is_film(path)
+    subject: Subject = Moving(model_of_film(film)) if moves else Still(film.groups[0].splats())
+    return Coded(label, subject, path.stat().st_size, elastic_bytes(path), encoded, seconds)
 
 
 def elastic_bytes(path: Path) -> dict[str, int]:
     """Bytes of an elastic file by stream; all that brings rows to the next level as "updates"."""
-    file = open_file(path)
-    sizes = {"header": file.header.entries[0].offset}
-    for streams in stream_sizes(file):
+    if is_film(path):
+        film = open_film(path)
+        sizes = {"header": film.front.entries[0].chunk.offset}
+        chunks: Iterable[dict[str, int]] = (streams for _, streams in film_sizes(film))
+    else:
+        file = open_file(path)
+        sizes, chunks = {"header": file.header.entries[0].offset}, stream_sizes(file)
+    for streams in chunks:
         for name, size in streams.items():
             name = "updates" if name.startswith(UPDATE) else name
             sizes[name] = sizes.get(name, 0) + size

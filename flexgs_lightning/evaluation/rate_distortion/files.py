@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import lzma
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from flexgs_lightning.codec.recipes.images import read_images, write_images
 from flexgs_lightning.codec.recipes.package import bytes_by_attribute
 from flexgs_lightning.deploy.formats.registry import FORMATS
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
+from flexgs_lightning.evaluation.rate_distortion.packing import DESCRIPTIONS, read_packed, write_packed
 from flexgs_lightning.evaluation.rate_distortion.systems import Coded, Maker, System, code
 from flexgs_lightning.evaluation.study import Study
 from flexgs_lightning.splats import Splats
 
 PLY = "ply"
-ZSTD_LEVEL = 19
-XZ_PRESET = 9
 GSPLAT_PNG = "gsplat-png"
-PACKINGS = ("zstd", "xz")
 
 
 @dataclass(frozen=True)
@@ -43,12 +38,7 @@ class Files(System):
         """One sentence for reports."""
         if self.format == GSPLAT_PNG:
             return "gsplat's recipe: PNG images of 8 and 16 bits, sorted in a grid, and an SH palette"
-        packed = {
-            "": "",
-            "zstd": f", compressed by zstd at level {ZSTD_LEVEL}",
-            "xz": f", compressed by xz at {XZ_PRESET}",
-        }
-        return FORMATS[self.format].description + packed[self.packing]
+        return FORMATS[self.format].description + DESCRIPTIONS[self.packing]
 
     def facts(self, study: Study) -> dict[str, Any]:
         """Its format."""
@@ -74,30 +64,11 @@ class Files(System):
         chosen = FORMATS[self.format]
 
         def write(splats: Splats, path: Path) -> None:
-            plain = path.with_suffix("") if self.packing else path
-            chosen.write(SplatFile(splats, antialiased), plain)
-            if self.packing:
-                path.write_bytes(_PACK[self.packing](plain.read_bytes()))
-                plain.unlink()
+            plain = SplatFile(splats, antialiased)
+            write_packed(path, self.packing, lambda place: chosen.write(plain, place))
 
         def read(path: Path) -> Splats:
-            if not self.packing:
-                return chosen.read(path).splats
-            plain = path.with_suffix("")
-            plain.write_bytes(_UNPACK[self.packing](path.read_bytes()))
-            splats = chosen.read(plain).splats
-            plain.unlink()
-            return splats
+            return read_packed(path, self.packing, chosen.read).splats
 
         suffix = chosen.suffix + (f".{self.packing}" if self.packing else "")
         return write, read, suffix, lambda _: {}
-
-
-_PACK: dict[str, Callable[[bytes], bytes]] = {
-    "zstd": lambda data: zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(data),
-    "xz": lambda data: lzma.compress(data, preset=XZ_PRESET),
-}
-_UNPACK: dict[str, Callable[[bytes], bytes]] = {
-    "zstd": lambda data: zstandard.ZstdDecompressor().decompress(data),
-    "xz": lzma.decompress,
-}

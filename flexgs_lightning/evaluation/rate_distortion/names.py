@@ -11,8 +11,10 @@ from flexgs_lightning.deploy.formats.registry import FORMATS
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.rate_distortion.cogs import Cogs
 from flexgs_lightning.evaluation.rate_distortion.elastic import ElasticFile
-from flexgs_lightning.evaluation.rate_distortion.files import GSPLAT_PNG, PACKINGS, PLY, Files
+from flexgs_lightning.evaluation.rate_distortion.files import GSPLAT_PNG, PLY, Files
 from flexgs_lightning.evaluation.rate_distortion.gscodec import Gscodec, Modules, modules_of
+from flexgs_lightning.evaluation.rate_distortion.numbers import TYPES, Numbers
+from flexgs_lightning.evaluation.rate_distortion.packing import PACKINGS
 from flexgs_lightning.evaluation.rate_distortion.rave import CONTEXT, GLOBAL, Rave
 from flexgs_lightning.evaluation.rate_distortion.systems import System
 from flexgs_lightning.settings import read_config
@@ -30,7 +32,11 @@ SYSTEMS = (
     "rave",
     "gscodec",
 )
-"""All that are compared by default."""
+"""All that are compared by default where nothing moves."""
+MOVING_SYSTEMS = ("egs", "one-size", "float32", "float32.zstd", "float32.xz", "float16.xz")
+"""The same of scenes that move."""
+STILL_ONLY = "holds scenes that stand still"
+"""Why other systems are left out there."""
 LEVELS = 8
 """Anchors of RAVE, unless its name says another number."""
 OVERLAYS = Path("codec") / "gscodec"
@@ -79,7 +85,7 @@ class Settings:
 
 
 def parse_systems(names: Sequence[str], settings: Settings) -> list[System]:
-    """Systems by name: ``SYSTEMS``, and any other format of ``flexgs convert``.
+    """Systems by name: ``SYSTEMS``, ``MOVING_SYSTEMS`` and any other format of ``flexgs convert``.
 
     ``rave:50`` has 50 anchors, and ``gscodec+name`` lays ``codec/gscodec/name.yaml`` over ``gscodec``.
 
@@ -110,9 +116,11 @@ def _system(name: str, settings: Settings) -> System:
         return Gscodec(name, weights, settings.start, settings.scale, modules)
     form, _, packing = name.partition(".")
     packable = not packing or (form == PLY and packing in PACKINGS)
+    if form in TYPES and packing in ("", *PACKINGS):
+        return Numbers(name, ratios, form, packing)
     if packable and (form == GSPLAT_PNG or form in FORMATS):
         return Files(name, ratios, form, packing)
-    known = dict.fromkeys([*SYSTEMS, *FORMATS])
+    known = dict.fromkeys([*SYSTEMS, *MOVING_SYSTEMS, *FORMATS])
     raise InputError(f"--systems: expected any of {', '.join(known)}, found '{name}'.")
 
 

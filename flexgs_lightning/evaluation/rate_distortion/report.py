@@ -25,12 +25,19 @@ JSON_NAME, MARKDOWN_NAME, CURVES = "rd.json", "rd.md", "rd.png"
 OURS, ONE_SIZE = "egs", "one-size"
 MANY_RATES, DIP = 5, 0.02
 """Rates from which on a curve's smoothness is reported, and dB by which it may fall."""
+NOTHING: Mapping[str, str] = {}
 Report = dict[str, Any]
 
 
-def write_report(study: Study, systems: Sequence[System], cells: Sequence[RateCell], output: Path) -> Report:
-    """Write ``rd.json``, ``rd.md`` and ``rd.png``."""
-    report = report_of(study, systems, cells)
+def write_report(
+    study: Study,
+    systems: Sequence[System],
+    cells: Sequence[RateCell],
+    output: Path,
+    left_out: Mapping[str, str] = NOTHING,
+) -> Report:
+    """Write ``rd.json``, ``rd.md`` and ``rd.png``; ``left_out`` says why some systems are not compared."""
+    report = report_of(study, systems, cells) | {"left_out": dict(left_out)}
     write_json(output / JSON_NAME, report)
     if report["cells"]:
         named = {
@@ -46,7 +53,12 @@ def report_of(study: Study, systems: Sequence[System], cells: Sequence[RateCell]
     """Everything that is reported, as plain values."""
     return {
         "capture": study.capture.name,
-        "model": {"gaussians": len(study), "iterations": study.model.iteration, **study.facts},
+        "model": {
+            "gaussians": len(study),
+            "iterations": study.model.iteration,
+            "seconds": study.seconds,
+            **study.facts,
+        },
         "protocol": study.protocol(),
         "systems": {s.name: {"description": s.description, **s.facts(study)} for s in systems},
         "cells": [cell.result() for cell in cells if cell.finished],
@@ -86,6 +98,7 @@ def markdown(report: Report) -> str:
         "## Failed\n\n" + _list({fail["cell"]: fail["error"] for fail in report["failed"]})
         if report["failed"]
         else "",
+        "## Left out\n\n" + _list(report["left_out"]) if report["left_out"] else "",
         "## Systems\n\n" + _list({name: each["description"] for name, each in report["systems"].items()}),
         "## Protocol\n\n" + _list({**report["protocol"], "device": report["device"]}),
     ]
@@ -94,7 +107,7 @@ def markdown(report: Report) -> str:
 
 def points_table(report: Report) -> str:
     """Every whole file."""
-    rows = []
+    rows, duration = [], report["model"]["seconds"]
     for cell in report["cells"]:
         points = cell["points"][-1:] if cell["system"] == OURS else thinned(cell["points"])
         for point in points:
@@ -103,12 +116,13 @@ def points_table(report: Report) -> str:
             rows.append(
                 [
                     cell["system"], setting, f"{point['gaussians']:,}", f"{point['bytes'] / MEGABYTE:.3f}",
-                    f"{point['bytes'] / point['gaussians']:.2f}", *_quality(point),
+                    f"{point['bytes'] / point['gaussians']:.2f}", *_mbits(point, duration), *_quality(point),
                     f"{point['encode_seconds']:.1f}", f"{point['decode_seconds']:.2f}",
                     "" if training is None else f"{training['steps']:,} steps, {training['seconds']:,.0f} s",
                 ]
             )  # fmt: skip
-    heading = ["system", "setting", "Gaussians", "MB", "bytes each", "PSNR", "SSIM", "LPIPS"]
+    rate = ["Mbit/s"] if duration else []
+    heading = ["system", "setting", "Gaussians", "MB", "bytes each", *rate, "PSNR", "SSIM", "LPIPS"]
     return table([*heading, "encode, s", "decode, s", "training"], rows)
 
 
@@ -197,11 +211,18 @@ def cuts_table(report: Report) -> str:
     cell = next((cell for cell in report["cells"] if cell["system"] == OURS), None)
     if cell is None:
         return ""
+    duration = report["model"]["seconds"]
     rows = [
-        [point["label"], f"{point['gaussians']:,}", f"{point['bytes']:,}", *_quality(point)]
+        [
+            point["label"],
+            f"{point['gaussians']:,}",
+            f"{point['bytes']:,}",
+            *_mbits(point, duration),
+            *_quality(point),
+        ]
         for point in cell["points"]
     ]
-    heading = ["share", "Gaussians", "bytes", "PSNR", "SSIM", "LPIPS"]
+    heading = ["share", "Gaussians", "bytes", *(["Mbit/s"] if duration else []), "PSNR", "SSIM", "LPIPS"]
     return f"## The elastic file at {cell['setting']} dB, cut at every chunk\n\n" + table(heading, rows)
 
 
@@ -241,6 +262,11 @@ def _holds(benchmark: str, capture: str) -> bool:
 def _quality(point: Mapping[str, Any]) -> list[str]:
     lpips = point.get("lpips")
     return [f"{point['psnr']:.2f}", f"{point['ssim']:.4f}", "" if lpips is None else f"{lpips:.4f}"]
+
+
+def _mbits(point: Mapping[str, Any], seconds: float | None) -> list[str]:
+    """Megabits a second of a film that lasts so long; nothing if that is unknown."""
+    return [f"{8 * point['bytes'] / seconds / MEGABYTE:.3f}"] if seconds else []
 
 
 def _percent(share: float | None) -> str:

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from flexgs_lightning.evaluation.contenders import Contender
+from flexgs_lightning.evaluation.subject import Still, Subject
 from flexgs_lightning.splats import Splats
 
 
@@ -18,7 +19,7 @@ class Coded:
 
     Attributes:
         label: names the point among those of its setting.
-        splats: what was read.
+        subject: what was read.
         size: bytes of what was written.
         attributes: bytes by attribute, as far as the file keeps them apart.
         encode_seconds: from splats to the file.
@@ -27,7 +28,7 @@ class Coded:
     """
 
     label: str
-    splats: Splats
+    subject: Subject
     size: int
     attributes: dict[str, int]
     encode_seconds: float
@@ -45,16 +46,18 @@ class System(Contender[Maker]):
 
     Attributes:
         settings: what its rate is set by, from the largest files to the smallest.
+        holds_motion: whether it stores scenes that move.
     """
 
     settings: tuple[str, ...]
+    holds_motion: ClassVar[bool] = False
 
 
 def code(
     label: str,
     path: Path,
     write: Callable[[Path], None],
-    read: Callable[[Path], Splats],
+    read: Callable[[Path], Splats | Subject],
     attributes: Callable[[Path], dict[str, int]] = lambda _: {},
     facts: dict[str, Any] | None = None,
 ) -> Coded:
@@ -62,11 +65,11 @@ def code(
     started = time.perf_counter()
     write(path)
     written = time.perf_counter()
-    splats = read(path)
+    found = read(path)
     done = time.perf_counter()
     return Coded(
         label,
-        splats,
+        Still(found) if isinstance(found, Splats) else found,
         path.stat().st_size,
         attributes(path),
         written - started,
