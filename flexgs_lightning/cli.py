@@ -40,6 +40,7 @@ evaluation
   benchmark      train and measure every scene of a benchmark, and report it beside the paper
   compare        rival methods from one first stage: prune, fine-tune, iterative, matryoshka, flexgs
   ablate         the same with one thing changed at a time, as in the paper's Table 3
+  represent      what a scene that moves can be made of, side by side: quality, small sizes, bytes
   unseen         an elastic model at ratios that it was not trained for, and where quality dips
   rd             bytes against quality: the elastic file beside other formats and codecs
 captures
@@ -68,6 +69,7 @@ COMMANDS = {
     "benchmark": "evaluation.benchmark.command",
     "compare": "evaluation.comparison.command",
     "ablate": "evaluation.comparison.command",
+    "represent": "evaluation.representations.command",
     "unseen": "evaluation.unseen",
     "rd": "evaluation.rate_distortion.command",
 }

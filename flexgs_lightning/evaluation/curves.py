@@ -38,14 +38,16 @@ def plot(
     xlabel: str,
     title: str,
     marks: Sequence[float] = (),
+    log: bool = True,
 ) -> None:
-    """Write a PNG of PSNR over a log axis: a line for each named series of (x, dB), dotted lines at marks."""
+    """Write a PNG of PSNR over x: a line for each named series of (x, dB), dotted lines at marks."""
     from matplotlib.figure import Figure  # slow to import; and no display is needed this way
 
     figure = Figure(figsize=(8.5, 4.5), layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel="PSNR of held-out views (dB)", xscale="log")
+    axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel="PSNR of held-out views (dB)")
+    axes.set_xscale("log" if log else "linear")
     for i, (name, given) in enumerate(series.items()):
-        points = [point for point in given if point[0] > 0]  # a log axis has no place for others
+        points = [point for point in given if point[0] > 0 or not log]  # a log axis has no place for others
         if points:
             style: dict[str, Any] = {"color": f"C{i % COLORS}", "marker": MARKERS[i // COLORS % len(MARKERS)]}
             axes.plot(*zip(*points, strict=True), **style, markersize=4, label=name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -34,6 +34,20 @@ class RatioResult(Struct):
     worst: WorstView | None = None
 
 
+class FrameResult(Struct):
+    """Means of a moment over the held-out cameras."""
+
+    frame: Natural
+    psnr: Finite
+
+
+class OverTime(Struct):
+    """Metrics of a capture that moves, moment by moment; see ``training.callbacks.over_time``."""
+
+    frames: list[FrameResult]
+    flicker: Finite | None = None
+
+
 class Metrics(Struct):
     """``metrics.json`` of a run; see ``TestReport``."""
 
@@ -45,6 +59,7 @@ class Metrics(Struct):
     milliseconds: Finite = 0.0
     protocol: dict[str, Any] = {}
     worst: WorstView | None = None
+    over_time: OverTime | None = None
 
 
 class ImageResult(Struct):
@@ -92,6 +107,28 @@ class RatePoint(Struct):
     training: Training | None = None
 
 
+class FormResult(Struct):
+    """``cell.json`` of a report of representations: one of them in one form."""
+
+    representation: str
+    form: Literal["whole", "elastic", "coded"]
+    psnr: Finite | None = None
+    ssim: Finite | None = None
+    lpips: Finite | None = None
+    flicker: Finite | None = None
+    worst: WorstView | None = None
+    gaussians: Positive | None = None
+    living: Finite | None = None
+    frames: list[FrameResult] = []
+    trained: Positive | None = None
+    training: Training | None = None
+    ratios: dict[Ratio, RatioResult] = {}
+    bytes: Positive | None = None
+    lost: Finite | None = None
+    refused: str | None = None
+    protocol: dict[str, Any] = {}
+
+
 class RateResult(Struct):
     """``cell.json`` of a rate-distortion report: a system at a setting."""
 
@@ -116,6 +153,15 @@ def read_cell(path: Path) -> dict[str, Any]:
         InputError: see ``read_json``.
     """
     return _checked(path, CellResult)
+
+
+def read_form(path: Path) -> dict[str, Any]:
+    """``cell.json`` of a report of representations.
+
+    Raises:
+        InputError: see ``read_json``.
+    """
+    return _checked(path, FormResult)
 
 
 def read_rates(path: Path) -> dict[str, Any]:

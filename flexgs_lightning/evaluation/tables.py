@@ -34,9 +34,9 @@ def markdown(comparison: Mapping[str, Any], curves: Sequence[str], pictures: Map
         "\n".join(f"![]({name})" for name in [*curves, *pictures.values()]),
         _costs(comparison["methods"]),
         "## Methods",
-        _list((name, facts["description"]) for name, facts in comparison["methods"].items()),
+        listed((name, facts["description"]) for name, facts in comparison["methods"].items()),
         "## Protocol",
-        _list([*comparison["protocol"].items(), ("device", comparison["device"])]),
+        listed([*comparison["protocol"].items(), ("device", comparison["device"])]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -61,7 +61,7 @@ def quality_table(comparison: Mapping[str, Any]) -> str:
             [method, *texts, f"{facts['trainings']}", f"{facts['steps']:,}", f"{facts['seconds']:,.0f}"]
         )
     counts = {ratio: result["gaussians"] for (_, ratio), result in cells.items()}
-    heading = [names, *(f"{_percent(ratio)} ({counts[ratio]:,})" for ratio in ratios)]
+    heading = [names, *(f"{percent(ratio)} ({counts[ratio]:,})" for ratio in ratios)]
     return table([*heading, "trainings", "steps", "seconds"], rows)
 
 
@@ -78,7 +78,7 @@ def difference_table(comparison: Mapping[str, Any]) -> str:
             rows.append([method, *texts])
     if not rows:
         return ""
-    return "What each change does to PSNR, in dB:\n\n" + table(["change", *map(_percent, ratios)], rows)
+    return "What each change does to PSNR, in dB:\n\n" + table(["change", *map(percent, ratios)], rows)
 
 
 def worst_table(comparison: Mapping[str, Any]) -> str:
@@ -89,7 +89,7 @@ def worst_table(comparison: Mapping[str, Any]) -> str:
         [method, *(worst_text(cells.get((method, ratio), {})) for ratio in ratios)]
         for method in comparison["methods"]
     ]
-    return table(["worst view", *map(_percent, ratios)], rows)
+    return table(["worst view", *map(percent, ratios)], rows)
 
 
 def worst_text(result: Mapping[str, Any]) -> str:
@@ -107,7 +107,7 @@ def time_table(comparison: Mapping[str, Any]) -> str:
         results = [cells.get((method, ratio)) for ratio in ratios]
         texts = [f"{r['milliseconds']:.1f} / {r['switch_milliseconds']:.2f}" if r else "" for r in results]
         rows.append([method, *texts])
-    return table(["render / switch", *map(_percent, ratios)], rows)
+    return table(["render / switch", *map(percent, ratios)], rows)
 
 
 def unseen_page(report: Mapping[str, Any]) -> str:
@@ -115,7 +115,7 @@ def unseen_page(report: Mapping[str, Any]) -> str:
     ratios = sorted([*report["trained"], *report["tested"]])
     heading = [
         "PSNR",
-        *(f"{_percent(r)}{'' if r in report['trained'] else ' (unseen)'}" for r in ratios),
+        *(f"{percent(r)}{'' if r in report['trained'] else ' (unseen)'}" for r in ratios),
         "dips",
     ]
     rows, lines, measured = [], [], 0
@@ -134,7 +134,7 @@ def unseen_page(report: Mapping[str, Any]) -> str:
                 "\n".join(lines) or "There are none.",
                 "![](unseen.png)",
                 "## Protocol",
-                _list(report["protocol"].items()),
+                listed(report["protocol"].items()),
             ]
         )
         + "\n"
@@ -169,14 +169,14 @@ def _seconds(first: Mapping[str, Any]) -> str:
 
 def _costs(methods: Mapping[str, Mapping[str, Any]]) -> str:
     """What each method's seconds contain."""
-    lines = _list((name, facts.get("cost")) for name, facts in methods.items())
+    lines = listed((name, facts.get("cost")) for name, facts in methods.items())
     return f"## What the seconds contain\n\n{lines}" if lines else ""
 
 
 def _failures(failed: Sequence[Mapping[str, Any]]) -> str:
     if not failed:
         return ""
-    lines = (f"- {cell['method']} at {_percent(cell['ratio'])}: {cell['error']}" for cell in failed)
+    lines = (f"- {cell['method']} at {percent(cell['ratio'])}: {cell['error']}" for cell in failed)
     return "## Failed\n\n" + "\n".join(lines)
 
 
@@ -186,9 +186,11 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _list(facts: Iterable[tuple[str, Any]]) -> str:
+def listed(facts: Iterable[tuple[str, Any]]) -> str:
+    """A Markdown list of what there is."""
     return "\n".join(f"- {name}: {value}" for name, value in facts if value is not None)
 
 
-def _percent(ratio: float) -> str:
+def percent(ratio: float) -> str:
+    """A ratio as people write it."""
     return f"{100 * ratio:g} %"

@@ -24,7 +24,7 @@ from flexgs_lightning.training.callbacks.checkpointing import FOLDER, LAST
 from flexgs_lightning.training.callbacks.clock import seconds_of
 from flexgs_lightning.training.run import TrainingRun
 
-TRAINING = "training"
+TRAINING, METRICS = "training", "metrics.json"
 BAD_USAGE = 2
 """Exit status of a config that the parser refuses."""
 CHECKPOINTS = 10
@@ -47,6 +47,11 @@ class Training:
     steps: int
     seconds: float
 
+    @property
+    def metrics(self) -> Path:
+        """What was measured of held-out views, if it was."""
+        return _metrics_beside(self.checkpoint)
+
 
 class MethodRun(TrainingRun):
     """A training with iterative pruning where it is asked for."""
@@ -57,7 +62,9 @@ class MethodRun(TrainingRun):
         parser.add_lightning_class_args(IterativePruning, "iterative_pruning")
 
 
-def train(folder: Path, start: Path | Model | None, settings: Settings, steps: int) -> Training:
+def train(
+    folder: Path, start: Path | Model | None, settings: Settings, steps: int, *, tested: bool = False
+) -> Training:
     """Train one stage of ``steps`` iterations below ``folder``, or finish what was begun there.
 
     Args:
@@ -66,17 +73,19 @@ def train(folder: Path, start: Path | Model | None, settings: Settings, steps: i
             stage, from SfM points.
         settings: a config of ``flexgs fit`` without the stage's length.
         steps: iterations.
+        tested: whether held-out views are measured at the end, as ``flexgs fit`` does (``Training.metrics``).
 
     Raises:
         InputError: the settings do not make a training.
         Stopped: after a signal; calling again goes on.
     """
     last = _last_checkpoint(folder)
-    if last is None or read_checkpoint(last)["global_step"] < steps:
+    measured = not tested or (last is not None and _metrics_beside(last).is_file())
+    if last is None or not measured or read_checkpoint(last)["global_step"] < steps:
         config = folder / "training.yaml"
         with atomic_path(config) as temporary:
             temporary.write_text(
-                yaml.safe_dump(merged(settings, _stage(steps, start is not None)), sort_keys=False)
+                yaml.safe_dump(merged(settings, _stage(steps, start is not None, tested)), sort_keys=False)
             )
         resume = [] if last is None else ["--ckpt_path", str(last)]
         _run(config, ["--runs", str(folder), "--name", TRAINING, *resume], start)
@@ -145,18 +154,22 @@ def merged(first: Mapping[str, Any], *others: Mapping[str, Any]) -> Settings:
     return result
 
 
-def _stage(steps: int, elastic: bool) -> Settings:
-    """The first stage or the elastic one alone, neither validated nor tested on its way."""
+def _stage(steps: int, elastic: bool, tested: bool) -> Settings:
+    """The first stage or the elastic one alone, not validated on its way."""
     lengths = {
         "reconstruction_steps": 0 if elastic else steps,
         "elastic_training": {"steps": steps if elastic else 0},
     }
     return {
-        "model": {"lpips": "none", **lengths},
+        "model": lengths if tested else {"lpips": "none", **lengths},
         "trainer": {"limit_val_batches": 0},
         "checkpoint": {"every_n_steps": max(1, min(1_000, steps // CHECKPOINTS))},
-        "test_after_fit": False,
+        "test_after_fit": tested,
     }
+
+
+def _metrics_beside(checkpoint: Path) -> Path:
+    return checkpoint.parents[1] / METRICS
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -85,10 +85,10 @@ def _method(name: str, configs: Path) -> Method:
         return IterativePruningMethod(name)
     if name == SCRATCH:
         return Scratch(name)
-    return Elastic(name, _elastic_settings(name, configs))
+    return Elastic(name, elastic_settings(name, configs))
 
 
-def _elastic_settings(name: str, configs: Path) -> Settings:
+def elastic_settings(name: str, configs: Path) -> Settings:
     """What a config says of the second stage; capture, first stage and hardware are the study's."""
     base, *overlays = [name] if is_file(name) else name.split("+")
     files = [_config_file(name, base, configs)]
