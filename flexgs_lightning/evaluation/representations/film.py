@@ -131,15 +131,17 @@ class Film:
 
     def facts(self, representation: Representation) -> dict[str, Any]:
         """What every result of a representation depends on."""
-        settings = self.training_settings(representation, None)
-        where = ("root", "cache_megabytes", "num_workers", "device_megabytes")
-        data = {name: value for name, value in settings["data"].items() if name not in where}
+        settings = merged(representation.settings, self.settings)
+        places = ("root", "cache_megabytes", "num_workers", "device_megabytes")
+        data = {name: value for name, value in settings["data"].items() if name not in places}
         return {
             "capture": self.capture.name,
             "images": self.capture.protocol,
-            "settings": {**{k: v for k, v in settings.items() if k != "trainer"}, "data": data},
+            "seed": settings["seed_everything"],
             "steps": self.plan.steps,
             "frame_stride": self.plan.frame_stride if representation.each_frame else None,
+            "data": data,
+            "model": settings.get("model", {}),
         }
 
     def _numbered(self, frame: int) -> Group:
