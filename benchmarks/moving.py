@@ -1,24 +1,20 @@
-"""Scenes that move: speed of drawing at a time, images around a known moving point, one model a frame.
+"""Scenes that move: speed of drawing at a time, images around a known moving point, at each camera.
 
     python benchmarks/moving.py speed last.ckpt
     python benchmarks/moving.py track last.ckpt still.ckpt --track data/basketball/ball_track.npz
     python benchmarks/moving.py views last.ckpt still.ckpt
-    python benchmarks/moving.py frames data/basketball --downscale 2 --frames 0 60 --steps 5000
 
 ``speed``: median CPU times, of all threads together, of drawing a model at times spread over its scene, from
 raw parameters to the image, against a static scene of as many Gaussians as then live; a model that stands
 still is given random motion and lives of which about half cover any moment. ``track``: PSNR of a square
 around a tracked point (``frame``, ``xyz`` in the world) in the held-out views that show it. ``views``: mean
-PSNR of each held-out camera. Both draw with the near plane of training, or with ``--near_plane``. ``frames``:
-each frame trains a static model of its own, of all of them together as many steps as one model gets; mean
-PSNR of the held-out views (``--every n`` trains every n-th of these models, for an estimate).
+PSNR of each held-out camera. Both draw with the near plane of training, or with ``--near_plane``.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +28,6 @@ import torch
 from flexgs_lightning import load
 from flexgs_lightning.data.capture import Capture, View
 from flexgs_lightning.data.reading import read_capture
-from flexgs_lightning.lightning_cli import FlexGSCLI
 from flexgs_lightning.metrics.psnr import psnr
 from flexgs_lightning.model.checkpoint import Model
 from flexgs_lightning.model.gaussians import Gaussians
@@ -147,38 +142,6 @@ def track(paths: list[Path], file: Path, frames: range, size: int, near_plane: f
         print(f"| {path} | {len(found)} | {statistics.fmean(found):.2f} |", flush=True)
 
 
-def frames(root: Path, downscale: int, group: range, steps: int, every: int, options: list[str]) -> None:
-    """One static model for each frame."""
-    found, each = [], steps // len(group)
-    for frame in group[::every]:
-        with tempfile.TemporaryDirectory() as runs:
-            run = FlexGSCLI(
-                [
-                    "fit",
-                    f"--data.root={root}",
-                    f"--data.downscale={downscale}",
-                    f"--data.frames=[{frame},{frame + 1}]",
-                    f"--model.reconstruction_steps={each}",
-                    f"--model.densification.start_step={each // 10}",
-                    f"--model.densification.every={max(1, each // 20)}",
-                    "--model.lpips=none",
-                    f"--runs={runs}",
-                    "--trainer.accelerator=cpu",
-                    "--trainer.enable_progress_bar=false",
-                    "--trainer.limit_val_batches=0",
-                    *options,
-                ]
-            )
-            model = load(run.run_folder / "checkpoints" / "last.ckpt")
-            errors = [
-                float(psnr(drawn(model, view)[None], photo(view)[None]).mean())
-                for view in capture_of(model).test_views
-            ]
-            found.append(statistics.fmean(errors))
-        print(f"frame {frame}: {found[-1]:.2f} dB, mean so far {statistics.fmean(found):.2f}", flush=True)
-    print(f"{len(found)} models of {each} steps: {statistics.fmean(found):.2f} dB")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     kinds = parser.add_subparsers(dest="what", required=True)
@@ -196,21 +159,13 @@ def main() -> None:
     of_views.add_argument("--near_plane", type=float)
     of_views.add_argument("--every", type=int, default=1)
     of_views.add_argument("--ratios", type=float, nargs="+", default=[1.0])
-    of_frames = kinds.add_parser("frames")
-    of_frames.add_argument("root", type=Path)
-    of_frames.add_argument("--downscale", type=int, default=1)
-    of_frames.add_argument("--frames", type=int, nargs=2, required=True)
-    of_frames.add_argument("--steps", type=int, required=True)
-    of_frames.add_argument("--every", type=int, default=1)
-    given, rest = parser.parse_known_args()
+    given = parser.parse_args()
     if given.what == "speed":
         speed(given.model, given.repeats)
     elif given.what == "track":
         track(given.models, given.track, range(*given.frames), given.size, given.near_plane)
-    elif given.what == "views":
-        views(given.models, given.near_plane, given.every, given.ratios)
     else:
-        frames(given.root, given.downscale, range(*given.frames), given.steps, given.every, rest)
+        views(given.models, given.near_plane, given.every, given.ratios)
 
 
 if __name__ == "__main__":

@@ -203,14 +203,15 @@ def test_a_grid_shows_every_method_and_the_photo(output: Path) -> None:
     assert grid.height >= 2 * 64 * scale  # six methods and the photo: two rows of five
 
 
-@pytest.mark.parametrize("name", ["compare", "ablate", "unseen"])
+@pytest.mark.parametrize("name", ["compare", "ablate", "represent", "unseen"])
 def test_help_says_what_comes_out_and_explains_every_option(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         main([name, "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    outcome = {"compare": "comparison.md", "ablate": "configs/ablations/BASE", "unseen": "unseen.md"}
+    outcome = {"compare": "comparison.md", "ablate": "configs/ablations/BASE"}
+    outcome |= {"represent": "representations.md", "unseen": "unseen.md"}
     assert outcome[name] in text
     _, *options = re.split(r" (?=--\w+ )", text.partition("options:")[2])
     explained = [option for option in options if re.search(r" [A-Z]\w+ .*\w{3}", option)]

@@ -82,6 +82,7 @@ def arguments_of(command: str, samples: Samples, folder: Path) -> list[str]:
         "benchmark": ["mipnerf360", "--root", str(samples.scenes), "--scenes", "garden", "--runs", out],
         "compare": ["--ckpt", first, "--methods", "prune", "--ratios", "1.0", *study],
         "ablate": ["--ckpt", first, "--ratios", "1.0", *study],
+        "represent": ["--root", str(samples.films["frames"]), *study],
         "unseen": ["--ckpts", last, *study],
         "rd": ["--ckpt", last, "--systems", "ply", *study],
     }
