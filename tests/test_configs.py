@@ -48,7 +48,9 @@ OVERLAYS: dict[str, tuple[str, int | str, str]] = {
 }
 """Accelerator, devices and strategy of each."""
 ALL = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.yaml"))
-TRAININGS = [name for name in ALL if not name.startswith(("hardware/", "ablations/", "codec/"))]
+TRAININGS = [
+    name for name in ALL if not name.startswith(("hardware/", "ablations/", "codec/", "representations/"))
+]
 
 
 def scene(small_capture: Path, folder: Path, name: str) -> Path:

@@ -247,7 +247,7 @@ def test_every_overlay_says_how_it_moves_and_what_it_looks_like() -> None:
     assert {"static", "fading", "polynomial", "bases", "free_bases", "features", "frames"} <= set(names)
     for name in names:
         if name != "frames":
-            model = yaml.safe_load((CONFIGS / "ablations" / "moving" / f"{name}.yaml").read_text())["model"]
+            model = yaml.safe_load((CONFIGS / "representations" / f"{name}.yaml").read_text())["model"]
             assert {"motion", "appearance", "guided_sampling"} <= set(model), name
             assert set(model["motion"]) == {"path", "opacity"}, name
 

@@ -49,7 +49,7 @@ def represent(
         root: Folder of a capture that moves.
         config: Configs of the trainings (files or names), merged in order; the first gives its name to what
             they say as they are.
-        representations: Any of the overlays in configs/ablations/moving, and frames (a static model for each
+        representations: Any of the overlays in configs/representations, and frames (a static model for each
             frame); all by default.
         steps: Iterations of each one's first stage, of all its trainings together.
         elastic_steps: Iterations of the elastic stage after it, as the config flexgs has it; 0 for none.

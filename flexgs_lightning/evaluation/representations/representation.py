@@ -15,7 +15,7 @@ from flexgs_lightning.settings import find_config, read_config
 from flexgs_lightning.training.densification import MCMC, AdaptiveDensityControl
 from flexgs_lightning.training.scene_module import SceneModule
 
-OVERLAYS = "ablations/moving"
+OVERLAYS = "representations"
 """Folder of the representations among the configs."""
 STATIC = "static"
 FRAMES = "frames"
