@@ -17,6 +17,8 @@ CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "co
 """Folder of the configs that are shipped: in the package where it is installed, beside it in a checkout."""
 
 _LONGEST_ERROR = 1_000
+_OVERLAYS = ("ablations/", "representations/")
+"""Folders of configs that only reports lay over others."""
 
 Element = Literal["number", "text"]
 """What a list holds."""
@@ -50,9 +52,9 @@ def find_config(name: str | Path) -> Path:
         return CONFIGS / f"{name}.yaml"
     if Path(name).suffix:
         raise InputError(f"{name}: no such config; expected a YAML file.")
+    known = (known for known in config_names() if not known.startswith(_OVERLAYS))
     raise InputError(
-        f"{name}: no such config; expected a YAML file or the name of one of these: "
-        f"{', '.join(config_names())}."
+        f"{name}: no such config; expected a YAML file or the name of one of these: {', '.join(known)}."
     )
 
 
