@@ -23,8 +23,8 @@ SYSTEMS = ("egs", "one-size", "float32", "float32.xz", "float16", "ply", "sog")
 FAST = [
     *(f"--model.learning_rates.{name}" for name in ("opacities=0.1", "scales=0.02", "motion=0.005")),
     "--model.learning_rates.means=0.001",
-    "--model.reconstruction_steps=60",
-    "--model.elastic_training.steps=20",
+    "--model.reconstruction_steps=40",
+    "--model.elastic_training.steps=10",
     "--model.elastic_training.ratio_range=[0.1,1.0]",
     "--model.elastic.residual_anchors=[0.3]",
     "--model.densification.start_step=1000",

@@ -272,6 +272,29 @@ def test_features_are_quantised_and_counted() -> None:
         assert low == pytest.approx(round(low), abs=1e-4)
 
 
+def test_a_film_of_features_says_what_baking_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = replace(model_of_scene(moving_scene(POLYNOMIAL, features=True).eval()), data={"root": "ball"})
+    monkeypatch.setattr(compressing, "open_capture", lambda data: capture())
+    monkeypatch.setattr(compressing, "open_model", lambda path, ply: model)
+    film = tmp_path / "ball.egs"
+    with caplog.at_level("INFO", logger="flexgs_lightning"):
+        compressing.compress(film, [tmp_path / "last.ckpt"], max_megabytes=0.03, refine_steps=0, device="cpu")
+    assert "Harmonics in place of features lose" in caplog.text
+    (group,) = read_film(film).groups
+    assert group.sh_degree == 3
+    lost, views = open_film(film).front.facts["psnr_lost_by_baking"], capture().train_views[::4]
+    shader = RayShader(model.scene.appearance.shade)  # type: ignore[union-attr]
+    whole = []
+    for view in read_views(views, (0.0, 0.0, 0.0)):
+        with torch.no_grad():
+            image = rasterize(model.scene.at(Conditions(time=view.time)), view.camera, shader=shader).image
+        whole.append(psnr(image, view.photo).item())
+    judged = mean_psnr(arrays_of(model), 1.0, read_views(views, (0.0, 0.0, 0.0)), CPU)
+    assert lost == pytest.approx(np.mean(whole) - judged, abs=0.01)
+
+
 # -- masks of motion -----------------------------------------------------------------------------------
 
 

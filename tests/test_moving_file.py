@@ -24,11 +24,11 @@ from flexgs_lightning.codec.encoder import encode, make_plan
 from flexgs_lightning.codec.film import Film, cut_film, open_film, place_in, read_film
 from flexgs_lightning.codec.sensitivity import Sensitivity
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.model.attributes import residual_columns
 from flexgs_lightning.model.checkpoint import Model
 from flexgs_lightning.model.compression.layout import MOVES, TURNS
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.moving import MotionOptions, first_parts, moving_parts
-from flexgs_lightning.model.part import Conditions
 from flexgs_lightning.model.residuals import RatioResiduals
 from flexgs_lightning.model.scene import Scene
 
@@ -215,14 +215,36 @@ def test_rigid_bases_leave_alone_who_stands_still() -> None:
     torch.testing.assert_close(after, arrays.at(1.0, 0.9).means)
 
 
-def test_features_in_motion_are_refused() -> None:
+def test_features_in_motion_become_harmonics_of_each_gaussians_own_time() -> None:
+    torch.manual_seed(0)
     options = MotionOptions(path="polynomial", opacity="varying")
-    scene = Scene(Gaussians.from_splats(ball()[:5].with_sh_degree(0)), parts=first_parts(options, "features"))
-    model = Model(scene.eval(), 0, False, torch.zeros(3), {}, 10, "ball")
-    with pytest.raises(InputError, match="features"):
-        arrays_of(model)
-    with pytest.raises(InputError, match="expected a time"):
-        model.scene.at(Conditions())
+    plain = Scene(
+        Gaussians.from_splats(ball()[:100].with_sh_degree(0)), parts=first_parts(options, "features")
+    )
+    units = dict.fromkeys(("means", "quats", "scales", "opacities", "sh", "time_centers", "time_scales"), 0.0)
+    columns = residual_columns(plain.gaussians.attributes)
+    residuals = RatioResiduals(100, [0.3], units | {"sh": 1.0}, columns=columns)
+    with torch.no_grad():
+        plain.gaussians.params["sh"].mul_(0.2)
+        plain.gaussians.params["appearance"].normal_(std=0.3)
+        plain.gaussians.params["time_centers"].fill_(0.4)
+        plain.gaussians.params["motion"].normal_(std=0.3)
+        for weight in plain.parts["appearance"].parameters():
+            weight.normal_(std=0.3)
+        residuals.tables[0].normal_(std=0.1)
+    parts = {"residuals": residuals, **dict(plain.parts.items())}
+    model = Model(
+        Scene(plain.gaussians, parts=parts, elastic=True).eval(), 0, False, torch.zeros(3), {}, 10, "ball"
+    )
+    arrays = arrays_of(model)
+    assert arrays.sh_degree == 3
+    for ratio in (0.3, 1.0):
+        found, expected = arrays.at(ratio, 0.4), model.at(ratio, 0.4)  # which bakes for its moment
+        torch.testing.assert_close(found.means, expected.means, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.sh, expected.sh, rtol=0, atol=0.02)
+        later = model.at(ratio, 0.9)
+        assert (later.sh - found.sh).abs().max() > 0.1, "what features of time add then is not in the file"
+    assert "appearance" in model.scene.parts, "the model keeps its features"
 
 
 # -- damage ----------------------------------------------------------------------------------------------

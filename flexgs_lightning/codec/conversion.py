@@ -16,6 +16,7 @@ from flexgs_lightning.codec.drawing import basis_motion
 from flexgs_lightning.codec.movement import MOST_BASES, MOST_KNOTS, Movement
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import residual_columns
+from flexgs_lightning.model.baking import with_harmonics
 from flexgs_lightning.model.basis_motion import BasisMotion
 from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import Model
@@ -36,7 +37,7 @@ from flexgs_lightning.model.motion import MOBILITY, PolynomialMotion
 from flexgs_lightning.model.part import Conditions, Part
 from flexgs_lightning.model.residuals import RatioResiduals
 from flexgs_lightning.model.scene import Scene, brought_by
-from flexgs_lightning.splats import Splats
+from flexgs_lightning.splats import MAX_SH_DEGREE, Splats
 
 FIELD_ANCHORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Levels of a model whose displacements are no tables (a transform field): it is sampled at these."""
@@ -47,6 +48,7 @@ _FAR = 1e4
 def arrays_of(model: Model) -> ElasticModelArrays:
     """A trained model as arrays, not quantised: exact where residual tables (or nothing) make it elastic.
 
+    Features are baked to harmonics, with the loss in the log; of scenes that move, once for all times.
     Small sizes of a scene that moves turn as the full one does, up to the length of its quaternions.
 
     Raises:
@@ -55,6 +57,8 @@ def arrays_of(model: Model) -> ElasticModelArrays:
     model = replace(model, scene=model.scene.without(Quantization))
     background = tuple(float(level) for level in model.background)
     colors = (background[0], background[1], background[2])
+    if model.moves and model.scene.appearance is not None:
+        model = replace(model, scene=with_harmonics(model.scene), sh_degree=MAX_SH_DEGREE)
     if model.moves:
         return _moving_arrays(model, colors)
     sizes = [(anchor, model.at(anchor)) for anchor in _anchors(model)]
@@ -143,12 +147,7 @@ def movement_of(scene: Scene) -> Movement:
     Raises:
         InputError: in a way that files do not hold.
     """
-    if scene.appearance is not None:
-        raise InputError(
-            "elastic file: a scene that moves with features has no place in it, expected spherical harmonics "
-            "(--model.appearance sh)."
-        )
-    parts = [part for part in scene.each_part() if part.moves]
+    parts = [part for part in scene.each_part() if part.moves and part is not scene.appearance]
     lives = [part for part in parts if isinstance(part, Lifespan)]
     polynomials = [part for part in parts if isinstance(part, PolynomialMotion)]
     bases = [part for part in parts if isinstance(part, BasisMotion)]

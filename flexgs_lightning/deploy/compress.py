@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from flexgs_lightning.cameras import NEAR_PLANE
+from flexgs_lightning.codec.arrays import ElasticModelArrays
 from flexgs_lightning.codec.conversion import arrays_of
 from flexgs_lightning.codec.decoder import SUFFIX
 from flexgs_lightning.codec.encoder import Encoding, encode
@@ -24,9 +25,13 @@ from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_vi
 from flexgs_lightning.deploy.opening import choose_device, given, open_capture, open_model
 from flexgs_lightning.deploy.render import require_free
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.metrics.psnr import psnr
 from flexgs_lightning.model.attributes import floats_per_gaussian
 from flexgs_lightning.model.budget import MEGABYTE
 from flexgs_lightning.model.checkpoint import Model
+from flexgs_lightning.model.part import Conditions
+from flexgs_lightning.rendering.rasterizer import rasterize
+from flexgs_lightning.rendering.shading import RayShader
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +56,7 @@ class _Coded:
     frames: int
     seconds: float | None
     near_plane: float
+    baking_loss: float | None
 
 
 def compress(
@@ -71,8 +77,8 @@ def compress(
 
     The file may be cut at any chunk's end ("flexgs info" lists them) and then is the model of so many
     Gaussians. What each number is worth, and the rate, are found out on training views; test views are left
-    alone. Scenes that move become films; several checkpoints, of groups of frames that follow each other,
-    become one film of as many groups.
+    alone. Features become harmonics, with what that costs in the log. Scenes that move become films; several
+    checkpoints, of groups of frames that follow each other, become one film of as many groups.
 
     Args:
         output: The .egs file to write.
@@ -146,6 +152,7 @@ def _coded(model: Model, data: dict[str, Any], wish: _Wish) -> _Coded:
     measuring, judging = (read_views(views, arrays.background) for views in split_views(capture.train_views))
     trained = trained_quantization(model.scene)
     place = wish.device
+    lost = _lost_by_baking(model, arrays, judging, place)
     plan = plan_for(arrays, measuring, place) if trained is None else trained_plan(arrays, trained)
     if wish.max_bytes is not None:
         encoding = search_bytes_refined(plan, measuring, place, wish.max_bytes, wish.refine_steps)
@@ -160,7 +167,32 @@ def _coded(model: Model, data: dict[str, Any], wish: _Wish) -> _Coded:
         ).encoding
     frames = len({view.time for view in capture.train_views})
     seconds = (model.seconds or capture.seconds) if model.moves else None
-    return _Coded(encoding, _psnr(encoding, judging, place), frames, seconds, capture.near_plane)
+    return _Coded(encoding, _psnr(encoding, judging, place), frames, seconds, capture.near_plane, lost)
+
+
+@torch.no_grad()
+def _lost_by_baking(
+    model: Model, arrays: ElasticModelArrays, judging: Sequence[Judged], device: torch.device
+) -> float | None:
+    """Decibels that harmonics in place of features cost, before anything is coded; None without features."""
+    appearance = model.scene.appearance
+    if appearance is None:
+        return None
+    scene, values = model.to(device).scene, []
+    for view in judging:
+        image = rasterize(
+            scene.at(Conditions(time=view.time if model.moves else None)),
+            view.camera.to(device),
+            background=model.background.to(device),
+            antialiased=model.antialiased,
+            shader=RayShader(appearance.shade),
+        ).image
+        values.append(psnr(image, view.photo.to(device)).item())
+    lost = statistics.fmean(values) - mean_psnr(arrays, 1.0, judging, device)
+    log.info(
+        "Harmonics in place of features lose %.2f dB on training views; other losses count from there.", lost
+    )
+    return lost
 
 
 def _write(output: Path, models: Sequence[Model], coded: Sequence[_Coded]) -> None:
@@ -170,6 +202,9 @@ def _write(output: Path, models: Sequence[Model], coded: Sequence[_Coded]) -> No
     shared = [ratio for ratio in coded[0].psnr if all(ratio in one.psnr for one in coded)]
     psnr = {ratio: round(statistics.fmean(one.psnr[ratio] for one in coded), 3) for ratio in shared}
     facts: dict[str, Any] = {"psnr": psnr, "bytes": dict(sizes)}
+    baked = [one.baking_loss for one in coded if one.baking_loss is not None]
+    if baked:
+        facts["psnr_lost_by_baking"] = round(max(baked), 3)
     if coded[0].near_plane != NEAR_PLANE:
         facts["near_plane"] = coded[0].near_plane
     encodings = [one.encoding for one in coded]

@@ -6,12 +6,15 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import torch
 from gsplat.cuda._torch_impl import _eval_sh_bases_fast
 from jaxtyping import Float
 from torch import Tensor
 
+from flexgs_lightning.model.part import Part
+from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.splats import MAX_SH_DEGREE, NONE, Splats
 
 DIRECTIONS = 64
@@ -53,6 +56,29 @@ def baked(splats: Splats, shade: Shade, degree: int = MAX_SH_DEGREE) -> tuple[Sp
     loss = math.sqrt(squares / max(float(splats.opacities.sum()), 1e-12))
     logger.info("Features are baked to harmonics of degree %d: colours differ by %.4f (rms).", degree, loss)
     return replace(splats, features=NONE, sh=torch.cat(parts)), loss
+
+
+@torch.no_grad()
+def with_harmonics(scene: Scene) -> Scene:
+    """The same scene with harmonics of degree 3 in place of features, for all times: see ``baked``.
+
+    Colours are those at each Gaussian's own time, where features of time weigh nothing; what these add before
+    and after is lost. Base colours stay what small prefixes displace.
+    """
+    appearance = scene.appearance
+    if appearance is None:
+        return scene
+    parameters = dict(scene.gaussians.params.items())
+    features = appearance.at_own_time(parameters)
+    splats = replace(scene.gaussians.splats().detach(), sh=NONE, features=features)
+    sh = baked(splats, appearance.shade)[0].sh
+    parts = {name: part for name, part in scene.parts.items() if part is not appearance}
+    return Scene(
+        scene.gaussians.like({"sh": sh}),
+        selection=scene.selection,
+        parts=cast(dict[str, Part], parts),
+        elastic=scene.elastic,
+    ).train(scene.training)
 
 
 def sphere(count: int) -> Float[Tensor, "D 3"]:

@@ -76,6 +76,12 @@ class FeatureAppearance(Part):
             features = torch.cat([features[:, :VIEW], features[:, VIEW:] * distance], dim=1)
         return {**parameters, "features": torch.cat([base, features], dim=1)}
 
+    def at_own_time(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, "M F"]:
+        """[M, F] features of Gaussians as each is at its own time: nothing of what time adds."""
+        features = parameters["appearance"].clone()
+        features[:, VIEW:] = 0.0
+        return torch.cat([SH_C0 * parameters["sh"][:, 0] + 0.5, features], dim=1)
+
     def shade(self, features: Float[Tensor, "... F"], rays: Float[Tensor, "... 3"]) -> Float[Tensor, "... 3"]:
         """Colours of features along rays, both times their coverage."""
         added: Tensor = self.network(torch.cat([features[..., BASE:], rays], dim=-1))

@@ -122,8 +122,8 @@ def _check_trainable(scene: Scene, options: Compression) -> None:
         )
     if options.quantization == "elastic_file" and scene.appearance is not None:
         raise InputError(
-            "model.compression.quantization: expected uniform or none for a scene with features, for which "
-            "the elastic file has no columns; found elastic_file."
+            "model.compression.quantization: expected uniform or none for a scene with features, of which "
+            "the elastic file holds harmonics instead; found elastic_file."
         )
     if options.quantization == "elastic_file" and not isinstance(scene.selection, Ordered):
         raise InputError(
