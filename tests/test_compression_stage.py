@@ -18,9 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flexgs_lightning import Compression, CompressionTraining, ElasticTraining, TrainingRun, load
 from flexgs_lightning.codec.conversion import arrays_of, model_of
+from flexgs_lightning.codec.decoder import read_elastic
 from flexgs_lightning.codec.encoder import distances, encode, make_plan
 from flexgs_lightning.codec.trained_rule import rule_of, trained_plan, trained_quantization
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views
+from flexgs_lightning.deploy.compress import compress
 from flexgs_lightning.deploy.opening import open_capture
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.metrics.psnr import psnr
@@ -305,13 +307,27 @@ def test_training_lowers_the_bytes_of_the_file() -> None:
         assert mean_psnr(decoded[1], ratio, views, CPU) > mean_psnr(decoded[0], ratio, views, CPU) - 2
 
 
-def test_a_checkpoint_of_the_stage_draws_what_its_file_draws(small: Path) -> None:
-    model = load(small / "checkpoints" / "last.ckpt")
-    part = trained_quantization(model.scene)
-    assert part is not None
-    plan = trained_plan(arrays_of(model), part)
-    decoded = model_of(encode(plan, plan.rule).decoded)
+def test_a_checkpoint_of_the_stage_draws_what_its_file_draws(small: Path, tmp_path: Path) -> None:
+    checkpoint, file = small / "checkpoints" / "last.ckpt", tmp_path / "scene.egs"
+    model = load(checkpoint)
+    compress(file, [checkpoint], device="cpu")
+    decoded = model_of(read_elastic(file))
     (view,) = read_views(open_capture(model.data).test_views[:1], (0.0, 0.0, 0.0))
     for ratio in (0.1, 1.0):
         found = [psnr(rasterize(m.at(ratio), view.camera).image, view.photo).item() for m in (model, decoded)]
         assert abs(found[0] - found[1]) < 1  # on grids that do not lie alike, in coarse steps
+
+
+def test_the_command_keeps_what_was_trained_as_it_is(small: Path, tmp_path: Path) -> None:
+    """Steps and harmonics, unless a refinement is asked for."""
+    checkpoint = small / "checkpoints" / "last.ckpt"
+    model = load(checkpoint)
+    part = trained_quantization(model.scene)
+    assert part is not None
+    plan = trained_plan(arrays_of(model), part)
+    kept = encode(plan, plan.rule).decoded
+    for name, steps in (("kept", None), ("refined", 48)):
+        compress(tmp_path / f"{name}.egs", [checkpoint], refine_steps=steps, device="cpu")
+        decoded = read_elastic(tmp_path / f"{name}.egs")
+        assert np.array_equal(decoded.sh_rest, kept.sh_rest) == (name == "kept")
+        assert np.array_equal(decoded.levels[-1].values, kept.levels[-1].values)

@@ -15,11 +15,11 @@ from flexgs_lightning.cameras import NEAR_PLANE
 from flexgs_lightning.codec.arrays import ElasticModelArrays
 from flexgs_lightning.codec.conversion import arrays_of
 from flexgs_lightning.codec.decoder import SUFFIX
-from flexgs_lightning.codec.encoder import Encoding, encode
+from flexgs_lightning.codec.encoder import Encoding, Plan, encode
 from flexgs_lightning.codec.film import write_film
 from flexgs_lightning.codec.film_model import FilmModel
 from flexgs_lightning.codec.rate_search import plan_for, search_bytes_refined, search_refined
-from flexgs_lightning.codec.refinement import refined
+from flexgs_lightning.codec.refinement import STEPS, refined
 from flexgs_lightning.codec.trained_rule import trained_plan, trained_quantization
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_views
 from flexgs_lightning.deploy.opening import choose_device, given, open_capture, open_model
@@ -43,7 +43,7 @@ class _Wish:
     psnr_loss: float | None
     prefix_psnr_loss: float | None
     max_bytes: float | None
-    refine_steps: int
+    refine_steps: int | None
     device: torch.device
 
 
@@ -66,7 +66,7 @@ def compress(
     psnr_loss: float | None = None,
     prefix_psnr_loss: float | None = None,
     max_megabytes: float | None = None,
-    refine_steps: int = 160,
+    refine_steps: int | None = None,
     data_root: Path | None = None,
     downscale: int | None = None,
     test_every: int | None = None,
@@ -89,7 +89,8 @@ def compress(
         prefix_psnr_loss: The same for small prefixes; by default as psnr_loss, but at most 0.2.
         max_megabytes: Instead: size of the file in megabytes (1,000,000 bytes).
         refine_steps: Images drawn to choose the rounding of spherical harmonics by; 0 for none, which is
-            quicker and makes larger files.
+            quicker and makes larger files. By default 160, but none for a scene that was trained for bytes
+            and keeps its steps: its harmonics were trained on their grid.
         data_root: COLMAP folder of the capture; by default the one that the checkpoint was trained on.
         downscale: Reduction of the capture's photos; by default as trained, or 1.
         test_every: Every n-th photo is a test view; by default as trained, or 8.
@@ -102,7 +103,7 @@ def compress(
         raise InputError("expected either --max-megabytes or --psnr-loss, found both.")
     if max_megabytes is not None and not max_megabytes > 0:
         raise InputError(f"--max-megabytes: expected a positive number, found {max_megabytes}.")
-    if refine_steps < 0:
+    if refine_steps is not None and refine_steps < 0:
         raise InputError(f"--refine-steps: expected 0 or more, found {refine_steps}.")
     require_free(output, overwrite, (SUFFIX,))
     models = [open_model(path, ply) for path in ckpt] if ckpt else [open_model(None, ply)]
@@ -154,20 +155,27 @@ def _coded(model: Model, data: dict[str, Any], wish: _Wish) -> _Coded:
     place = wish.device
     lost = _lost_by_baking(model, arrays, judging, place)
     plan = plan_for(arrays, measuring, place) if trained is None else trained_plan(arrays, trained)
-    if wish.max_bytes is not None:
-        encoding = search_bytes_refined(plan, measuring, place, wish.max_bytes, wish.refine_steps)
-    elif trained is not None and wish.psnr_loss is None and wish.prefix_psnr_loss is None:
-        encoding = encode(plan, plan.rule)
-        if wish.refine_steps:
-            encoding = encode(refined(plan, encoding, measuring, place, wish.refine_steps), plan.rule)
-    else:
-        loss = 0.1 if wish.psnr_loss is None else wish.psnr_loss
-        encoding = search_refined(
-            plan, measuring, judging, place, loss, wish.prefix_psnr_loss, wish.refine_steps
-        ).encoding
+    encoding = _encoding(plan, measuring, judging, wish, keep_steps=trained is not None)
     frames = len({view.time for view in capture.train_views})
     seconds = (model.seconds or capture.seconds) if model.moves else None
     return _Coded(encoding, _psnr(encoding, judging, place), frames, seconds, capture.near_plane, lost)
+
+
+def _encoding(
+    plan: Plan, measuring: list[Judged], judging: list[Judged], wish: _Wish, keep_steps: bool
+) -> Encoding:
+    """The file as it is wished; with the plan's own steps, if they may stay and nothing else is asked."""
+    place = wish.device
+    steps = STEPS if wish.refine_steps is None else wish.refine_steps
+    if wish.max_bytes is not None:
+        return search_bytes_refined(plan, measuring, place, wish.max_bytes, steps)
+    if keep_steps and wish.psnr_loss is None and wish.prefix_psnr_loss is None:
+        encoding = encode(plan, plan.rule)
+        if not wish.refine_steps:
+            return encoding
+        return encode(refined(plan, encoding, measuring, place, steps), plan.rule)
+    loss = 0.1 if wish.psnr_loss is None else wish.psnr_loss
+    return search_refined(plan, measuring, judging, place, loss, wish.prefix_psnr_loss, steps).encoding
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ class Compression:
     quantization: Literal["elastic_file", "uniform", "none"] = "elastic_file"
     rounding: Rounding = "noise"
     sh_rounding: Rounding = "straight_through"
-    psnr_loss: float = 0.3
+    psnr_loss: float = 0.5
     attributes: tuple[str, ...] = ("quats", "scales", "opacities", "sh0")
     bits: int = 8
     learned_steps: bool = False
@@ -93,11 +93,11 @@ class CompressionTraining:
     """
 
     steps: int = 0
-    rate_weight: float = 1.5e-5
+    rate_weight: float = 3e-5
     rate_rows: int = 8192
-    rate_share: float = 0.2
+    rate_share: float = 0.3
     rate_decay: float = 0.1
-    sh_rest_boost: float = 8.0
+    sh_rest_boost: float = 15.0
     entropy_rate: float = 5e-3
     step_rate: float = 1e-3
     mask_rate: float = 0.01
