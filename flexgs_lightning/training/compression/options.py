@@ -45,7 +45,7 @@ class Compression:
     quantization: Literal["elastic_file", "uniform", "none"] = "elastic_file"
     rounding: Rounding = "noise"
     sh_rounding: Rounding = "straight_through"
-    psnr_loss: float = 0.5
+    psnr_loss: float = 0.7
     attributes: tuple[str, ...] = ("quats", "scales", "opacities", "sh0")
     bits: int = 8
     learned_steps: bool = False
