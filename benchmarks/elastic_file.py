@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 from flexgs_lightning.codec.arrays import ElasticModelArrays, Level
-from flexgs_lightning.codec.conversion import arrays_of
+from flexgs_lightning.codec.conversion import arrays_of, trained_quantization
 from flexgs_lightning.codec.decoder import open_file, read_elastic
 from flexgs_lightning.codec.encoder import Encoding, Plan, encode, make_plan
 from flexgs_lightning.codec.rate_search import plan_for, search_refined
 from flexgs_lightning.codec.refinement import refined
 from flexgs_lightning.codec.sensitivity import Sensitivity
-from flexgs_lightning.codec.trained_rule import trained_plan, trained_quantization
+from flexgs_lightning.codec.trained_rule import trained_plan
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_views
 from flexgs_lightning.deploy.opening import open_capture
 from flexgs_lightning.model.budget import count_at

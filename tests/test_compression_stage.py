@@ -17,10 +17,10 @@ from small_scene import around, ball
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flexgs_lightning import Compression, CompressionTraining, ElasticTraining, TrainingRun, load
-from flexgs_lightning.codec.conversion import arrays_of, model_of
+from flexgs_lightning.codec.conversion import arrays_of, model_of, trained_quantization
 from flexgs_lightning.codec.decoder import read_elastic
 from flexgs_lightning.codec.encoder import distances, encode, make_plan
-from flexgs_lightning.codec.trained_rule import rule_of, trained_plan, trained_quantization
+from flexgs_lightning.codec.trained_rule import rule_of, trained_plan
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views
 from flexgs_lightning.deploy.compress import compress
 from flexgs_lightning.deploy.opening import open_capture

@@ -19,10 +19,10 @@ from test_compression_stage import CPU, FRAME, overlay
 
 from flexgs_lightning import Compression, CompressionTraining, ElasticTraining, load
 from flexgs_lightning.codec.arrays import ElasticModelArrays
-from flexgs_lightning.codec.conversion import arrays_of, file_frames, movement_of
+from flexgs_lightning.codec.conversion import arrays_of, file_frames, movement_of, trained_quantization
 from flexgs_lightning.codec.encoder import distances, encode, make_plan
 from flexgs_lightning.codec.film import open_film, read_film
-from flexgs_lightning.codec.trained_rule import rule_of, trained_plan, trained_quantization
+from flexgs_lightning.codec.trained_rule import rule_of, trained_plan
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.deploy import compress as compressing
@@ -204,6 +204,8 @@ def test_what_training_let_stand_still_stands_still_in_the_file() -> None:
     expected[::3] &= TURNS
     plan = trained_plan(arrays, trained)
     assert np.array_equal(plan.arrays.flags & MOVES, expected & MOVES)
+    still = plan.arrays.flags & MOVES == 0
+    assert not plan.arrays.levels[-1].values[still, motion.values].any(), "losses count from there"
     other = quantised(random_moving("bases"), 1e-4)
     with pytest.raises(InputError, match="trained for columns of"):
         trained_plan(arrays, other)
@@ -314,6 +316,11 @@ def test_masked_gaussians_stand_still_and_the_others_do_not_notice(path: str) ->
         assert torch.equal(two.opacities, one.opacities)
     arrays = arrays_of(model_of_scene(masked))
     assert np.array_equal(arrays.flags > 0, kept.numpy())
+    camera = around(1, 24, 16)
+    for time in TIMES:
+        with torch.no_grad():
+            ours = rasterize(masked.at(Conditions(1.0, time)), camera).image
+        torch.testing.assert_close(rasterize(arrays.at(1.0, time), camera).image, ours, atol=2e-3, rtol=0)
 
 
 def test_gradients_know_who_moves() -> None:

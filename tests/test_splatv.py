@@ -20,8 +20,10 @@ from flexgs_lightning.deploy.formats.ply import read_ply
 from flexgs_lightning.deploy.formats.splatv import write_splatv
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model
+from flexgs_lightning.model.compression.motion_mask import MotionMask
 from flexgs_lightning.model.moving import MotionOptions
 from flexgs_lightning.model.part import Conditions
+from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.splats import SH_C0
 
 
@@ -56,6 +58,19 @@ def played(words: np.ndarray, time: float) -> dict[str, np.ndarray]:
         "opacities": colors[:, 3] * np.exp(-((d[:, 0] / width) ** 2)),
         "colors": colors[:, :3],
     }
+
+
+def test_who_was_masked_stands_still_for_players(tmp_path: Path) -> None:
+    model, mask = moving_model(), MotionMask(60, learned=False)
+    mask.keep_only(torch.arange(60) < 20)
+    parts = {"motion_mask": mask, **dict(model.scene.parts.items())}
+    masked = replace(model, scene=Scene(model.gaussians, parts=parts).eval())
+    write_splatv(masked, 1.0, around(1, 64, 48), tmp_path / "scene.splatv")
+    early, late = (played(read_splatv(tmp_path / "scene.splatv")[1][:60], time) for time in (0.1, 0.9))
+    for name in ("means", "quats"):
+        moved = np.abs(early[name] - late[name]).max(axis=1)
+        assert (moved[:20] > 1e-2).all()
+        assert (moved[20:] == 0).all()
 
 
 @pytest.mark.parametrize(

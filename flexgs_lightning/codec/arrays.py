@@ -138,6 +138,17 @@ class ElasticModelArrays:
         """All that is at hand, ready to draw."""
         return self.at(self.largest_ratio, time)
 
+    def moving_only(self, flags: UInt8[np.ndarray, " M"]) -> ElasticModelArrays:
+        """The same, of which only those move, or turn, that have a flag for it."""
+        levels = []
+        for level in self.levels:
+            values = level.values.copy()
+            for part in self.movement.layout.motion:
+                if part.flag and self.movement.path != "bases":  # of which flags alone decide
+                    values[flags[: len(values)] & part.flag == 0, part.values] = 0.0
+            levels.append(Level(level.ratio, values))
+        return replace(self, levels=tuple(levels), flags=flags)
+
     def only(self, ratios: Sequence[float]) -> ElasticModelArrays:
         """The same without the levels at other ratios below 1."""
         kept = tuple(level for level in self.levels if level.ratio == 1.0 or level.ratio in ratios)

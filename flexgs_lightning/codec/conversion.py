@@ -31,6 +31,7 @@ from flexgs_lightning.model.compression.coordinates import (
 from flexgs_lightning.model.compression.layout import MOVES, TURNS
 from flexgs_lightning.model.compression.mask import Mask
 from flexgs_lightning.model.compression.quantization import Quantization
+from flexgs_lightning.model.compression.rule_quantization import RuleQuantization
 from flexgs_lightning.model.gaussians import Gaussians, activate
 from flexgs_lightning.model.lifespan import Lifespan
 from flexgs_lightning.model.motion import MOBILITY, PolynomialMotion
@@ -45,22 +46,32 @@ _FAR = 1e4
 """Coefficient beside which the others' share in a mixture of bases is 0."""
 
 
+def trained_quantization(scene: Scene) -> RuleQuantization | None:
+    """The quantisation of a scene that was trained for the elastic file."""
+    return next((part for part in scene.each_part() if isinstance(part, RuleQuantization)), None)
+
+
 def arrays_of(model: Model) -> ElasticModelArrays:
     """A trained model as arrays, not quantised: exact where residual tables (or nothing) make it elastic.
 
-    Features are baked to harmonics, with the loss in the log; of scenes that move, once for all times.
+    Features are baked to harmonics, with the loss in the log; of scenes that move, once for all times. Of a
+    scene that was trained for bytes those move whose motion training has kept.
     Small sizes of a scene that moves turn as the full one does, up to the length of its quaternions.
 
     Raises:
         InputError: a scene that moves in a way that files do not hold.
     """
+    trained = trained_quantization(model.scene)
     model = replace(model, scene=model.scene.without(Quantization))
     background = tuple(float(level) for level in model.background)
     colors = (background[0], background[1], background[2])
     if model.moves and model.scene.appearance is not None:
         model = replace(model, scene=with_harmonics(model.scene), sh_degree=MAX_SH_DEGREE)
     if model.moves:
-        return _moving_arrays(model, colors)
+        arrays = _moving_arrays(model, colors)
+        if trained is not None:
+            arrays = arrays.moving_only(arrays.flags & trained.flags.detach().cpu().numpy())
+        return arrays
     sizes = [(anchor, model.at(anchor)) for anchor in _anchors(model)]
     return _arrays(sizes, model.splats(), colors, model.antialiased)
 
@@ -126,7 +137,8 @@ def _moving_arrays(model: Model, background: tuple[float, float, float]) -> Elas
     flags = np.full(len(model), MOVES | TURNS, np.uint8)
     if MOBILITY in full:
         flags[full[MOBILITY].cpu().numpy() == 0] = 0
-    return ElasticModelArrays(len(model), tuple(levels), sh, background, model.antialiased, movement, flags)
+    arrays = ElasticModelArrays(len(model), tuple(levels), sh, background, model.antialiased, movement, flags)
+    return arrays.moving_only(flags)
 
 
 @torch.no_grad()
@@ -137,7 +149,7 @@ def file_frames(scene: Scene) -> UInt8[Tensor, " N"]:
 
 def _frames(movement: Movement, full: Mapping[str, Tensor]) -> UInt8[Tensor, " N"]:
     if movement.path == "free_bases":  # whose rotations are added to quaternions as they are
-        return torch.full((len(full["quats"]),), OWN_FRAME, dtype=torch.uint8)
+        return torch.full((len(full["quats"]),), OWN_FRAME, dtype=torch.uint8, device=full["quats"].device)
     return frames_of(full["quats"].double(), full["scales"])
 
 

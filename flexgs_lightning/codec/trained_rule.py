@@ -26,15 +26,9 @@ from flexgs_lightning.model.compression.coordinates import PLACES, WIDTH
 from flexgs_lightning.model.compression.layout import DISTANCE
 from flexgs_lightning.model.compression.rule import Rule
 from flexgs_lightning.model.compression.rule_quantization import RuleQuantization
-from flexgs_lightning.model.scene import Scene
 
 _CLASSES = CLASSES_AN_OCTAVE / (2 * math.log(2))
 """Step classes that 1 of ln of a second derivative takes off."""
-
-
-def trained_quantization(scene: Scene) -> RuleQuantization | None:
-    """The quantisation of a scene that was trained for the elastic file."""
-    return next((part for part in scene.each_part() if isinstance(part, RuleQuantization)), None)
 
 
 def rule_of(plan: Plan) -> Rule:
@@ -84,7 +78,8 @@ def trained_plan(arrays: ElasticModelArrays, trained: RuleQuantization) -> Plan:
     full = arrays.levels[-1].values
     if layout.motion:
         flags = _moving(torch.from_numpy(full), trained.flags.detach().cpu(), rule, len(trained.ratios) - 1)
-        arrays = replace(arrays, flags=arrays.flags & flags.numpy())
+        arrays = arrays.moving_only(arrays.flags & flags.numpy())
+        full = arrays.levels[-1].values
     origin, unit = fit_box(full[:, PLACES["means"]])
     centre = np.rint((rule.centre.double().numpy() - origin) / np.float64(unit))
     weights = rule.weights.double().numpy() * (1 << FRACTION)

@@ -13,14 +13,14 @@ import torch
 
 from flexgs_lightning.cameras import NEAR_PLANE
 from flexgs_lightning.codec.arrays import ElasticModelArrays
-from flexgs_lightning.codec.conversion import arrays_of
+from flexgs_lightning.codec.conversion import arrays_of, trained_quantization
 from flexgs_lightning.codec.decoder import SUFFIX
 from flexgs_lightning.codec.encoder import Encoding, Plan, encode
 from flexgs_lightning.codec.film import write_film
 from flexgs_lightning.codec.film_model import FilmModel
 from flexgs_lightning.codec.rate_search import plan_for, search_bytes_refined, search_refined
 from flexgs_lightning.codec.refinement import STEPS, refined
-from flexgs_lightning.codec.trained_rule import trained_plan, trained_quantization
+from flexgs_lightning.codec.trained_rule import trained_plan
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_views
 from flexgs_lightning.deploy.opening import choose_device, given, open_capture, open_model
 from flexgs_lightning.deploy.render import require_free

@@ -33,7 +33,7 @@ from flexgs_lightning.files import atomic_path
 from flexgs_lightning.model.checkpoint import Model
 from flexgs_lightning.model.gaussians import activate
 from flexgs_lightning.model.lifespan import Lifespan
-from flexgs_lightning.model.motion import CENTER, PolynomialMotion
+from flexgs_lightning.model.motion import CENTER, MOBILITY, PolynomialMotion
 from flexgs_lightning.model.part import Conditions
 from flexgs_lightning.splats import SH_C0
 
@@ -113,7 +113,8 @@ def _words(model: Model, ratio: float) -> np.ndarray:
     scales = parameters.get("time_scales")
     width = still.means.new_full((count,), ALWAYS) if scales is None else scales.exp()
     motion = still.means.new_zeros(count, DEGREE, 3)
-    motion[:, : moving[0].degree] = parameters["motion"]
+    share = parameters.get(MOBILITY, still.means.new_ones(count))[:, None]
+    motion[:, : moving[0].degree] = parameters["motion"] * share[..., None]
     quats = still.quats.norm(dim=-1, keepdim=True)
     return np.concatenate(
         [
@@ -122,7 +123,7 @@ def _words(model: Model, ratio: float) -> np.ndarray:
             _halves(_padded(still.scales)),
             _bytes(torch.cat([colors, still.opacities[:, None]], dim=1)),
             _halves(_padded(motion.flatten(1))),
-            _halves(parameters["omega"] / quats),
+            _halves(parameters["omega"] * share / quats),
             _halves(torch.stack([center, width], dim=1)),
         ],
         axis=1,

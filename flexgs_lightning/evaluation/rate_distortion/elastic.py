@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flexgs_lightning.codec.container import UPDATE
-from flexgs_lightning.codec.conversion import arrays_of
+from flexgs_lightning.codec.conversion import arrays_of, trained_quantization
 from flexgs_lightning.codec.decoder import cut_file, open_file, stream_sizes
 from flexgs_lightning.codec.encoder import Plan
 from flexgs_lightning.codec.film import cut_film, film_sizes, is_film, open_film, read_film, write_film
 from flexgs_lightning.codec.film_model import model_of_film
 from flexgs_lightning.codec.rate_search import Found, plan_for, search_refined
 from flexgs_lightning.codec.refinement import STEPS
-from flexgs_lightning.codec.trained_rule import trained_plan, trained_quantization
+from flexgs_lightning.codec.trained_rule import trained_plan
 from flexgs_lightning.codec.views import Judged, read_views, split_views
 from flexgs_lightning.evaluation.rate_distortion.systems import Coded, Maker, System
 from flexgs_lightning.evaluation.study import Study
