@@ -13,6 +13,7 @@ import torch
 from elastic_arrays import digest, encoded, one_size, random_arrays, same
 from elastic_reader import Reader
 
+from flexgs_lightning.codec import encoder
 from flexgs_lightning.codec.arrays import ElasticModelArrays
 from flexgs_lightning.codec.chunks import cells_of, morton_codes, spread
 from flexgs_lightning.codec.conversion import arrays_of, arrays_of_splats, model_of
@@ -326,3 +327,16 @@ def test_ratios_beyond_what_is_at_hand_are_refused(written: Path, tmp_path: Path
     with pytest.raises(InputError, match="at hand"):
         arrays.at(1.0)
     assert len(arrays.splats()) == len(arrays)
+
+
+@pytest.mark.parametrize("harm", [1e-5, 3e-4, 1e-2])
+def test_cells_are_as_fine_as_steps_ask_for(harm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against every other size of cells: the chosen one makes a file that is next to the smallest."""
+    arrays = random_arrays(3000)
+    sizes = {}
+    chosen = encoded(arrays, harm)
+    for bits in encoder.CELL_BITS:
+        monkeypatch.setattr(encoder, "CELL_BITS", range(bits, bits + 1))
+        sizes[bits] = encoded(arrays, harm).size()
+    assert chosen.size() < 1.03 * min(sizes.values()), sizes
+    assert chosen.size() < 0.99 * max(sizes.values()), sizes

@@ -41,8 +41,10 @@ FIRST_CHUNK = 256
 GROWTH = 1.5
 """Each chunk is this much larger than the one before, until the largest."""
 LARGEST_CHUNK = 8192
-CELL_BITS = range(8, 17)
+CELL_BITS = range(6, 17)
 """What is tried for the cells that places are coded in."""
+_JUDGING_CHUNKS = 4
+"""Chunks that are looked at for that, evenly spread over the ranks."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ def make_plan(
     origin, unit = fit_box(full[:, PLACES["means"]])
     motion = layout.motion_columns
     blank = Numbers(
-        origin, unit, np.zeros(3, np.int32), 1, np.zeros((layout.width, layout.features), np.int32),
+        origin, unit, np.zeros(3, np.int32), max(CELL_BITS),
+        np.zeros((layout.width, layout.features), np.int32),
         bounds_table(layout), np.zeros((WIDTH, WIDTH + 1), np.int32), np.zeros((0, 0), np.int8),
         np.zeros(0, np.float32), layout, motion_units(layout, full, unit),
         np.zeros((motion, motion + 1), np.int32),
@@ -171,8 +174,7 @@ def make_plan(
     centre = np.median(means, axis=0).astype(np.int32)
     counts = [count_at(level.ratio, arrays.total) for level in arrays.levels]
     stops = chunk_stops(arrays.total, counts)
-    bits = best_cell_bits(means, stops)
-    rows[:, DISTANCE] = distances(means, centre, bits)
+    rows[:, DISTANCE] = distances(means, centre, blank.cell_bits)
     rule = fit_rule(row_features(rows, layout), sensitivities, harms, blank.unit_of, balance or {}, layout)
     flat = arrays.sh_rest.reshape(len(arrays), -1)
     by_coefficient = sensitivities[-1].sh_rest.reshape(len(arrays), -1)
@@ -181,7 +183,6 @@ def make_plan(
     numbers = replace(
         blank,
         centre=centre,
-        cell_bits=bits,
         weights=rule.weights,
         mixing=fit_mixing(rows),
         basis=basis,
@@ -212,20 +213,45 @@ def distances(
     return rows[:, WIDTH]
 
 
-def best_cell_bits(means: Int32[np.ndarray, "N 3"], stops: Sequence[int]) -> int:
-    """Bits of the cells that leave the fewest in all, if what is left of a place costs its plain bits."""
-    first = stops[-2] if len(stops) > 1 else 0
-    sample = means[first:]  # the last chunk
-    costs = {}
-    for bits in CELL_BITS:
-        trace = Trace()
-        trace.reserve(6 * len(sample))
-        codes = np.sort(morton_codes(sample >> (MEANS_BITS - bits), bits))
-        tables = new_tables(kernels.CELL_TABLES)
-        kernels.code_cells(True, codes, 3 * bits, tables, trace.intervals, trace.data, trace.state)
-        costs[bits] = trace.bits() - 3.0 * bits * len(sample)
-    least = min(costs.values())
-    return next(bits for bits in CELL_BITS if costs[bits] < least + 0.1 * len(sample))
+def best_cell_bits(plan: Plan, rule: StepRule) -> int:
+    """Bits of the cells that leave the fewest in all at given steps, judged by some of the chunks.
+
+    What is left of a place in a cell of x steps is taken to cost log2(1.5 x) bits an axis, as it does about.
+    Cells that are finer than steps would store what steps throw away.
+    """
+    numbers, levels = plan.numbers, plan.arrays.levels
+    spans = list(itertools.pairwise((0, *plan.stops)))
+    middles = (plan.arrays.total * (2 * i + 1) // (2 * _JUDGING_CHUNKS) for i in range(_JUDGING_CHUNKS))
+    costs = dict.fromkeys(CELL_BITS, 0.0)
+    for first, stop in {next(span for span in spans if span[1] > middle) for middle in middles}:
+        level = next(i for i, level in enumerate(levels) if len(level.values) >= stop)
+        rows = numbers.integers(levels[level].values[first:stop])
+        means = np.clip(rows[:, PLACES["means"]], 0, (1 << MEANS_BITS) - 1)
+        rows[:, DISTANCE] = distances(means, numbers.centre, max(CELL_BITS))
+        steps = _steps_of_means(numbers, rule, rows, rule.offsets(level, first, stop))
+        for bits in CELL_BITS:
+            trace = Trace()
+            trace.reserve(6 * len(means))
+            codes = np.sort(morton_codes(means >> (MEANS_BITS - bits), bits))
+            tables = new_tables(kernels.CELL_TABLES)
+            kernels.code_cells(True, codes, 3 * bits, tables, trace.intervals, trace.data, trace.state)
+            left = np.log2(np.maximum(1.5 * (1 << (MEANS_BITS - bits)) / steps, 1.0)).sum()
+            costs[bits] += trace.bits() + float(left)
+    return min(costs, key=lambda bits: costs[bits])
+
+
+def _steps_of_means(
+    numbers: Numbers, rule: StepRule, rows: Int32[np.ndarray, "n W"], offsets: Int32[np.ndarray, " A"]
+) -> Float[np.ndarray, "n 3"]:
+    """Sizes of the steps of new rows' means, up to what kernels round on the way."""
+    place = PLACES["means"]
+    weights = numbers.weights[place].astype(np.float64)
+    weights[:, 0] *= 1 << 12
+    sums = row_features(rows, rule.layout) @ weights.T
+    sums += 1024.0 * offsets[rule.layout.attributes.index("means")]
+    low, high = numbers.bounds[place].T
+    classes = np.clip(np.floor((sums + 32768) / 65536), low, high).astype(np.int32)
+    return kernels.step_sizes(classes.ravel()).reshape(-1, 3).astype(np.float64)
 
 
 class CodedChunk(NamedTuple):
@@ -242,7 +268,8 @@ def encode(plan: Plan, rule: StepRule) -> Encoding:
     arrays = plan.arrays
     ratios = tuple(level.ratio for level in arrays.levels)
     counts = tuple(len(level.values) for level in arrays.levels)
-    plan = replace(plan, arrays=replace(arrays, flags=plan.flags(rule)))
+    numbers = replace(plan.numbers, cell_bits=best_cell_bits(plan, rule))
+    plan = replace(plan, numbers=numbers, arrays=replace(arrays, flags=plan.flags(rule)))
     coder = ChunkCoder(plan.numbers, arrays.total, ratios, counts)
     chunks = list(encoded_chunks(plan, rule, coder))
     red, green, blue = (float(np.float32(level)) for level in arrays.background)

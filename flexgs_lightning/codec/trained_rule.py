@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from flexgs_lightning.codec.arrays import ElasticModelArrays
-from flexgs_lightning.codec.encoder import Plan, best_cell_bits, chunk_stops
+from flexgs_lightning.codec.encoder import CELL_BITS, Plan, chunk_stops
 from flexgs_lightning.codec.quantization import (
     SH_UNIT,
     Numbers,
@@ -90,7 +90,7 @@ def trained_plan(arrays: ElasticModelArrays, trained: RuleQuantization) -> Plan:
         origin,
         unit,
         np.clip(centre, -LIMIT, LIMIT).astype(np.int32),
-        1,
+        max(CELL_BITS),
         np.rint(weights).astype(np.int32),
         rule.bounds.numpy().astype(np.int32),
         np.zeros((WIDTH, WIDTH + 1), np.int32),
@@ -102,10 +102,8 @@ def trained_plan(arrays: ElasticModelArrays, trained: RuleQuantization) -> Plan:
     )
     rows = numbers.integers(full)
     stops = chunk_stops(arrays.total, [len(level.values) for level in arrays.levels])
-    bits = best_cell_bits(rows[:, PLACES["means"]], stops)
     numbers = replace(
         numbers,
-        cell_bits=bits,
         mixing=fit_mixing(rows),
         motion_mixing=fit_motion_mixing(layout, rows, arrays.flags),
     )
