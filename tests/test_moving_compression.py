@@ -396,6 +396,7 @@ STAGES = (
     "--model.reconstruction_steps=12",
     "--model.elastic_training.steps=4",
     "--model.compression_training.steps=6",
+    "--model.compression.psnr_loss=0.2",
     "--model.elastic_training.ratio_range=[0.1,1.0]",
     "--model.elastic.residual_anchors=[0.3]",
     "--model.learning_rates.motion=0.01",
