@@ -181,7 +181,9 @@ def test_what_is_finished_is_not_run_again_and_what_is_lost_is(
     assert before == after
 
 
-def test_other_steps_are_refused(root: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_are_refused(
+    root: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*command(root, output), f"--steps={STEPS + 8}"]) == 1
     error = capsys.readouterr().err
     assert f"holds results of steps {STEPS}, but now it is {STEPS + 8}" in error.replace(

@@ -19,6 +19,7 @@ from flexgs_lightning.deploy.opening import load_any
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.evaluation.cell_folders import ERROR, RESULT, CellFolder, keep_facts, run_cells
 from flexgs_lightning.evaluation.comparison.methods import scaled
+from flexgs_lightning.evaluation.comparison.names import SCHEDULES
 from flexgs_lightning.evaluation.measure import measure
 from flexgs_lightning.evaluation.records import read_form, read_metrics
 from flexgs_lightning.evaluation.representations.film import Film, Group
@@ -90,7 +91,9 @@ def plan_cells(
         if not (form == "elastic" and representation.each_frame)
     ]
     for cell in cells:
-        keep_facts(cell.folder, {**film.facts(cell.representation), **facts[cell.form]})
+        own = cell.representation.settings
+        rankings = {name: own[name] for name in SCHEDULES if name in own and cell.form == "elastic"}
+        keep_facts(cell.folder, {**film.facts(cell.representation), **rankings, **facts[cell.form]})
     return cells
 
 
