@@ -73,7 +73,7 @@ class Cell(CellFolder):
 def plan_cells(
     film: Film, representations: Sequence[Representation], elastic: Settings, output: Path
 ) -> list[Cell]:
-    """All cells; what is measured of a representation's whole form comes first.
+    """All cells: first the whole form of every representation, then the others.
 
     Raises:
         InputError: a folder that holds results made otherwise than they are asked for now.
@@ -86,8 +86,8 @@ def plan_cells(
         facts["coded"] = {"psnr_loss": plan.psnr_loss, "refine_steps": plan.refine_steps}
     cells = [
         Cell(output / representation.name / form, representation, form)
-        for representation in representations
         for form in facts
+        for representation in representations
         if not (form == "elastic" and representation.each_frame)
     ]
     for cell in cells:
