@@ -125,7 +125,6 @@ class FormResult(Struct):
     ratios: dict[Ratio, RatioResult] = {}
     bytes: Positive | None = None
     lost: Finite | None = None
-    refused: str | None = None
     protocol: dict[str, Any] = {}
 
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flexgs_lightning.codec.conversion import arrays_of
 from flexgs_lightning.codec.views import read_views
 from flexgs_lightning.deploy.compress import compress
 from flexgs_lightning.deploy.opening import load_any
@@ -174,9 +173,6 @@ def _elastic(film: Film, cell: Cell, elastic: Settings) -> Result:
 def _coded(film: Film, cell: Cell) -> Result:
     """The first stage's models as elastic files, measured from these."""
     stages = _finished_first_stages(film, cell)
-    refused = _refusal(load(stages[0][1].checkpoint))
-    if refused is not None:
-        return {"refused": refused}
     sizes, uncoded, coded = [], [], []
     for group, training in stages:
         path = cell.folder / (FILE if group is None else f"{group[0]:04d}.egs")
@@ -189,15 +185,6 @@ def _coded(film: Film, cell: Cell) -> Result:
     of_all = film.frames / len(stages) if cell.representation.each_frame else 1.0
     psnr = statistics.fmean(coded)
     return {"bytes": round(of_all * sum(sizes)), "psnr": psnr, "lost": statistics.fmean(uncoded) - psnr}
-
-
-def _refusal(model: Model) -> str | None:
-    """Why an elastic file has no place for a scene like this; None if it has."""
-    try:
-        arrays_of(model)
-    except InputError as error:
-        return str(error)
-    return None
 
 
 def _psnr(film: Film, group: Group | None, trained: Model, decoded: Model) -> float:

@@ -75,7 +75,6 @@ def markdown(report: Mapping[str, Any], curves: Sequence[str]) -> str:
         _elastic_remark(report),
         _coded_remark(report),
         small_table(report),
-        _refusals(report),
         _failures(report["failed"]),
         "\n".join(f"![]({name})" for name in curves),
         "## Protocol",
@@ -153,13 +152,8 @@ def _coded_remark(report: Mapping[str, Any]) -> str:
         return ""
     return (
         f"Coded: the model above as an elastic file of one level that may lose {loss:g} dB on training "
-        "views; lost is what held-out views lose."
+        "views; lost is what held-out views lose, of features also by being baked to harmonics."
     )
-
-
-def _refusals(report: Mapping[str, Any]) -> str:
-    found = {name: forms.get("coded", {}).get("refused") for name, forms in report["representations"].items()}
-    return "\n".join(f"- {name} has no file: {reason}" for name, reason in found.items() if reason)
 
 
 def _failures(failed: Sequence[Mapping[str, Any]]) -> str:
