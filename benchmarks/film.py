@@ -2,8 +2,11 @@
 
     python benchmarks/film.py --ckpt moving.ckpt --losses 0.1 0.3
     python benchmarks/film.py --ckpt first_half.ckpt second_half.ckpt --losses 0.3
+    python benchmarks/film.py --ckpt trained_for_bytes.ckpt --as-trained --losses --every 5
+    python benchmarks/film.py --ckpt moving.ckpt --losses --megabytes 0.31 --every 5
 
-Each loss is what the full model may lose on training views that judge the rate; test views are only
+Each loss is what the full model may lose on training views that judge the rate; films may also take so many
+megabytes, or the steps that a scene was trained for bytes with. Test views are only
 reported: what the decoded file loses against the uncoded model there, at each ratio. Uncoded are all numbers
 as float32, tables of small prefixes too. Prints a Markdown table, and bytes a Gaussian by attribute.
 """
@@ -37,8 +40,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ckpt", type=Path, nargs="+", required=True)
-    parser.add_argument("--losses", type=float, nargs="+", default=[0.1, 0.3])
-    parser.add_argument("--refine-steps", type=int, default=160)
+    parser.add_argument("--losses", type=float, nargs="*", default=[0.1, 0.3])
+    parser.add_argument("--megabytes", type=float, nargs="*", default=[])
+    parser.add_argument("--as-trained", action="store_true", help="with the steps of training for bytes")
+    parser.add_argument("--every", type=int, default=1, help="measure on every n-th test view")
+    parser.add_argument("--refine-steps", type=int, help="by default as flexgs compress has it")
     parser.add_argument("--data-root", type=Path, help="by default as trained")
     parser.add_argument("--near", type=float, help="near plane of test views; by default the capture's")
     parser.add_argument("--all-views", action="store_true", help="measure on all test views, not on 96")
@@ -48,7 +54,7 @@ def main() -> None:
     captures = [open_capture(model.data | root) for model in models]
     if options.near:
         captures = [capture.with_near_plane(options.near) for capture in captures]
-    test = [capture.test_views for capture in captures]
+    test = [capture.test_views[:: options.every] for capture in captures]
     views = [
         read_views(own if options.all_views else evenly(own), tuple(model.background.tolist()))
         for own, model in zip(test, models, strict=True)
@@ -68,15 +74,17 @@ def main() -> None:
     groups = f"{gaussians:,} Gaussians in {len(models)} groups"
     print(f"{groups}; uncoded {raw:,} bytes, {raw / gaussians:.1f} each")
     print("test PSNR uncoded: " + ", ".join(f"{100 * r:g} %: {uncoded[r]:.3f}" for r in ratios))
-    print("| dB allowed | bytes | a Gaussian | times smaller | Mbit/s | dB lost on test views at "
+    print("| asked for | bytes | a Gaussian | times smaller | Mbit/s | dB lost on test views at "
           + " | ".join(f"{100 * r:g} %" for r in ratios) + " |")  # fmt: skip
     print("|" + "---|" * (5 + len(ratios)))
-    for loss in options.losses:
+    wishes: list[dict[str, float]] = [{"psnr_loss": loss} for loss in options.losses]
+    wishes += [{"max_megabytes": size} for size in options.megabytes]
+    for wish in [*wishes, *([{}] if options.as_trained else [])]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "film.egs"
             compress(
-                path, options.ckpt, psnr_loss=loss, refine_steps=options.refine_steps,
-                data_root=options.data_root, device="cpu",
+                path, options.ckpt, refine_steps=options.refine_steps, data_root=options.data_root,
+                device="cpu", **wish,
             )  # fmt: skip
             size, film, file = path.stat().st_size, read_film(path), open_film(path)
             parts: dict[str, int] = {}
@@ -85,7 +93,8 @@ def main() -> None:
         coded = {ratio: _psnr(film.groups, views, ratio) for ratio in ratios}
         lost = " | ".join(f"{uncoded[r] - coded[r]:.3f}" for r in ratios)
         rate = f"{8e-6 * size / film.seconds:.3f}" if film.seconds else "?"
-        print(f"| {loss:g} | {size:,} | {size / gaussians:.2f} | {raw / size:.1f} | {rate} | {lost} |")
+        asked = ", ".join(f"{name} {value:g}" for name, value in wish.items()) or "as trained"
+        print(f"| {asked} | {size:,} | {size / gaussians:.2f} | {raw / size:.1f} | {rate} | {lost} |")
         print("  " + ", ".join(f"{name} {count / gaussians:.2f}" for name, count in parts.items()))
         moving = [float(np.mean(g.flags > 0)) for g in film.groups]
         print(f"  moving: {', '.join(f'{100 * share:.0f} %' for share in moving)}", flush=True)
