@@ -67,7 +67,7 @@ def markdown(report: Mapping[str, Any], curves: Sequence[str]) -> str:
     """
     parts = [
         f"# {report['capture']}: representations of {report['frames']} frames",
-        f"{report['steps']:,} iterations each, of all trainings together. Means over held-out views; flicker "
+        f"{report['steps']:,} iterations each, over all of its trainings. Means over held-out views; flicker "
         "is PSNR of what changes from a frame to the next; living are the Gaussians that there are to see at "
         "a moment.",
         quality_table(report),
