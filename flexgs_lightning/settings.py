@@ -70,7 +70,23 @@ def read_config(name: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{path}: expected settings by name, found {shown(content)}.")
+    _check_classes(content, path, ())
     return content
+
+
+def _check_classes(content: Any, path: Path, place: tuple[str, ...]) -> None:
+    """Refuse a class whose settings are not settings by name, where the parser has only Python's words."""
+    if isinstance(content, list):
+        for number, item in enumerate(content):
+            _check_classes(item, path, (*place, str(number)))
+    if not isinstance(content, dict):
+        return
+    settings = content.get("init_args") if "class_path" in content else None
+    if not isinstance(settings, dict | None):
+        where = ".".join((*place, "init_args"))
+        raise InputError(f"{path}: {where}: expected settings by name, found {shown(settings)}.")
+    for name, value in content.items():
+        _check_classes(value, path, (*place, str(name)))
 
 
 def with_config_files(arguments: Sequence[str]) -> list[str]:

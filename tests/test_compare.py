@@ -412,6 +412,10 @@ def test_a_checkpoint_of_another_scene_or_split(
         ("model: {prefixs: 2}", ("mine.yaml", "'prefixs'")),
         ("model: {elastic_training: {steps: soon}}", ("mine.yaml", "model.elastic_training.steps", "soon")),
         ("data: 7", ("mine.yaml: data: expected settings by name, found 7",)),
+        (
+            "model: {densification: {class_path: MCMC, init_args: [1]}}",
+            ("mine.yaml: model.densification.init_args: expected settings by name, found [1]",),
+        ),
     ],
 )
 def test_a_config_is_checked_as_fit_does_before_anything_is_made(
