@@ -340,3 +340,22 @@ def test_cells_are_as_fine_as_steps_ask_for(harm: float, monkeypatch: pytest.Mon
         sizes[bits] = encoded(arrays, harm).size()
     assert chosen.size() < 1.03 * min(sizes.values()), sizes
     assert chosen.size() < 0.99 * max(sizes.values()), sizes
+
+
+@pytest.mark.parametrize("harm", [3e-4, 1e-2, 1.0])
+def test_who_is_not_seen_is_not_seen_in_the_file(harm: float) -> None:
+    """Steps that are large for the many must not make a fog of those below 1/255, at any size."""
+    arrays = random_arrays(2000)
+    faint = np.random.default_rng(0).random(2000) < 0.3
+    t = np.random.default_rng(1).uniform(0, 0.0363, 2000)
+    for level in arrays.levels:
+        chosen = faint[: len(level.values)]
+        level.values[chosen, 0] = t[: len(chosen)][chosen]
+    encoding = encoded(arrays, harm)
+    for level in encoding.decoded.levels:
+        decoded = np.clip(level.values[:, 0], 0, 1)
+        opacities = decoded**2 * (3 - 2 * decoded)
+        still = faint[encoding.ranks[: len(decoded)]]
+        assert 0 < still.sum() < len(still)
+        assert opacities[still].max() < 1 / 255
+        assert (opacities[~still] > 1 / 255).mean() > 0.7
