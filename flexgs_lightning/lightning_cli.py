@@ -10,18 +10,23 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from flexgs_lightning.cameras import NEAR_PLANE, Cameras
+from flexgs_lightning.codec.decoder import SUFFIX
+from flexgs_lightning.codec.film_model import FilmModel
+from flexgs_lightning.deploy.formats.registry import is_splat_file
 from flexgs_lightning.deploy.opening import open_capture, open_model_file, open_start
 from flexgs_lightning.deploy.path_file import write_path
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, read_checkpoint
+from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, Model, read_checkpoint
 from flexgs_lightning.training.run import TrainingRun
+from flexgs_lightning.training.sharding import shards_of
 
 log = logging.getLogger(__name__)
 
 DESCRIPTIONS = {
     "fit": "Train a scene.",
-    "validate": "Measure a checkpoint on the held-out views.",
-    "test": "Measure a checkpoint on the held-out views, and write metrics.json into its run folder.",
+    "validate": "Measure a checkpoint, an elastic file or a splat file on the held-out views.",
+    "test": "Measure a checkpoint, an elastic file or a splat file on the held-out views, and write "
+    "metrics.json into its run folder, of a file into a new one.",
 }
 
 
@@ -39,6 +44,11 @@ class CameraKeeping(Callback):
         if trainer.is_global_zero and not path.is_file():
             write_path(Cameras.stack([view.camera for view in data.capture.views]), path)
         data.kept_cameras = path
+
+
+def _is_scene_file(path: Path) -> bool:
+    """Whether it is a finished scene's file by its name, and not a checkpoint."""
+    return path.suffix.lower() == SUFFIX or is_splat_file(path)
 
 
 def _parser_texts(subcommand: str) -> dict[str, str]:
@@ -82,10 +92,35 @@ class FlexGSCLI(TrainingRun):
         options = self.options
         if self.config.subcommand == "fit" and options.data.root is None and options.start_from is not None:
             self._learn_from(options.start_from)
-        if options.ckpt_path is not None:
+        self._file: Model | None = None
+        if options.ckpt_path is not None and _is_scene_file(Path(options.ckpt_path)):
+            self._measure_file(Path(options.ckpt_path))
+        elif options.ckpt_path is not None:
             self._trained = read_checkpoint(options.ckpt_path, mapped=True)[CHECKPOINT_KEY]
         elif self.config.subcommand != "fit":
             raise InputError(f"--ckpt_path: {self.config.subcommand} needs a checkpoint ('last' or a file).")
+
+    def _measure_file(self, path: Path) -> None:
+        """Open an elastic file or a splat file in a checkpoint's place; what it does not say is not known.
+
+        Raises:
+            InputError: it cannot be read, is to be trained on, or is a film of several groups of frames.
+        """
+        if self.config.subcommand == "fit":
+            raise InputError(
+                f"--ckpt_path {path}: expected a checkpoint to go on from, found a finished scene's file; "
+                "--start_from starts a new training from it."
+            )
+        self._file = open_model_file(path)
+        if isinstance(self._file, FilmModel):
+            raise InputError(
+                f"--ckpt_path {path}: expected a scene of one group of frames, found a film of "
+                f"{len(self._file.groups)}; measure the file of each group, with its --data.frames."
+            )
+        self._trained = {"antialiased": self._file.antialiased, "data": self._file.data}
+        if path.suffix.lower() == SUFFIX:
+            self._trained["background"] = self._file.background.tolist()
+        self.options.ckpt_path = None  # Lightning loads nothing, and the run folder is a new one
 
     def _learn_from(self, path: Path) -> None:
         """Without photos the scene is its own teacher: its renders are what the elastic stage fits.
@@ -119,18 +154,24 @@ class FlexGSCLI(TrainingRun):
             self.trainer.callbacks.append(CameraKeeping())  # type: ignore[attr-defined]
 
     def before_validate(self) -> None:
-        """Say where a checkpoint is not measured as it was trained."""
-        now = self.datamodule.options()
+        """Put a file's scene in place; say where a scene is not measured as it was trained."""
+        if self._file is not None:
+            if shards_of(self.trainer.strategy).several:
+                raise InputError(
+                    "--trainer.strategy sharded: expected another for a file, which nobody shares out."
+                )
+            self.model.scene = self._file.scene
+        now, data = self.datamodule.options(), self._trained["data"]
         background = self.model.evaluation_background.tolist()
         settings: dict[str, tuple[Any, Any]] = {
-            "data.downscale": (self._trained["data"]["downscale"], now["downscale"]),
-            "data.test_every": (self._trained["data"]["test_every"], now["test_every"]),
-            "data.near_plane": (self._trained["data"].get("near_plane") or NEAR_PLANE, now["near_plane"]),
-            "model.background": (self._trained["background"], background),
+            "data.downscale": (data.get("downscale"), now["downscale"]),
+            "data.test_every": (data.get("test_every"), now["test_every"]),
+            "data.near_plane": (data.get("near_plane") or NEAR_PLANE, now["near_plane"]),
+            "model.background": (self._trained.get("background"), background),
             "model.antialiased": (self._trained["antialiased"], self.model.antialiased),
         }
         for name, (trained, found) in settings.items():
-            if trained != found:
+            if trained is not None and trained != found:
                 log.warning(
                     "%s: the checkpoint was trained with %s, but is measured with %s. "
                     "--config with the run's config.yaml takes the training's settings.",

@@ -242,6 +242,36 @@ def test_a_checkpoint_measured_otherwise_than_it_was_trained_is_told(
     assert "was trained with" not in caplog.text
 
 
+def test_a_splat_file_is_measured_as_its_checkpoint_is(
+    checkpoint: Path, small_capture: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Into a run folder of its own; of what a splat file does not say nothing is told."""
+    file = tmp_path / "small.ply"
+    assert main(["export", "--ckpt", str(checkpoint), "--output", str(file)]) == 0
+    options = ["--data.test_every=5", "--model.background=white", f"--runs={tmp_path}", *SHORT[2:]]
+    caplog.clear()
+    assert main(["test", f"--data.root={small_capture}", f"--ckpt_path={file}", *options]) == 0
+    assert "was trained with" not in caplog.text
+    report = json.loads((tmp_path / "small" / "version_0" / "metrics.json").read_text())
+    trained = json.loads((checkpoint.parents[1] / "metrics.json").read_text())
+    assert report["mean"]["psnr"] == pytest.approx(trained["mean"]["psnr"], abs=1e-4)
+    assert report["gaussians"] == trained["gaussians"]
+    assert report["protocol"] == trained["protocol"]
+    assert main(["validate", f"--data.root={small_capture}", f"--ckpt_path={file}", *options]) == 0
+
+
+def test_training_does_not_go_on_from_a_splat_file(
+    small_capture: Path, tmp_path: Path, refusal: Callable[[list[str]], str]
+) -> None:
+    root = f"--data.root={small_capture}"
+    told = refusal(["fit", root, f"--ckpt_path={tmp_path / 'small.ply'}", f"--runs={tmp_path}"])
+    assert "small.ply: expected a checkpoint to go on from" in told
+    assert "--start_from" in told
+    missing = tmp_path / "nowhere.egs"
+    assert "nowhere.egs: could not be read" in refusal(["test", root, f"--ckpt_path={missing}"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_last_finds_the_run_from_another_folder_and_with_relative_paths(
     small_capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """flexgs compress, decompress, info, export and render with films."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from flexgs_lightning.codec.encoder import encode
 from flexgs_lightning.codec.film import cut_film, open_film, read_film
 from flexgs_lightning.codec.film_model import FilmModel, model_of_film
 from flexgs_lightning.codec.rate_search import plan_for, search_loss
-from flexgs_lightning.codec.views import Judged, mean_psnr
+from flexgs_lightning.codec.views import Judged, mean_psnr, read_views
+from flexgs_lightning.data.reading import read_capture
 from flexgs_lightning.deploy.formats.ply import read_ply
 from flexgs_lightning.deploy.opening import load_any
 from flexgs_lightning.deploy.path_file import write_path
 from flexgs_lightning.deploy.viewer.motion_picture import with_motion_lit
+from flexgs_lightning.metrics.psnr import psnr
 from flexgs_lightning.rendering.rasterizer import rasterize
 
 CPU = torch.device("cpu")
@@ -114,6 +117,28 @@ def test_films_open_as_checkpoints_do(film: Path, tmp_path: Path) -> None:
     output = tmp_path / "then.ply"
     assert main(["export", "--ckpt", str(film), "--output", str(output), "--time", "2.4"]) == 0
     assert len(read_ply(output)) == 200
+
+
+def test_a_film_is_measured_as_a_checkpoint_is(
+    scene: Path, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each held-out view at its time, at ratios too; a film of several groups is refused."""
+    capture = write_film(tmp_path / "capture", count=3)
+    write_table(capture)
+    options = [f"--data.root={capture}", f"--runs={tmp_path / 'runs'}", "--trainer.accelerator=cpu"]
+    options += ["--model.lpips=none", "--trainer.enable_progress_bar=false"]
+    assert main(["test", f"--ckpt_path={scene}", *options, "--elastic_validation.ratios=[0.1]"]) == 0
+    report = json.loads((tmp_path / "runs" / "capture" / "version_0" / "metrics.json").read_text())
+    model, found = load_any(scene), []
+    for view in read_views(read_capture(capture).test_views, (0.0, 0.0, 0.0)):
+        drawn = rasterize(model.at(0.1, view.time), view.camera).image.clamp(0, 1)
+        found.append(psnr(drawn, view.photo).item())
+    assert len(set(found)) == 3
+    assert report["ratios"]["0.1"]["psnr"] == pytest.approx(sum(found) / 3, abs=1e-3)
+    assert report["gaussians"] == len(model)
+    assert len(report["over_time"]["frames"]) == 3
+    assert main(["test", f"--ckpt_path={film}", *options]) == 1
+    assert "expected a scene of one group of frames, found a film of 2" in capsys.readouterr().err
 
 
 def test_a_film_that_is_cut_opens(film: Path, tmp_path: Path) -> None:
