@@ -255,9 +255,16 @@ def test_bd_rate_against_numerical_integration() -> None:
     assert bd_rate(bent, straight) == pytest.approx(math.expm1(np.trapezoid(difference, q) / 6), rel=1e-3)
 
 
+def test_bd_rate_against_hardly_a_curve_is_that_at_its_points() -> None:
+    assert bd_rate(line(0.8, 20, 30), line(1.0, 25, 25.05)) == pytest.approx(-0.2, abs=1e-4)
+    assert bd_rate(line(0.8, 20, 30), [line(1.0, 25, 26)[0]]) == pytest.approx(-0.2, abs=1e-4)
+
+
 def test_bd_rate_of_what_cannot_be_compared_is_none() -> None:
     assert bd_rate(line(1, 20, 24), line(1, 25, 30)) is None
     assert bd_rate([(10, 20)], line(1, 10, 30)) is None
+    assert bd_rate(line(1, 20, 24), [(5000, 19.9)]) is None
+    assert bd_rate(line(1, 20, 24), line(2, 23.95, 24.01)) is None
     assert frontier([(3, 9), (1, 5), (2, 4), (3, 8), (4, 9)]) == [(1, 5), (3, 9)]
 
 

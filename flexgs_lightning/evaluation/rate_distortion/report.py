@@ -146,8 +146,8 @@ def delta_table(report: Report) -> str:
     ]
     return (
         "## BD-rate of one elastic file\n\nBytes at equal PSNR over the range that both reach, against each "
-        "other system: negative is fewer. A column is one file, cut at every chunk.\n\n"
-        + table(["", *ours], rows)
+        "other system: negative is fewer. A system that spans less than 0.1 dB is compared at its points. A "
+        "column is one file, cut at every chunk.\n\n" + table(["", *ours], rows)
     )
 
 
