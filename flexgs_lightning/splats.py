@@ -102,6 +102,8 @@ class Splats:
 
     def with_sh_degree(self, degree: int) -> Splats:
         """The same with spherical harmonics cut to, or filled up with zeros to, another degree."""
+        if not self.has_features and degree == self.sh_degree:  # nothing to copy
+            return self
         missing = max((degree + 1) ** 2 - self.sh.shape[1], 0)
         sh = torch.cat([self.sh, self.sh.new_zeros(len(self), missing, 3)], dim=1)
         return replace(self, sh=sh[:, : (degree + 1) ** 2])
