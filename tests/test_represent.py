@@ -147,6 +147,7 @@ def test_small_forms(output: Path, found: dict[str, Any]) -> None:
         assert at["gaussians"] == found[name]["whole"]["gaussians"] // 2
         assert 10 < at["psnr"] < found[name]["elastic"]["psnr"] + 1
         coded = found[name]["coded"]
+        assert coded["ssim"] == pytest.approx(found[name]["whole"]["ssim"], abs=0.1)
         assert coded["bytes"] == (output / name / "coded" / "scene.egs").stat().st_size
         assert abs(coded["lost"]) < 1.5
         assert coded["psnr"] + coded["lost"] == pytest.approx(found[name]["whole"]["psnr"])
@@ -163,10 +164,33 @@ def test_the_page_has_the_tables_and_curves(output: Path) -> None:
     assert "| whole | PSNR | SSIM | worst view | flicker | Gaussians | living | steps | seconds |" in page
     assert "| small | PSNR at 50 % |" in page
     assert "bytes | Mbit/s | PSNR of the file | dB lost |" in page
+    assert "| SSIM, small | at 50 % | elastic, 100 % | of the file |" in page
+    assert "LPIPS" not in page.partition("## Protocol")[0]
     assert "`frames` is an estimate: 3 of 8 frames were trained." in page
     for name in ("psnr_frames.png", "psnr_gaussians.png"):
         assert f"![]({name})" in page
         assert Image.open(output / name).width > 500
+
+
+def test_lpips_is_measured_in_every_form_where_the_config_has_it(
+    root: Path, tmp_path: Path, shared_data: Path
+) -> None:
+    lpips, output = tmp_path / "lpips.yaml", tmp_path / "ball"
+    weights = str(shared_data / "lpips_squeeze")
+    lpips.write_text(yaml.safe_dump({"model": {"lpips": "squeeze", "lpips_weights": weights}}))
+    short = ["--steps=8", "--elastic_steps=2", "--representations", "[]"]
+    once = command(root, output)[: -len(["--representations", "static", "frames"])]
+    assert main([*once, *short, "--config", str(tmp_path / "throw.yaml"), str(lpips)]) == 0
+    (forms,) = json.loads((output / "representations.json").read_text())["representations"].values()
+    at = forms["elastic"]["ratios"][f"{RATIO:g}"]
+    for found in (forms["whole"], forms["elastic"], at, forms["coded"]):
+        assert 0 < found["lpips"] < 1
+        assert 0 < found["ssim"] < 1
+    page = (output / "representations.md").read_text()
+    assert "| whole | PSNR | SSIM | LPIPS | worst view |" in page
+    row = next(line for line in page.split("| LPIPS, small |")[1].splitlines() if "throw" in line)
+    expected = (at["lpips"], forms["elastic"]["lpips"], forms["coded"]["lpips"])
+    assert row == f"| throw | {' | '.join(f'{value:.3f}' for value in expected)} |"
 
 
 def test_what_is_finished_is_not_run_again_and_what_is_lost_is(

@@ -18,6 +18,7 @@ from flexgs_lightning.data.capture import Capture, View
 from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.deploy.opening import choose_device
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.options import check_counts, check_seed, image_metrics
 from flexgs_lightning.evaluation.scores import Score
 from flexgs_lightning.evaluation.subject import Seen, Subject, subject_of
 from flexgs_lightning.evaluation.training import Settings, check_settings, merged
@@ -26,7 +27,6 @@ from flexgs_lightning.model.budget import count_at
 from flexgs_lightning.model.checkpoint import Model, load
 from flexgs_lightning.settings import read_config
 from flexgs_lightning.splats import Splats
-from flexgs_lightning.training.optimization import MOST_STEPS
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +56,7 @@ class Schedule:
     scratch_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "finetune_steps", "scratch_steps"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= MOST_STEPS:
-                raise InputError(f"--{name}: expected 1 to {MOST_STEPS:,}, found {value}.")
+        check_counts(self, {"steps": 1, "finetune_steps": 1, "scratch_steps": 1})
         if self.iterative_scale is not None and not 0 < self.iterative_scale < 1e6:
             raise InputError(f"--iterative_scale: expected a positive number, found {self.iterative_scale}.")
 
@@ -207,8 +204,7 @@ def open_study(
     Raises:
         InputError: an unreadable file, or a checkpoint of another capture or another split.
     """
-    if not 0 <= seed < 1 << 32:
-        raise InputError(f"--seed: expected 0 to {(1 << 32) - 1}, found {seed}.")
+    check_seed(seed)
     model = load(checkpoint)
     own = checkpoint.resolve().parents[1] / "config.yaml"
     files: list[str | Path] = list(configs) or ([own] if own.is_file() else [])
@@ -217,9 +213,6 @@ def open_study(
     options = {name: value for name, value in config.get("data", {}).items() if name != "seed"}
     data = _capture(checkpoint, model, options)
     chosen = choose_device(device)
-    metrics = {name: value for name, value in config.get("model", {}).items() if name.startswith("lpips")}
-    if metrics.get("lpips_weights") is not None:
-        metrics["lpips_weights"] = Path(metrics["lpips_weights"])
     settings = {
         "seed_everything": seed,
         "data": {**options, **data.options()},
@@ -229,8 +222,8 @@ def open_study(
         },
         "trainer": {"accelerator": chosen.type},
     }
-    image_metrics = ImageMetrics(**metrics).to(chosen)
-    return Study(checkpoint, model, data, settings, schedule, chosen, image_metrics, seed)
+    metrics = image_metrics(config).to(chosen)
+    return Study(checkpoint, model, data, settings, schedule, chosen, metrics, seed)
 
 
 def _capture(checkpoint: Path, model: Model, options: Settings) -> CaptureDataModule:

@@ -20,10 +20,12 @@ from flexgs_lightning.evaluation.cell_folders import ERROR, RESULT, CellFolder, 
 from flexgs_lightning.evaluation.comparison.methods import scaled
 from flexgs_lightning.evaluation.comparison.names import SCHEDULES
 from flexgs_lightning.evaluation.measure import measure
+from flexgs_lightning.evaluation.options import image_metrics
 from flexgs_lightning.evaluation.records import read_form, read_metrics
 from flexgs_lightning.evaluation.representations.film import Film, Group
 from flexgs_lightning.evaluation.representations.representation import Representation
 from flexgs_lightning.evaluation.subject import subject_of
+from flexgs_lightning.evaluation.tables import METRICS
 from flexgs_lightning.evaluation.training import Settings, Training, merged, train
 from flexgs_lightning.metrics.protocol import ImageMetrics
 from flexgs_lightning.metrics.psnr import flicker_psnr
@@ -164,7 +166,7 @@ def _elastic(film: Film, cell: Cell, elastic: Settings) -> Result:
     training = train(cell.folder, first.checkpoint, own, steps, tested=True)
     metrics = read_metrics(training.metrics)
     return {
-        "psnr": metrics["mean"]["psnr"],
+        **{name: value for name, value in metrics["mean"].items() if name in METRICS},
         "ratios": metrics["ratios"],
         "training": {"steps": training.steps, "seconds": training.seconds},
     }
@@ -174,6 +176,7 @@ def _coded(film: Film, cell: Cell) -> Result:
     """The first stage's models as elastic files, measured from these."""
     stages = _finished_first_stages(film, cell)
     sizes, uncoded, coded = [], [], []
+    metrics = image_metrics(cell.representation.settings).to(film.device)
     for group, training in stages:
         path = cell.folder / (FILE if group is None else f"{group[0]:04d}.egs")
         if not path.is_file():
@@ -181,19 +184,21 @@ def _coded(film: Film, cell: Cell) -> Result:
             compress(path, [training.checkpoint], device=film.device.type, **asked)  # type: ignore[arg-type]
         sizes.append(path.stat().st_size)
         uncoded.append(read_metrics(training.metrics)["mean"]["psnr"])
-        coded.append(_psnr(film, group, load(training.checkpoint), load_any(path)))
+        coded.append(_quality(film, group, load(training.checkpoint), load_any(path), metrics))
     of_all = film.frames / len(stages) if cell.representation.each_frame else 1.0
-    psnr = statistics.fmean(coded)
-    return {"bytes": round(of_all * sum(sizes)), "psnr": psnr, "lost": statistics.fmean(uncoded) - psnr}
+    means = {name: statistics.fmean(one[name] for one in coded) for name in coded[0]}
+    lost = statistics.fmean(uncoded) - means["psnr"]
+    return {"bytes": round(of_all * sum(sizes)), **means, "lost": lost}
 
 
-def _psnr(film: Film, group: Group | None, trained: Model, decoded: Model) -> float:
+def _quality(
+    film: Film, group: Group | None, trained: Model, decoded: Model, metrics: ImageMetrics
+) -> dict[str, float]:
     """Of what a file holds, on the held-out views of its frames."""
-    subject = subject_of(decoded.to(film.device))
+    subject, data = subject_of(decoded.to(film.device)), film.data_of(group)
     background = trained.background.to(film.device)
-    data, metrics = film.data_of(group), ImageMetrics(lpips="none").to(film.device)
     found = measure(subject, data, metrics, background, antialiased=trained.antialiased)
-    return float(found["psnr"])
+    return {name: found[name] for name in METRICS if name in found}
 
 
 @torch.no_grad()

@@ -13,9 +13,9 @@ from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.data.datamodule import CaptureDataModule
 from flexgs_lightning.deploy.opening import choose_device
 from flexgs_lightning.errors import InputError
+from flexgs_lightning.evaluation.options import check_counts, check_seed
 from flexgs_lightning.evaluation.representations.representation import Representation
 from flexgs_lightning.evaluation.training import Settings, check_settings, merged
-from flexgs_lightning.training.optimization import MOST_STEPS
 
 Group = tuple[int, int]
 """The first frame of a training, and the one after its last."""
@@ -45,11 +45,7 @@ class Plan:
     frame_stride: int
 
     def __post_init__(self) -> None:
-        ranges = {"steps": 1, "elastic_steps": 0, "refine_steps": 0, "frame_stride": 1}
-        for name, least in ranges.items():
-            value = getattr(self, name)
-            if not least <= value <= MOST_STEPS:
-                raise InputError(f"--{name}: expected {least} to {MOST_STEPS:,}, found {value}.")
+        check_counts(self, {"steps": 1, "elastic_steps": 0, "refine_steps": 0, "frame_stride": 1})
         different = len(set(self.ratios)) == len(self.ratios)
         if not different or not all(0 < ratio < 1 for ratio in self.ratios):
             found = " ".join(map(str, self.ratios))
@@ -165,8 +161,7 @@ def open_film(
         InputError: an unreadable capture, one that stands still or holds out nothing, or settings that make
             no training.
     """
-    if not 0 <= seed < 1 << 32:
-        raise InputError(f"--seed: expected 0 to {(1 << 32) - 1}, found {seed}.")
+    check_seed(seed)
     chosen = choose_device(device)
     for representation in representations:
         own = merged(representation.settings_for(plan.steps), {"data": data})

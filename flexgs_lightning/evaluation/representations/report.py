@@ -75,6 +75,7 @@ def markdown(report: Mapping[str, Any], curves: Sequence[str]) -> str:
         _elastic_remark(report),
         _coded_remark(report),
         small_table(report),
+        *(similarity_table(report, key) for key in METRICS if key != "psnr"),
         _failures(report["failed"]),
         "\n".join(f"![]({name})" for name in curves),
         "## Protocol",
@@ -128,6 +129,25 @@ def small_table(report: Mapping[str, Any]) -> str:
             row += [_number(coded.get("psnr"), ".2f"), _number(coded.get("lost"), ".3f")]
         rows.append(row)
     return table(heading, rows) if len(heading) > 1 else ""
+
+
+def similarity_table(report: Mapping[str, Any], key: str) -> str:
+    """SSIM or LPIPS of the same forms; empty where nobody measured it."""
+    ratios, (title, form, _) = report["ratios"], METRICS[key]
+    heading = [f"{title}, small", *(f"at {percent(ratio)}" for ratio in ratios)]
+    heading += ["elastic, 100 %"] if ratios else []
+    heading += ["of the file"] if report["psnr_loss"] is not None else []
+    rows, measured = [], False
+    for name, forms in report["representations"].items():
+        elastic, values = forms.get("elastic", {}), []
+        if ratios:
+            values += [elastic.get("ratios", {}).get(f"{ratio:g}", {}).get(key) for ratio in ratios]
+            values.append(elastic.get(key))
+        if report["psnr_loss"] is not None:
+            values.append(forms.get("coded", {}).get(key))
+        rows.append([name, *(_number(value, form) for value in values)])
+        measured = measured or any(value is not None for value in values)
+    return table(heading, rows) if measured else ""
 
 
 def _sampled(report: Mapping[str, Any]) -> str:
