@@ -4,8 +4,8 @@
     python benchmarks/elastic_file.py --gaussians 1000000
 
 A scene that was trained for bytes is coded with its own steps (times --factors) instead of searching for a
-loss; --reference compares with the model that it was before. The second form times a scene of random numbers,
-at about as many bytes a Gaussian as real ones take.
+loss, and beside it the full model alone and 50 ratios; --reference compares with the model that it was
+before. The second form times a scene of random numbers, at about as many bytes a Gaussian as real ones take.
 Each loss is what the full model may lose on training views that judge the rate; test views are only reported.
 Prints Markdown tables: quality of the file cut at each ratio against the uncoded model at that ratio, on test
 views; bytes a Gaussian by attribute; seconds. Times are CPU seconds of this process, so that other work on
@@ -16,6 +16,7 @@ import argparse
 import resource
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import flexgs_lightning  # noqa: F401  (before torch: it sets the thread policy)
@@ -27,7 +28,7 @@ import torch
 from flexgs_lightning.codec.arrays import ElasticModelArrays, Level
 from flexgs_lightning.codec.conversion import arrays_of, trained_quantization
 from flexgs_lightning.codec.decoder import open_file, read_elastic
-from flexgs_lightning.codec.encoder import Encoding, Plan, encode, make_plan
+from flexgs_lightning.codec.encoder import Encoding, Plan, chunk_stops, encode, make_plan
 from flexgs_lightning.codec.rate_search import plan_for, search_refined
 from flexgs_lightning.codec.refinement import refined
 from flexgs_lightning.codec.sensitivity import Sensitivity
@@ -76,6 +77,8 @@ def main() -> None:
             rule = plan.rule.scaled((factor,) * len(arrays.levels))
             encoding = encode(plan, rule)
             report(f"steps as trained times {factor:g}", encoding, plan, uncoded, test)
+            print(elastic_cost(encoding, plan, factor), flush=True)
+            print(dips(encoding.decoded, test), flush=True)
             if options.refine_steps:
                 better = refined(plan, encoding, measuring, CPU, options.refine_steps)
                 report(
@@ -90,6 +93,23 @@ def main() -> None:
             plan, measuring, judging, CPU, loss, options.prefix_loss, options.refine_steps, _tell
         )
         report(f"{loss:g} dB on judging views", found.encoding, plan, uncoded, test)
+
+
+def elastic_cost(encoding: Encoding, plan: Plan, factor: float) -> str:
+    """What levels and chunks take, against the full model alone in growing chunks at its own steps."""
+    rule = replace(plan.rule, curves=plan.rule.curves[-1:], harms=plan.rule.harms[-1:]).scaled((factor,))
+    total = plan.arrays.total
+    alone = replace(plan, arrays=plan.arrays.only(()), rule=rule, stops=chunk_stops(total, [total]))
+    size = encode(alone, rule).size()
+    share = encoding.size() / size - 1
+    return f"The full model alone: {size / total:.2f} bytes a Gaussian; levels cost {100 * share:.1f} %"
+
+
+def dips(decoded: ElasticModelArrays, test: list[Judged], rates: int = 50) -> str:
+    """How far a rate draws worse than a smaller one."""
+    psnr = np.array([mean_psnr(decoded, float(r), test, CPU) for r in np.geomspace(0.01, 1, rates)])
+    deepest = (np.maximum.accumulate(psnr) - psnr).max()
+    return f"Over {rates} ratios from 1 to 100 % it is at most {deepest:.3f} dB below a smaller one"
 
 
 def speed(count: int) -> None:
