@@ -247,6 +247,24 @@ def test_a_palette_is_nearly_as_good_as_plain_k_means() -> None:
     assert torch.equal(again, entries)
 
 
+def test_a_palette_of_vectors_that_repeat() -> None:
+    """Few distinct ones are kept exactly; of many, those that occur often count as often."""
+    g = torch.Generator().manual_seed(0)
+    some = torch.randn(900, 9, generator=g)
+    vectors = some[torch.randint(900, (20_000,), generator=g)]
+    entries, labels = palette(vectors, 1_024)
+    assert len(entries) == len(torch.unique(vectors, dim=0))
+    assert torch.equal(entries[labels], vectors)
+    vectors = torch.randn(30_000, 9, generator=g)
+    vectors[torch.rand(30_000, generator=g) < 0.9] = 0
+    vectors[:200] = 5 + 1e-6 * torch.randn(200, 9, generator=g)
+    entries, labels = palette(vectors, 1_024)
+    assert len(entries) == 1_024
+    errors = (vectors - entries[labels]).square().sum(dim=1)
+    assert errors[(vectors == 0).all(dim=1)].max() < 1e-8
+    assert errors.sum() < 0.2 * vectors.square().sum()
+
+
 def test_sog_keeps_each_value_to_the_nearest_of_its_codebook(tmp_path: Path) -> None:
     splats = scene(1_000)
     write_splats(SplatFile(splats), tmp_path / "a.sog")

@@ -77,27 +77,44 @@ def palette(
 
     Args:
         vectors: float32 on the CPU.
-        size: entries K; with as many vectors or fewer, each is its own entry.
+        size: the most entries; with as many distinct vectors or fewer, each is its own entry.
         seed: of the vectors that clusters start from.
 
     Returns:
         the entries; the index of each vector's.
     """
-    count = len(vectors)
-    if count <= size:
-        return vectors.clone(), torch.arange(count)
+    if len(vectors) <= size:
+        return vectors.clone(), torch.arange(len(vectors))
+    vectors, place, times = _distinct(vectors)
+    if len(vectors) <= size:
+        return vectors, place
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.empty(count, dtype=torch.int64)
+    labels = torch.empty(len(vectors), dtype=torch.int64)
     entries: list[Tensor] = []
     done = 0
-    with tqdm(total=count, desc="SH palette", unit="Gaussian", leave=False) as progress:
-        for rows, share in _cells(vectors, torch.arange(count), size, generator):
-            own, own_labels = _cluster(vectors[rows], share, generator)
+    with tqdm(total=len(vectors), desc="SH palette", unit="Gaussian", leave=False) as progress:
+        for rows, share in _cells(vectors, torch.arange(len(vectors)), size, generator):
+            own, own_labels = _cluster(vectors[rows], times[rows], share, generator)
             entries.append(own)
             labels[rows] = own_labels + done
             done += share
             progress.update(len(rows))
-    return torch.cat(entries), labels
+    return torch.cat(entries), labels[place]
+
+
+def _distinct(
+    vectors: Float[Tensor, "N D"],
+) -> tuple[Float[Tensor, "M D"], Int[Tensor, " N"], Float[Tensor, " M"]]:
+    """Vectors that differ, which of them each is, and how often each occurs: harmonics of scenes that were
+    trained for bytes are multiples of steps, and most of them 0. In their order, if all differ."""
+    rows = np.ascontiguousarray(vectors.numpy() + np.float32(0))  # -0 is 0
+    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+    _, first, place, times = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    kept = torch.from_numpy(first[order])
+    return vectors[kept], torch.from_numpy(rank[place]), torch.from_numpy(times[order]).to(vectors)
 
 
 def _cells(
@@ -109,12 +126,14 @@ def _cells(
         yield rows, size
         return
     sample = rows[torch.randperm(len(rows), generator=generator)[: 64 * parts]]
-    centers, _ = _cluster(vectors[sample], parts, generator)
+    centers, _ = _cluster(vectors[sample], torch.ones(len(sample)), parts, generator)
     part_of = _nearest(vectors[rows], centers)
     members = [rows[part_of == part] for part in range(len(centers))]
     members = [each for each in members if len(each)]
+    if len(members) == 1:  # hardly apart: any parts do, and a cell must not be larger than memory
+        members = list(rows.chunk(parts))
     for each, share in zip(members, _shares([len(each) for each in members], size), strict=True):
-        yield from _cells(vectors, each, share, generator) if len(members) > 1 else [(each, share)]
+        yield from _cells(vectors, each, share, generator)
 
 
 def _shares(counts: list[int], size: int) -> list[int]:
@@ -131,9 +150,10 @@ def _shares(counts: list[int], size: int) -> list[int]:
 
 
 def _cluster(
-    vectors: Float[Tensor, "n D"], size: int, generator: torch.Generator
+    vectors: Float[Tensor, "n D"], times: Float[Tensor, " n"], size: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "k D"], Int[Tensor, " n"]]:
-    """k-means from random members; an entry that loses all its vectors takes the one worst represented.
+    """k-means from random members, each of which counts a number of times; an entry that loses all its
+    vectors takes the one worst represented.
 
     Returns:
         the entries; the index of each vector's.
@@ -143,12 +163,12 @@ def _cluster(
     entries = vectors[torch.randperm(len(vectors), generator=generator)[:size]]
     labels = _nearest(vectors, entries)
     for _ in range(_ROUNDS):
-        counts = torch.bincount(labels, minlength=size)
-        sums = torch.zeros_like(entries).index_add_(0, labels, vectors)
-        empty = torch.nonzero(counts == 0).squeeze(1)
-        entries = sums / counts.clamp_min(1).unsqueeze(1)
+        held = torch.zeros(size).index_add_(0, labels, times)
+        sums = torch.zeros_like(entries).index_add_(0, labels, vectors * times.unsqueeze(1))
+        empty = torch.nonzero(held == 0).squeeze(1)
+        entries = sums / held.clamp_min(1).unsqueeze(1)
         if len(empty):
-            errors = (vectors - entries[labels]).square().sum(dim=1)
+            errors = (vectors - entries[labels]).square().sum(dim=1) * times
             entries[empty] = vectors[errors.topk(len(empty)).indices]
         labels = _nearest(vectors, entries)
     return entries, labels
