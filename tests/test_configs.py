@@ -28,6 +28,7 @@ CHECKOUT = Path(__file__).parents[1]
 FOLDER = CHECKOUT / "configs"
 PROMISES: dict[str, tuple[str, dict[str, Any]]] = {
     "demo.yaml": ("demo", {"data.downscale": 1, "data.test_every": 8}),
+    "dnerf.yaml": ("mutant", {"model.background": "white", "model.stages.total": 15000}),
     "flexgs.yaml": ("scene", {"model.stages.total": 42000, "trainer.val_check_interval": 1000}),
     "flexgs_paper.yaml": ("scene", {"model.stages.total": 35000}),
     "mipnerf360.yaml": ("garden", {"data.downscale": 4, "data.test_every": 8, "model.background": "black"}),
@@ -241,4 +242,4 @@ def test_an_installed_wheel_knows_the_configs_outside_the_checkout(installed: Pa
     refused = run("demo", "--config", "nothing")
     assert refused.returncode == 1
     assert "nothing: no such config" in refused.stderr
-    assert "demo, flexgs" in refused.stderr
+    assert "demo, dnerf, flexgs" in refused.stderr
