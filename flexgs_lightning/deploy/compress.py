@@ -122,7 +122,8 @@ def compress(
     size, count = output.stat().st_size, sum(map(len, models))
     seconds = _seconds(coded)
     rate = f", {8e-6 * size / seconds:.3f} Mbit/s" if seconds is not None else ""
-    log.info(f"{output}: {count:,} Gaussians, {size / MEGABYTE:.3f} MB, {size / count:.2f} bytes each{rate}")
+    each = f"{size / count:.2f} bytes each{rate}"
+    log.info(f"{output.name}: {count:,} Gaussians, {size / MEGABYTE:.3f} MB, {each}")
 
 
 def _require_order(models: Sequence[Model], data: Sequence[dict[str, Any]]) -> None:
