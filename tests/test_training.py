@@ -161,6 +161,34 @@ def test_a_new_run_never_touches_an_earlier_one(small_capture: Path, tmp_path: P
     assert {"config.yaml", "metrics.json"} <= {path.name for path in before}
 
 
+@pytest.mark.parametrize(
+    ("logger", "beside"),
+    [
+        (("--trainer.logger=false",), set()),
+        (("--trainer.fast_dev_run=true",), set()),
+        (("--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"), {"logs"}),
+    ],
+)
+def test_a_run_keeps_to_its_folder_whatever_logs(
+    logger: tuple[str, ...],
+    beside: set[str],
+    small_capture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without TensorBoard's logger its files used to lie where the command was typed, over another run's."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    runs = [FlexGSCLI(arguments(small_capture, tmp_path, *logger, steps=2)) for _ in range(2)]
+    assert runs[0].run_folder != runs[1].run_folder
+    for run in runs:
+        names = {path.name for path in run.run_folder.rglob("*") if path.is_file()}
+        assert {"metrics.json", "last.ckpt"} <= names
+        assert "config.yaml" in names or "fast_dev_run" in logger[0]
+        assert any(name.startswith("events") for name in names) == bool(beside)
+    assert {path.name for path in Path.cwd().iterdir()} == beside
+
+
 def test_last_resumes_the_newest_run_and_refuses_to_start_afresh(small_capture: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run to resume"):
         FlexGSCLI(arguments(small_capture, tmp_path, "--ckpt_path=last"))

@@ -15,6 +15,7 @@ from typing import Any, cast
 from jsonargparse import Namespace, lazy_instance
 from lightning import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from flexgs_lightning.data.datamodule import CaptureDataModule
@@ -161,9 +162,14 @@ class TrainingRun(LightningCLI):
         self._run_folder_logger = self._logger()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Log to the run folder unless the user configured another logger."""
-        if self._get(self.config_init, "trainer")["logger"] in (None, True):
-            kwargs["logger"] = self._run_folder_logger
+        """Log to the run folder; loggers that the user configured come beside, and False is silence."""
+        settings = self._get(self.config_init, "trainer")
+        asked = settings["logger"]
+        self._run_folder_logger.silent = asked is False
+        others = asked if isinstance(asked, list) else [asked] if isinstance(asked, Logger) else []
+        kwargs["logger"] = [self._run_folder_logger, *others]
+        if settings["fast_dev_run"]:  # then Lightning takes no logger, whose folder is the run's otherwise
+            kwargs["default_root_dir"] = self._run_folder_logger.log_dir
         ReplicaStrategy.register()
         ShardStrategy.register()
         try:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 
@@ -29,11 +30,19 @@ class _DeferredWriter(SummaryWriter):
 
 
 class RunLogger(TensorBoardLogger):
-    """Lightning's logger for TensorBoard, for a run folder of this package."""
+    """Lightning's logger for TensorBoard, for a run folder of this package.
+
+    Attributes:
+        silent: the folder is the run's all the same, but TensorBoard gets nothing.
+    """
+
+    silent = False
 
     @property
     def experiment(self) -> SummaryWriter:
         """TensorBoard's writer; nothing but a name in processes that do not log."""
+        if self.silent:
+            return cast(SummaryWriter, DummyExperiment())
         if getattr(rank_zero_only, "rank", 0) > 0:
             return super().experiment
         if self._experiment is None:

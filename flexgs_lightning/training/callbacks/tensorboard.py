@@ -114,4 +114,5 @@ def _writer(trainer: Trainer) -> SummaryWriter | None:
     """TensorBoard's writer in the process that logs."""
     if not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger):
         return None
-    return trainer.logger.experiment
+    writer = trainer.logger.experiment
+    return writer if isinstance(writer, SummaryWriter) else None  # a silent one is no writer
