@@ -205,9 +205,11 @@ def test_metrics_json_holds_all_that_a_report_needs(checkpoint: Path, small_capt
 
 
 def test_test_measures_lpips_with_real_weights(
-    checkpoint: Path, small_capture: Path, shared_data: Path
+    checkpoint: Path, small_capture: Path, shared_data: Path, tmp_path: Path
 ) -> None:
     """``flexgs test`` of a finished run, end to end: metrics.json is written anew beside the checkpoint."""
+    shutil.copytree(checkpoint.parents[1], tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / checkpoint.name
     options = ["--model.lpips=squeeze", f"--model.lpips_weights={shared_data / 'lpips_squeeze'}"]
     options += ["--data.test_every=5", "--model.background=white", *SHORT[3:]]
     before = json.loads((checkpoint.parents[1] / "metrics.json").read_text())
