@@ -179,13 +179,12 @@ def test_a_run_keeps_to_its_folder_whatever_logs(
     """Without TensorBoard's logger its files used to lie where the command was typed, over another run's."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    runs = [FlexGSCLI(arguments(small_capture, tmp_path, *logger, steps=2)) for _ in range(2)]
-    assert runs[0].run_folder != runs[1].run_folder
-    for run in runs:
-        names = {path.name for path in run.run_folder.rglob("*") if path.is_file()}
-        assert {"metrics.json", "last.ckpt"} <= names
-        assert "config.yaml" in names or "fast_dev_run" in logger[0]
-        assert any(name.startswith("events") for name in names) == bool(beside)
+    run = FlexGSCLI(arguments(small_capture, tmp_path, *logger, steps=2))
+    assert run.run_folder == tmp_path / small_capture.name / "version_0"
+    names = {path.name for path in run.run_folder.rglob("*") if path.is_file()}
+    assert {"metrics.json", "last.ckpt"} <= names
+    assert "config.yaml" in names or "fast_dev_run" in logger[0]
+    assert any(name.startswith("events") for name in names) == bool(beside)
     assert {path.name for path in Path.cwd().iterdir()} == beside
 
 

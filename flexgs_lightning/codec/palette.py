@@ -105,8 +105,10 @@ def palette(
 def _distinct(
     vectors: Float[Tensor, "N D"],
 ) -> tuple[Float[Tensor, "M D"], Int[Tensor, " N"], Float[Tensor, " M"]]:
-    """Vectors that differ, which of them each is, and how often each occurs: harmonics of scenes that were
-    trained for bytes are multiples of steps, and most of them 0. In their order, if all differ."""
+    """Vectors that differ, in the order of their first, which of them each is, and how often each occurs.
+
+    Harmonics of scenes that were trained for bytes are multiples of steps, and most of them 0.
+    """
     rows = np.ascontiguousarray(vectors.numpy() + np.float32(0))  # -0 is 0
     keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
     _, first, place, times = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
@@ -152,8 +154,9 @@ def _shares(counts: list[int], size: int) -> list[int]:
 def _cluster(
     vectors: Float[Tensor, "n D"], times: Float[Tensor, " n"], size: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "k D"], Int[Tensor, " n"]]:
-    """k-means from random members, each of which counts a number of times; an entry that loses all its
-    vectors takes the one worst represented.
+    """k-means from random members, each counted as often as it occurs.
+
+    An entry that loses all its vectors takes the one worst represented.
 
     Returns:
         the entries; the index of each vector's.

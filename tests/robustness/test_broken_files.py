@@ -29,8 +29,11 @@ SHARES = sum(share for _, share in KINDS.values())
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", KINDS)
-def test_broken_files(name: str, samples: Samples, tmp_path: Path) -> None:
+def test_broken_files(name: str, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     share = KINDS[name][1]
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
     numbers = cases(few=-(-240 * share // SHARES), many=-(-2400 * share // SHARES))
     faults, sound = [], 0
     for number in numbers:
@@ -39,6 +42,7 @@ def test_broken_files(name: str, samples: Samples, tmp_path: Path) -> None:
         if outcome.fault is not None:
             faults.append(f"seed {SEED}, {name} {number}: {outcome.fault}: {outcome.message}")
     assert not faults, "\n".join(faults)
+    assert not list(here.iterdir()), "files where the command was typed"
     assert sound < len(numbers) or name in HEALED, "nothing was refused: these files are not broken"
 
 
