@@ -81,8 +81,8 @@ def _check_classes(content: Any, path: Path, place: tuple[str, ...]) -> None:
             _check_classes(item, path, (*place, str(number)))
     if not isinstance(content, dict):
         return
-    settings = content.get("init_args") if "class_path" in content else None
-    if not isinstance(settings, dict | None):
+    settings = content.get("init_args", {}) if "class_path" in content else {}
+    if not isinstance(settings, dict):
         where = ".".join((*place, "init_args"))
         raise InputError(f"{path}: {where}: expected settings by name, found {shown(settings)}.")
     for name, value in content.items():

@@ -416,6 +416,10 @@ def test_a_checkpoint_of_another_scene_or_split(
             "model: {densification: {class_path: MCMC, init_args: [1]}}",
             ("mine.yaml: model.densification.init_args: expected settings by name, found [1]",),
         ),
+        (
+            "model: {densification: {class_path: MCMC, init_args: null}}",
+            ("mine.yaml: model.densification.init_args: expected settings by name, found None",),
+        ),
     ],
 )
 def test_a_config_is_checked_as_fit_does_before_anything_is_made(
