@@ -11,7 +11,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from flexgs_lightning.cameras import NEAR_PLANE, Cameras
 from flexgs_lightning.codec.decoder import SUFFIX
-from flexgs_lightning.codec.film_model import FilmModel
+from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.deploy.formats.registry import is_splat_file
 from flexgs_lightning.deploy.opening import open_capture, open_model_file, open_start
 from flexgs_lightning.deploy.path_file import write_path
@@ -24,9 +24,10 @@ log = logging.getLogger(__name__)
 
 DESCRIPTIONS = {
     "fit": "Train a scene.",
-    "validate": "Measure a checkpoint, an elastic file or a splat file on the held-out views.",
-    "test": "Measure a checkpoint, an elastic file or a splat file on the held-out views, and write "
-    "metrics.json into its run folder, of a file into a new one.",
+    "validate": "Measure a checkpoint, an elastic file, a splat file or a folder of groups of frames on the "
+    "held-out views.",
+    "test": "Measure a checkpoint, an elastic file, a splat file or a folder of groups of frames on the "
+    "held-out views, and write metrics.json into its run folder, of a file or several into a new one.",
 }
 
 
@@ -46,9 +47,32 @@ class CameraKeeping(Callback):
         data.kept_cameras = path
 
 
-def _is_scene_file(path: Path) -> bool:
-    """Whether it is a finished scene's file by its name, and not a checkpoint."""
-    return path.suffix.lower() == SUFFIX or is_splat_file(path)
+def _is_finished(path: Path) -> bool:
+    """Whether it is a finished scene: a file by its name's ending, or a folder of groups of frames."""
+    return path.suffix.lower() == SUFFIX or is_splat_file(path) or path.is_dir()
+
+
+def _require_times(path: Path, model: Model, capture: Capture) -> None:
+    """Refuse to measure a film on a capture that lasts for another time.
+
+    Raises:
+        InputError: it does, in seconds, or where these are not known in frames.
+    """
+    if not model.moves:
+        return
+    frames, length = len({view.time for view in capture.train_views}), capture.seconds
+    if model.seconds is not None and length is not None:
+        same = abs(model.seconds - length) <= 0.5 * length / max(frames, 1)
+    else:
+        same = model.frames in (None, frames)
+    if not same:
+        own = [f"{model.frames} frames"] if model.frames else []
+        own += [f"{model.seconds:g} s"] if model.seconds else []
+        seconds = f", {length:g} s" if length else ""
+        raise InputError(
+            f"--ckpt_path {path}: a film of {', '.join(own)}; found {frames} frames{seconds} in "
+            f"{capture.name}. Expected the frames that it was trained on: --data.frames takes some."
+        )
 
 
 def _parser_texts(subcommand: str) -> dict[str, str]:
@@ -93,7 +117,7 @@ class FlexGSCLI(TrainingRun):
         if self.config.subcommand == "fit" and options.data.root is None and options.start_from is not None:
             self._learn_from(options.start_from)
         self._file: Model | None = None
-        if options.ckpt_path is not None and _is_scene_file(Path(options.ckpt_path)):
+        if options.ckpt_path is not None and _is_finished(Path(options.ckpt_path)):
             self._measure_file(Path(options.ckpt_path))
         elif options.ckpt_path is not None:
             self._trained = read_checkpoint(options.ckpt_path, mapped=True)[CHECKPOINT_KEY]
@@ -101,25 +125,26 @@ class FlexGSCLI(TrainingRun):
             raise InputError(f"--ckpt_path: {self.config.subcommand} needs a checkpoint ('last' or a file).")
 
     def _measure_file(self, path: Path) -> None:
-        """Open an elastic file or a splat file in a checkpoint's place; what it does not say is not known.
+        """Open a finished scene in a checkpoint's place; what its file does not say is not known.
 
         Raises:
-            InputError: it cannot be read, is to be trained on, or is a film of several groups of frames.
+            InputError: it cannot be read or is to be trained on; groups are of other frames than asked for.
         """
         if self.config.subcommand == "fit":
             raise InputError(
-                f"--ckpt_path {path}: expected a checkpoint to go on from, found a finished scene's file; "
+                f"--ckpt_path {path}: expected a checkpoint to go on from, found a finished scene; "
                 "--start_from starts a new training from it."
             )
         self._file = open_model_file(path)
-        if isinstance(self._file, FilmModel):
-            raise InputError(
-                f"--ckpt_path {path}: expected a scene of one group of frames, found a film of "
-                f"{len(self._file.groups)}; measure the file of each group, with its --data.frames."
-            )
+        frames, data = self._file.data.get("frames"), self.options.data
+        if path.is_dir() and frames is not None:
+            if data.frames not in (None, frames):
+                raise InputError(f"--data.frames: {path} has frames {frames}, found {data.frames}.")
+            data.frames = frames
         self._trained = {"antialiased": self._file.antialiased, "data": self._file.data}
-        if path.suffix.lower() == SUFFIX:
+        if not is_splat_file(path):
             self._trained["background"] = self._file.background.tolist()
+        self._path = path
         self.options.ckpt_path = None  # Lightning loads nothing, and the run folder is a new one
 
     def _learn_from(self, path: Path) -> None:
@@ -142,6 +167,8 @@ class FlexGSCLI(TrainingRun):
         if self.options.ckpt_path is not None and self.datamodule.invents_cameras:
             self.datamodule.kept_cameras = Path(self.options.ckpt_path).resolve().parent.parent / KEPT_CAMERAS
         self.datamodule.prepare_data()
+        if self._file is not None:
+            _require_times(self._path, self._file, self.datamodule.capture)
         with self.ending_cleanly():
             super()._run_subcommand(subcommand)
 

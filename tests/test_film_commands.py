@@ -13,7 +13,7 @@ from small_scene import around
 from flexgs_lightning.cli import main
 from flexgs_lightning.codec.encoder import encode
 from flexgs_lightning.codec.film import cut_film, open_film, read_film
-from flexgs_lightning.codec.film_model import FilmModel, model_of_film
+from flexgs_lightning.codec.film_model import model_of_film
 from flexgs_lightning.codec.rate_search import plan_for, search_loss
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views
 from flexgs_lightning.data.reading import read_capture
@@ -21,7 +21,8 @@ from flexgs_lightning.deploy.formats.ply import read_ply
 from flexgs_lightning.deploy.opening import load_any
 from flexgs_lightning.deploy.path_file import write_path
 from flexgs_lightning.deploy.viewer.motion_picture import with_motion_lit
-from flexgs_lightning.metrics.psnr import psnr
+from flexgs_lightning.metrics.psnr import flicker_psnr, psnr
+from flexgs_lightning.model.sequence import SceneSequence
 from flexgs_lightning.rendering.rasterizer import rasterize
 
 CPU = torch.device("cpu")
@@ -102,7 +103,7 @@ def test_a_group_as_splatv_and_a_film_cut_short(scene: Path, film: Path, tmp_pat
 
 def test_films_open_as_checkpoints_do(film: Path, tmp_path: Path) -> None:
     model = load_any(film)
-    assert isinstance(model, FilmModel)
+    assert isinstance(model.scene, SceneSequence)
     groups = read_film(film).groups
     torch.testing.assert_close(model.at(0.3, 0.3).means, groups[0].at(0.3, 0.5).means)
     torch.testing.assert_close(model.splats(0.9).means, groups[1].splats().means)
@@ -119,26 +120,48 @@ def test_films_open_as_checkpoints_do(film: Path, tmp_path: Path) -> None:
     assert len(read_ply(output)) == 200
 
 
-def test_a_film_is_measured_as_a_checkpoint_is(
-    scene: Path, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_film_of_several_groups_is_measured_as_one(
+    film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each held-out view at its time, at ratios too; a film of several groups is refused."""
-    capture = write_film(tmp_path / "capture", count=3)
-    write_table(capture)
+    """Each held-out view at its time, at ratios too; each group; flicker from one to the next."""
+    capture = write_film(tmp_path / "capture", count=6)
+    write_table(capture, fps=2.4)  # 2.5 s, as the film has; its second group begins before the fifth frame
     options = [f"--data.root={capture}", f"--runs={tmp_path / 'runs'}", "--trainer.accelerator=cpu"]
-    options += ["--model.lpips=none", "--trainer.enable_progress_bar=false"]
-    assert main(["test", f"--ckpt_path={scene}", *options, "--elastic_validation.ratios=[0.1]"]) == 0
+    options += [
+        "--model.lpips=none",
+        "--trainer.enable_progress_bar=false",
+        "--elastic_validation.ratios=[0.1]",
+    ]
+    assert main(["test", f"--ckpt_path={film}", *options]) == 0
     report = json.loads((tmp_path / "runs" / "capture" / "version_0" / "metrics.json").read_text())
-    model, found = load_any(scene), []
-    for view in read_views(read_capture(capture).test_views, (0.0, 0.0, 0.0)):
-        drawn = rasterize(model.at(0.1, view.time), view.camera).image.clamp(0, 1)
-        found.append(psnr(drawn, view.photo).item())
-    assert len(set(found)) == 3
-    assert report["ratios"]["0.1"]["psnr"] == pytest.approx(sum(found) / 3, abs=1e-3)
-    assert report["gaussians"] == len(model)
-    assert len(report["over_time"]["frames"]) == 3
+    groups, quality, small, frames = read_film(film).groups, [], [], []
+    for k, view in enumerate(read_views(read_capture(capture).test_views, (0.0, 0.0, 0.0))):
+        moment = k / 6 / 0.6 if k < 4 else None  # the second group stands still
+        for ratio, found in ((1.0, quality), (0.1, small)):
+            drawn = rasterize(groups[k >= 4].at(ratio, moment), view.camera).image.clamp(0, 1)
+            found.append(psnr(drawn, view.photo).item())
+            if ratio == 1:
+                frames.append((drawn, view.photo))
+    assert len(set(small)) == 6
+    over_time = report["over_time"]
+    assert [frame["psnr"] for frame in over_time["frames"]] == pytest.approx(quality, abs=1e-3)
+    assert over_time["worst_frame"]["frame"] == int(np.argmin(quality))
+    assert report["worst"]["psnr"] == pytest.approx(min(quality), abs=1e-3)
+    assert report["ratios"]["0.1"]["psnr"] == pytest.approx(sum(small) / 6, abs=1e-3)
+    assert [(group["frames"], group["gaussians"]) for group in over_time["groups"]] == [
+        ([0, 4], 300),
+        ([4, 6], 200),
+    ]
+    assert over_time["groups"][1]["psnr"] == pytest.approx(sum(quality[4:]) / 2, abs=1e-3)
+    (before, photo_before), (after, photo) = frames[3:5]
+    jump = flicker_psnr(before, after, photo_before, photo).item()
+    assert over_time["flicker_between_groups"] == pytest.approx(jump, abs=1e-3)
+    assert over_time["groups"][0]["flicker"] != pytest.approx(jump, abs=1e-3)
+    write_table(capture)  # 0.2 s
     assert main(["test", f"--ckpt_path={film}", *options]) == 1
-    assert "expected a scene of one group of frames, found a film of 2" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "a film of 75 frames, 2.5 s; found 6 frames, 0.2 s in capture" in error
+    assert not (tmp_path / "runs" / "capture" / "version_1").exists()
 
 
 def test_a_film_that_is_cut_opens(film: Path, tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from moving_arrays import three_groups, write_moving
 from player_site import LOADED_DEVICE, Line, Tab, troubled
 
 from flexgs_lightning.codec.conversion import model_of
-from flexgs_lightning.codec.film import Film, open_film, place_in, read_film
+from flexgs_lightning.codec.film import Film, open_film, read_film
 from flexgs_lightning.deploy.render import draw
 from flexgs_lightning.deploy.viewer.motion_picture import with_motion_lit
 from flexgs_lightning.deploy.web.publish import publish
+from flexgs_lightning.model.sequence import place_in
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import SH_C0, Splats
 

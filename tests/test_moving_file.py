@@ -21,7 +21,7 @@ from flexgs_lightning.codec.container import START_BYTES
 from flexgs_lightning.codec.conversion import arrays_of, model_of
 from flexgs_lightning.codec.decoder import MEMORY_FACTOR
 from flexgs_lightning.codec.encoder import encode, make_plan
-from flexgs_lightning.codec.film import Film, cut_film, open_film, place_in, read_film
+from flexgs_lightning.codec.film import Film, cut_film, open_film, read_film
 from flexgs_lightning.codec.sensitivity import Sensitivity
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.attributes import residual_columns
@@ -31,6 +31,7 @@ from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.moving import MotionOptions, first_parts, moving_parts
 from flexgs_lightning.model.residuals import RatioResiduals
 from flexgs_lightning.model.scene import Scene
+from flexgs_lightning.model.sequence import place_in
 
 KNOWN = Path(__file__).parent / "known_answers"
 MUTATIONS = 120
@@ -128,6 +129,11 @@ def test_times_of_a_film() -> None:
     assert place_in(bounds, 0.25) == (1, 0.0)
     assert place_in(bounds, 1.0) == (1, 1.0)
     assert place_in(bounds, 0.125) == (0, 0.5)
+    seconds = [1.1, 0.7, 1.2]  # of 33, 21 and 36 frames
+    ends = [sum(seconds[:i]) / sum(seconds) for i in range(4)]
+    for frame, group in ((0, 0), (32, 0), (33, 1), (53, 1), (54, 2), (89, 2)):
+        for time in (frame / 90, float(np.float32(frame / 90))):
+            assert place_in(ends, time)[0] == group, "rounding must not show a group beyond its last frame"
 
 
 # -- what it means ---------------------------------------------------------------------------------------

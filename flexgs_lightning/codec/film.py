@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,12 +45,6 @@ class Film:
     bounds: tuple[float, ...] = (0.0, 1.0)
     seconds: float | None = None
     frames: int | None = None
-
-
-def place_in(bounds: Sequence[float], time: float) -> tuple[int, float]:
-    """The group that shows a moment of a film, and the moment in that group; both from 0 to 1."""
-    group = min(bisect.bisect_right(bounds, time) - 1, len(bounds) - 2)
-    return group, (time - bounds[group]) / (bounds[group + 1] - bounds[group])
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from flexgs_lightning.codec.conversion import arrays_of, trained_quantization
 from flexgs_lightning.codec.decoder import SUFFIX
 from flexgs_lightning.codec.encoder import Encoding, Plan, encode
 from flexgs_lightning.codec.film import write_film
-from flexgs_lightning.codec.film_model import FilmModel
 from flexgs_lightning.codec.rate_search import plan_for, search_bytes_refined, search_refined
 from flexgs_lightning.codec.refinement import STEPS, refined
 from flexgs_lightning.codec.trained_rule import trained_plan
 from flexgs_lightning.codec.views import Judged, mean_psnr, read_views, split_views
+from flexgs_lightning.deploy.groups import read_groups
 from flexgs_lightning.deploy.opening import choose_device, given, open_capture, open_model
 from flexgs_lightning.deploy.render import require_free
 from flexgs_lightning.errors import InputError
@@ -30,6 +30,7 @@ from flexgs_lightning.model.attributes import floats_per_gaussian
 from flexgs_lightning.model.budget import MEGABYTE
 from flexgs_lightning.model.checkpoint import Model
 from flexgs_lightning.model.part import Conditions
+from flexgs_lightning.model.sequence import SceneSequence
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.rendering.shading import RayShader
 
@@ -82,7 +83,8 @@ def compress(
 
     Args:
         output: The .egs file to write.
-        ckpt: Checkpoint of a training, or several, one for each group of frames, in their order.
+        ckpt: Checkpoint of a training, or several, one for each group of frames, in their order; or a folder
+            of these.
         ply: 3DGS PLY file, instead of a checkpoint.
         psnr_loss: Decibels of PSNR that the full model may lose, on training views; by default the steps that
             a scene was trained for bytes with, otherwise 0.1. Views that training has not seen lose less.
@@ -106,7 +108,7 @@ def compress(
     if refine_steps is not None and refine_steps < 0:
         raise InputError(f"--refine-steps: expected 0 or more, found {refine_steps}.")
     require_free(output, overwrite, (SUFFIX,))
-    models = [open_model(path, ply) for path in ckpt] if ckpt else [open_model(None, ply)]
+    models = _models(ckpt, ply)
     chosen = given(root=data_root, downscale=downscale, test_every=test_every)
     data = [model.data | chosen for model in models]
     _require_order(models, data)
@@ -126,13 +128,21 @@ def compress(
     log.info(f"{output.name}: {count:,} Gaussians, {size / MEGABYTE:.3f} MB, {each}")
 
 
+def _models(ckpt: Sequence[Path] | None, ply: Path | None) -> list[Model]:
+    """A model for each group of frames."""
+    if not ckpt:
+        return [open_model(None, ply)]
+    found = (read_groups(path) if path.is_dir() else [open_model(path, ply)] for path in ckpt)
+    return list(itertools.chain.from_iterable(found))
+
+
 def _require_order(models: Sequence[Model], data: Sequence[dict[str, Any]]) -> None:
     """Refuse what is no film: films again, captures that are not there, frames in another order."""
     for model, own in zip(models, data, strict=True):
-        if isinstance(model, FilmModel):
+        if isinstance(model.scene, SceneSequence):
             raise InputError(
-                f"{model.name}: a film of {len(model.groups)} groups of frames; expected the checkpoint of "
-                "each group."
+                f"{model.name}: a film of {len(model.scene.groups)} groups of frames; expected the "
+                "checkpoint of each group."
             )
         if not own.get("root"):
             raise InputError(
@@ -221,8 +231,8 @@ def _write(output: Path, models: Sequence[Model], coded: Sequence[_Coded]) -> No
         encodings[0].write(output, facts)
         return
     known = [one.seconds for one in coded if one.seconds]
-    known = known if len(known) == len(coded) else [1.0] * len(coded)
-    ends = list(itertools.accumulate(known, initial=0.0))
+    lengths: Sequence[float] = known if len(known) == len(coded) else [one.frames for one in coded]
+    ends = list(itertools.accumulate(lengths, initial=0.0))
     bounds = [end / ends[-1] for end in ends[:-1]] + [1.0]
     frames = sum(one.frames for one in coded)
     write_film(output, encodings, bounds=bounds, seconds=_seconds(coded), frames=frames, facts=facts)

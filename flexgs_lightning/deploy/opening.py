@@ -23,6 +23,7 @@ from flexgs_lightning.data.datamodule import INVENTED_VIEWS, VIEW_SIZE
 from flexgs_lightning.data.reading import read_capture
 from flexgs_lightning.data.transforms import has_transforms, read_transforms_cameras
 from flexgs_lightning.deploy.formats.registry import is_splat_file, read_splats
+from flexgs_lightning.deploy.groups import open_groups
 from flexgs_lightning.deploy.path_file import read_path
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model, load
@@ -33,7 +34,7 @@ _CAPTURE_OPTIONS = ("downscale", "test_every", "images", "masks", "frames", "nea
 
 
 def open_model(ckpt: Path | None, ply: Path | None) -> Model:
-    """Open a checkpoint (or an elastic file in its place) or a splat file.
+    """Open a checkpoint (or what ``load_any`` takes in its place) or a splat file.
 
     Raises:
         InputError: both or neither given; see ``load_any`` and ``read_splats``.
@@ -60,11 +61,13 @@ def open_model_file(path: Path) -> Model:
 
 
 def load_any(path: Path) -> Model:
-    """Open a checkpoint, or an elastic file in its place.
+    """Open a checkpoint, or an elastic file or a folder of groups of frames in its place.
 
     Raises:
-        InputError: see ``load`` and ``read_film``.
+        InputError: see ``load``, ``read_film`` and ``open_groups``.
     """
+    if path.is_dir():
+        return open_groups(path)
     if path.suffix.lower() != SUFFIX:
         return load(path)
     model = model_of_film(read_film(path), path.stem)

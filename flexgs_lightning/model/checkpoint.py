@@ -63,6 +63,7 @@ class Model:
         iteration: training steps done.
         name: short name for people.
         seconds: how long a scene that moves lasts; None if that is unknown.
+        frames: that it was trained on, where its file says so.
         time: the moment that is meant where none is asked for; ``replace`` makes a still of a moving scene.
     """
 
@@ -74,6 +75,7 @@ class Model:
     iteration: int
     name: str = "scene"
     seconds: float | None = None
+    frames: int | None = None
     time: float | None = None
 
     def __len__(self) -> int:
@@ -120,8 +122,7 @@ class Model:
         Raises:
             InputError: the scene moves and there is no time, or one outside [0, 1].
         """
-        model, moment = self.at_moment(self.time if time is None else time)
-        return model._ready(model.scene.at(Conditions(time=moment)))
+        return self._ready(self.scene.showing(self.time if time is None else time), 1.0)
 
     @torch.no_grad()
     def at(
@@ -154,12 +155,7 @@ class Model:
             max_milliseconds=max_milliseconds,
             profile=profile,
         )
-        model, moment = self.at_moment(self.time if time is None else time)
-        return model._ready(model.scene.at(Conditions(ratio, moment)))
-
-    def at_moment(self, time: float | None) -> tuple[Model, float | None]:
-        """The model that shows a moment, and the moment in its own time: itself, but for films of several."""
-        return self, time
+        return self._ready(self.scene.showing(self.time if time is None else time), ratio)
 
     def ratio_of(
         self,
@@ -188,11 +184,13 @@ class Model:
             )
         return ratio
 
-    def _ready(self, splats: Splats) -> Splats:
+    def _ready(self, shown: tuple[Scene, float | None], ratio: float) -> Splats:
         """For whoever draws, writes or measures; features are baked, with their loss in the log."""
-        if self.scene.appearance is not None:
-            return baked(splats.detach(), self.scene.appearance.shade)[0]
-        return splats.detach().with_sh_degree(self.sh_degree)
+        scene, moment = shown
+        splats = scene.at(Conditions(ratio, moment)).detach()
+        if scene.appearance is not None:
+            return baked(splats, scene.appearance.shade)[0]
+        return splats.with_sh_degree(self.sh_degree)
 
 
 def read_checkpoint(path: str | Path, mapped: bool = False, whole: bool = True) -> dict[str, Any]:

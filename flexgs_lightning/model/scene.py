@@ -101,6 +101,10 @@ class Scene(nn.Module):
             parameters = part(parameters, chosen, conditions)
         return activate(parameters)
 
+    def showing(self, time: float | None) -> tuple[Scene, float | None]:
+        """The scene that shows a moment, and the moment in its own time: itself, but for a sequence."""
+        return self, time
+
     def first(self, ratio: float) -> Chosen:
         """The Gaussians of a ratio that are here."""
         if ratio == 1.0:

@@ -11,6 +11,7 @@ from flexgs_lightning.data.capture import Capture, View
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.part import Conditions
 from flexgs_lightning.model.scene import Scene
+from flexgs_lightning.model.sequence import SceneSequence
 from flexgs_lightning.rendering.shading import RayShader, Shader
 from flexgs_lightning.splats import Splats
 
@@ -69,8 +70,15 @@ def everyone_at(scene: Scene, moments: Moments) -> Splats | list[Splats]:
     return at_each(moments, lambda time: scene.drawn(everyone, Conditions(time=time)))
 
 
-def shader_of(scene: Scene) -> Shader | None:
-    """What makes colours of a scene's features; None where it has spherical harmonics."""
+def shader_of(scene: Scene, times: Float[Tensor, " C"] | None = None) -> Shader | None:
+    """What makes colours of a scene's features; None where it has spherical harmonics.
+
+    Args:
+        scene: any; of a sequence the group that shows the cameras' moment is meant.
+        times: the cameras'.
+    """
+    if isinstance(scene, SceneSequence) and times is not None:
+        scene = scene.showing(times[0].item())[0]
     return None if scene.appearance is None else RayShader(scene.appearance.shade)
 
 

@@ -263,7 +263,7 @@ class SceneModule(lightning.LightningModule):
             sh_degree=sh_degree,
             antialiased=self.antialiased,
             outputs=outputs,
-            shader=shader_of(self.scene),
+            shader=shader_of(self.scene, batch.times),
         )
 
     def taken(self, image: Tensor, batch: ViewBatch) -> Tensor:

@@ -26,8 +26,8 @@ def with_motion_lit(model: Model, count: int, time: float, unit: float) -> Splat
         unit: a length; what covers it in a second is brightest.
     """
     ratio = count / len(model)
-    model, moment = model.at_moment(time)
-    scene, time = model.scene, moment or 0.0
+    scene, moment = model.scene.showing(time)
+    time = moment or 0.0
     chosen = scene.first(ratio)
     now = scene.drawn(chosen, Conditions(ratio, time))
     other = time + _STEP if time + _STEP <= 1 else time - _STEP

@@ -14,6 +14,8 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from flexgs_lightning.data.capture import View, ViewBatch
 from flexgs_lightning.data.streaming import ImageCache, ViewDataset
 from flexgs_lightning.metrics.psnr import flicker_psnr
+from flexgs_lightning.model.scene import Scene
+from flexgs_lightning.model.sequence import SceneSequence
 from flexgs_lightning.training.scene_module import SceneModule
 
 FLICKER = "flicker"
@@ -66,18 +68,22 @@ class FlickerMeter:
         return module.render(batch, background).image.clamp(0, 1), batch.targets(background)
 
 
-def over_time(images: Sequence[Mapping[str, Any]], views: Sequence[View]) -> dict[str, Any]:
+def over_time(
+    images: Sequence[Mapping[str, Any]], views: Sequence[View], scene: Scene | None = None
+) -> dict[str, Any]:
     """Means over the held-out cameras at each moment, and over the frames of each camera.
 
     Args:
         images: "name" and metrics of each held-out view; "flicker" where there is a frame before.
         views: the held-out views, all with a time.
+        scene: what was measured; of a sequence there is more to say.
 
     Returns:
         "frames": a list with "frame" (the moment's number), "time" and the means of that moment;
         "worst_frame": the one of the lowest PSNR;
         "cameras": means by camera, where cameras stand still;
-        "flicker": mean over all pairs of frames; left out where there are none.
+        "flicker": mean over all pairs of frames; left out where there are none;
+        and of a sequence "groups" and "flicker_between_groups", see ``_by_group``.
     """
     by_name = {view.name: view for view in views}
     moments: dict[float, list[Mapping[str, Any]]] = {}
@@ -98,7 +104,41 @@ def over_time(images: Sequence[Mapping[str, Any]], views: Sequence[View]) -> dic
         "worst_frame": worst,
         "cameras": {name: _means(cameras[name]) for name in sorted(cameras)},
         **({FLICKER: statistics.fmean(flicker)} if flicker else {}),
+        **(_by_group(images, by_name, frames, scene) if isinstance(scene, SceneSequence) else {}),
     }
+
+
+def _by_group(
+    images: Sequence[Mapping[str, Any]],
+    views: Mapping[str, View],
+    frames: Sequence[Mapping[str, Any]],
+    scene: SceneSequence,
+) -> dict[str, Any]:
+    """What each group of frames of a sequence is worth, and how much the picture jumps from one to the next.
+
+    Returns:
+        "groups": a list with "frames" (the first, and the one after the last), "gaussians" and means, flicker
+        of them that of pairs of frames within the group;
+        "flicker_between_groups": mean over the pairs of frames of which the second begins a group.
+    """
+    numbers = {frame["time"]: frame["frame"] for frame in frames}
+    first = {scene.group_at(time): numbers[time] for time in sorted(numbers, reverse=True)}
+    joints = {first[group] for group in first if first[group] > 0}
+    within: dict[int, list[Mapping[str, Any]]] = {group: [] for group in sorted(first)}
+    between = []
+    for image in images:
+        time = views[image["name"]].time or 0.0
+        if numbers[time] in joints and FLICKER in image:
+            between.append(image[FLICKER])
+            image = {name: value for name, value in image.items() if name != FLICKER}
+        within[scene.group_at(time)].append(image)
+    stops = [*(first[group] for group in list(within)[1:]), len(numbers)]
+    groups = [
+        {"frames": [first[group], stop], "gaussians": len(scene.each_group()[group]), **_means(within[group])}
+        for group, stop in zip(within, stops, strict=True)
+    ]
+    jumps = {"flicker_between_groups": statistics.fmean(between)} if between else {}
+    return {"groups": groups, **jumps}
 
 
 def _means(images: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -111,9 +151,17 @@ def _means(images: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def as_table(report: Mapping[str, Any]) -> str:
-    """What ``over_time`` found by camera, and its worst frame, as a Markdown table."""
+    """What ``over_time`` found by camera and by group, and its worst frame, as a Markdown table."""
     cameras = report["cameras"]
-    rows = [*cameras.items(), (f"worst frame ({report['worst_frame']['frame']})", report["worst_frame"])]
+    groups = {
+        f"frames {found['frames'][0]} to {found['frames'][1] - 1}": found
+        for found in report.get("groups", ())
+    }
+    rows = [
+        *cameras.items(),
+        *groups.items(),
+        (f"worst frame ({report['worst_frame']['frame']})", report["worst_frame"]),
+    ]
     names = [name for name in report["frames"][0] if name not in ("frame", "time", FLICKER)]
     names += [FLICKER] if FLICKER in report else []
     lines = [f"| camera | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]

@@ -122,7 +122,11 @@ class TestReport(Callback):
             "mean": {key: statistics.fmean(image[key] for image in self._images) for key in keys},
             "worst": worst_view(self._images),
             "ratios": {f"{ratio:g}": result for ratio, result in ratios.items()},
-            **({"over_time": over_time(self._images, capture.test_views)} if capture.moves else {}),
+            **(
+                {"over_time": over_time(self._images, capture.test_views, module.scene)}
+                if capture.moves
+                else {}
+            ),
             "gaussians": len(module.scene),
             "megabytes": 4 * parameters / 1e6,
             "milliseconds": statistics.median(image["milliseconds"] for image in self._images),

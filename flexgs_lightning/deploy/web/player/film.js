@@ -2,6 +2,9 @@
 
 import { countAt } from "./egs/head.js";
 
+/** A moment this little before a group begins is its first: times of frames and of groups are rounded apart. */
+const ROUNDING = 1e-6;
+
 export class Film {
   /** `header` is what the loader says of a file. */
   constructor({ moves, seconds, frames, bounds, groups }) {
@@ -15,7 +18,7 @@ export class Film {
 
   /** The group that a time falls into. */
   at(time) {
-    const later = this.bounds.findIndex((begin) => begin > time);
+    const later = this.bounds.findIndex((begin) => begin > time + ROUNDING);
     return later < 0 ? this.groups.length - 1 : Math.max(later - 1, 0);
   }
 
