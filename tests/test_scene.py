@@ -26,7 +26,7 @@ from flexgs_lightning.model.selection import GsNet
 from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.training.elastic import ElasticTraining
 from flexgs_lightning.training.elastic.stage import elastic_optimizer
-from flexgs_lightning.training.optimization import LearningRates, TwoRateAdam, gaussian_optimizers
+from flexgs_lightning.training.optimization import LearningRates, gaussian_optimizers
 
 UNITS = dict.fromkeys(residual_columns(), 1.0)
 
@@ -145,25 +145,6 @@ def test_bytes_and_columns_follow_from_the_table() -> None:
         Attribute("glow", (2,), rate=-1.0)
     with pytest.raises(ValueError, match="no such attributes: glow"):
         Gaussians({"glow": torch.zeros(1, 2)} | {n: a.fresh(1, 0) for n, a in ATTRIBUTES.items()})
-
-
-def test_one_tensor_with_two_rates_learns_as_two_tensors_do() -> None:
-    torch.manual_seed(0)
-    start, target = torch.randn(200, 16, 3), torch.randn(200, 16, 3)
-    whole = torch.nn.Parameter(start.clone())
-    parts = [torch.nn.Parameter(start[:, :1].clone()), torch.nn.Parameter(start[:, 1:].clone())]
-    one = TwoRateAdam([{"params": [whole], "lr": 2.5e-3, "rest": 1 / 20}], eps=1e-15)
-    two = [torch.optim.Adam([p], lr=lr, eps=1e-15) for p, lr in zip(parts, (2.5e-3, 1.25e-4), strict=True)]
-    for _ in range(50):
-        for optimizer in (one, *two):
-            optimizer.zero_grad()
-        (whole - target).square().sum().backward()
-        (torch.cat(parts, dim=1) - target).square().sum().backward()
-        for optimizer in (one, *two):
-            optimizer.step()
-    torch.testing.assert_close(whole[:, 1:], parts[1], rtol=0, atol=1e-6)
-    torch.testing.assert_close(whole[:, :1], parts[0], rtol=0, atol=2e-5)
-    assert one.param_groups[0]["lr"] == 2.5e-3
 
 
 def test_a_new_attribute_is_trained_densified_shared_out_resumed_and_pruned(

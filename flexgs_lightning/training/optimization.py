@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -15,6 +15,7 @@ from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.lifespan import WIDTH_RATE
 from flexgs_lightning.model.motion import CENTER, OMEGA, motion_attribute
 from flexgs_lightning.processes import Shards
+from flexgs_lightning.training.adam import GaussianAdam
 
 MOST_STEPS = 10**9
 """Iterations of a stage."""
@@ -84,28 +85,6 @@ class LearningRates:
         return rate, attribute.final_rate, attribute.rest_rate
 
 
-class TwoRateAdam(torch.optim.Adam):
-    """Adam whose rate is that of each Gaussian's first row; the others take the group's ``rest`` of it.
-
-    One optimizer for one tensor: splitting the tensor would cost a copy of all spherical harmonics each time
-    they are drawn. A step is taken at the smaller rate and prolonged for the first rows, which is exact to
-    the rounding of the step.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step; ``closure`` is not used."""
-        first = [(p, p[:, :1].clone(), g["rest"]) for g in self.param_groups for p in g["params"]]
-        rates = [group["lr"] for group in self.param_groups]
-        for group in self.param_groups:
-            group["lr"] *= group["rest"]
-        super().step()
-        for group, rate in zip(self.param_groups, rates, strict=True):
-            group["lr"] = rate
-        for parameter, before, rest in first:
-            parameter[:, :1] = before.lerp(parameter[:, :1], 1 / rest)
-
-
 def gaussian_optimizers(
     gaussians: Gaussians, rates: LearningRates, extent: float, decay: float = 1.0
 ) -> dict[str, torch.optim.Optimizer]:
@@ -122,9 +101,8 @@ def gaussian_optimizers(
         group = {"params": [parameter], "name": name, "per_gaussian": attribute.per_gaussian}
         group |= falling(rate * factor, decay if final is None else final / rate)
         if rest is not None:
-            optimizers[name] = TwoRateAdam([{**group, "rest": rest / rate}], eps=1e-15, fused=True)
-        else:
-            optimizers[name] = torch.optim.Adam([group], eps=1e-15, fused=True)
+            group["rest"] = rest / rate
+        optimizers[name] = GaussianAdam([group])
     return optimizers
 
 

@@ -19,6 +19,7 @@ from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.selection import Selection
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import Splats
+from flexgs_lightning.training.adam import GaussianAdam
 from flexgs_lightning.training.compression.bits import bits_each
 from flexgs_lightning.training.compression.options import Compression, CompressionTraining
 from flexgs_lightning.training.compression.parts import MOTION_MASK, SH_MASK, make_small, quantization_of
@@ -135,5 +136,5 @@ def compression_optimizers(
             if learned:
                 named = {"params": learned, "name": group.name, "per_gaussian": group.kind == "rows"}
                 groups.append(named | schedule)
-    added = [torch.optim.Adam(groups, eps=1e-15, fused=True)] if groups else []
+    added = [GaussianAdam(groups)] if groups else []
     return [*own.values(), *added]

@@ -110,10 +110,9 @@ class AdaptiveDensityControl(Densification):
         # Per pixel -> per half image, and per mean over the batch of all processes -> per camera.
         cameras = gradient.shape[0] * (1 if self._shards.several else world_size())
         across, down = rendering.width * (cameras / 2), rendering.height * (cameras / 2)
-        scaled = torch.stack([gradient[..., 0] * across, gradient[..., 1] * down], dim=-1)
+        norms = torch.hypot(gradient[..., 0] * across, gradient[..., 1] * down)
         visible = (rendering.radii[..., 0] > 0) & (rendering.radii[..., 1] > 0)
-        norms = torch.where(visible, scaled.norm(dim=-1), 0.0)
-        seen = torch.stack([norms.sum(dim=0), visible.sum(dim=0)])
+        seen = torch.stack([torch.where(visible, norms, 0.0).sum(dim=0), visible.sum(dim=0)])
         if not self._shards.several:
             sum_over_processes(seen)
         self._statistics["grad2d"] += seen[0]

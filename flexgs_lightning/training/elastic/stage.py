@@ -18,6 +18,7 @@ from flexgs_lightning.model.scene import Scene
 from flexgs_lightning.model.surgery import Surgery
 from flexgs_lightning.model.transform_field import TransformField
 from flexgs_lightning.rendering.types import Drawn
+from flexgs_lightning.training.adam import GaussianAdam
 from flexgs_lightning.training.clearance import TOO_CLOSE, ClearSpace
 from flexgs_lightning.training.densification.checks import check_enough_left
 from flexgs_lightning.training.elastic.losses import field_regularization, selection_loss
@@ -182,4 +183,4 @@ def elastic_optimizer(scene: Scene, options: ElasticTraining, extent: float) -> 
         for group in (*scene.selection.groups(), *(g for part in scene.each_part() for g in part.groups()))
         if group.parameters
     ]
-    return torch.optim.Adam(groups, eps=1e-15, fused=True) if groups else None
+    return GaussianAdam(groups) if groups else None
