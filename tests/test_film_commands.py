@@ -10,6 +10,7 @@ from film import write_film, write_table
 from moving_arrays import random_moving, write_moving
 from small_scene import around
 
+from flexgs_lightning import lightning_cli
 from flexgs_lightning.cli import main
 from flexgs_lightning.codec.encoder import encode
 from flexgs_lightning.codec.film import cut_film, open_film, read_film
@@ -23,6 +24,7 @@ from flexgs_lightning.deploy.path_file import write_path
 from flexgs_lightning.deploy.viewer.motion_picture import with_motion_lit
 from flexgs_lightning.metrics.psnr import flicker_psnr, psnr
 from flexgs_lightning.model.sequence import SceneSequence
+from flexgs_lightning.processes import Shards
 from flexgs_lightning.rendering.rasterizer import rasterize
 
 CPU = torch.device("cpu")
@@ -162,6 +164,17 @@ def test_a_film_of_several_groups_is_measured_as_one(
     error = capsys.readouterr().err
     assert "a film of 75 frames, 2.5 s; found 6 frames, 0.2 s in capture" in error
     assert not (tmp_path / "runs" / "capture" / "version_1").exists()
+
+
+def test_processes_that_share_out_gaussians_measure_no_film(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capture = write_film(tmp_path / "capture", count=6)
+    write_table(capture, fps=2.4)
+    monkeypatch.setattr(lightning_cli, "shards_of", lambda strategy: Shards(0, 2))
+    options = [f"--data.root={capture}", f"--runs={tmp_path / 'runs'}", "--trainer.accelerator=cpu"]
+    assert main(["test", f"--ckpt_path={film}", *options, "--model.lpips=none"]) == 1
+    assert "--trainer.strategy sharded: expected another for a file" in capsys.readouterr().err
 
 
 def test_a_film_that_is_cut_opens(film: Path, tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ from flexgs_lightning.lightning_cli import FlexGSCLI
 from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.moving import MotionOptions, moving_parts
 from flexgs_lightning.model.scene import Scene
+from flexgs_lightning.processes import Shards
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.rendering.types import Outputs
 from flexgs_lightning.splats import SH_C0, Splats
+from flexgs_lightning.training import scene_module
 from flexgs_lightning.training.guided_sampling import Evidence, GuidedSampling, sample_missing
 
 MOVES = MotionOptions(path="polynomial", opacity="varying")
@@ -132,6 +134,14 @@ def test_training_with_it_learns_what_no_point_leads_to(without_the_ball: Captur
 def test_options_out_of_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(InputError, match=rf"model\.guided_sampling\.{next(iter(values))}: expected"):
         GuidedSampling(**values)  # type: ignore[arg-type]
+
+
+def test_processes_that_share_out_the_gaussians_are_refused(
+    without_the_ball: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scene_module, "shards_of", lambda strategy: Shards(0, 2))
+    with pytest.raises(InputError, match=r"guided_sampling: expected every 0 where several processes share"):
+        FlexGSCLI(options(tmp_path, "--model.guided_sampling.every=10"))
 
 
 def test_gaussians_that_never_go_cannot_be_of_a_moment(without_the_ball: Capture, tmp_path: Path) -> None:

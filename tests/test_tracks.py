@@ -67,6 +67,24 @@ def that_goes_along() -> Model:
     return model_of(scene)
 
 
+def that_goes_along_in_relay(life: float) -> Model:
+    """A ball for every frame, each on the way for some frames before and after its own."""
+    balls = [round_thing(place(k)) for k in range(FRAMES)]
+    options = MotionOptions(path="polynomial", opacity="varying")
+    scene = Scene(Gaussians.from_splats(joined(*balls, wall())), parts=moving_parts(options))
+    params = scene.gaussians.params
+    with torch.no_grad():
+        params["time_centers"].fill_(0.5)
+        params["time_scales"].fill_(5.0)
+        for k in range(FRAMES):
+            ball = slice(40 * k, 40 * (k + 1))
+            params["motion"][ball, 0] = VELOCITY
+            params["time_centers"][ball] = k / FRAMES
+            # opacity(t) = 0.95 exp(-((t - mu) / s)^2) falls to the least that is drawn after this many frames
+            params["time_scales"][ball] = float(np.log(life / FRAMES / np.log(0.95 * 255) ** 0.5))
+    return model_of(scene)
+
+
 def that_fades() -> Model:
     """A ball for every frame, each there for a moment only."""
     balls = [round_thing(place(k)) for k in range(FRAMES)]
@@ -118,6 +136,23 @@ def test_what_goes_along_carries_the_object(capture: Capture) -> None:
     assert found["track_error"] < 1e-3
 
 
+def test_a_relay_carries_the_object_for_as_long_as_its_gaussians_live(capture: Capture) -> None:
+    """Two lives of 2.5 frames before and after: all were there a frame ago, few four, and none six."""
+    filmed = FilmedObject(that_goes_along_in_relay(2.5), capture, track())
+    found = {earlier: carried(filmed, range(7, 12), earlier) for earlier in (1, 4, 6)}
+    assert found[1]["share"] > 0.8
+    assert 0.0 < found[4]["share"] < 0.3
+    assert found[6]["share"] == 0.0
+    for one in found.values():
+        assert one["share_now"] > 0.95
+        assert one["track_error"] < 1e-3, "each of them knows where it goes"
+
+
+def test_a_life_as_long_as_the_film_is_motion(capture: Capture) -> None:
+    found = carried(FilmedObject(that_goes_along_in_relay(1000.0), capture, track()), range(7, 12), 6)
+    assert found["share"] > 0.95
+
+
 def test_what_fades_draws_as_well_and_carries_nothing(capture: Capture) -> None:
     filmed = FilmedObject(that_fades(), capture, track())
     found = carried(filmed, range(7, 12), 6)
@@ -137,7 +172,7 @@ def test_a_scene_without_the_object_has_no_tracks(capture: Capture) -> None:
     assert (found["share"], found["share_now"], found["track_error"]) == (0.0, 0.0, None)
     around_it = quality_around(filmed, range(FRAMES), 24)
     assert around_it["psnr"] < 15
-    assert "nothing was on it" in summary(found, around_it, 6)
+    assert "nothing was on it" in summary({6: found}, around_it)
 
 
 def test_the_square_stays_inside_and_around(capture: Capture) -> None:

@@ -235,13 +235,15 @@ def quality_around(filmed: FilmedObject, frames: Sequence[int], side: int) -> di
     return {"psnr": sum(row["psnr"] * row["cameras"] for row in rows) / counts, "frames": rows}
 
 
-def summary(carried_by: Mapping[str, Any], around: Mapping[str, Any], earlier: int) -> str:
-    """Both as a Markdown table."""
-    error = carried_by["track_error"]
-    rows = [
-        (f"weight of what was on it {earlier} frames before", f"{100 * carried_by['share']:.1f} %"),
-        ("weight of what is on it", f"{100 * carried_by['share_now']:.1f} %"),
-        ("error of these tracks", "nothing was on it" if error is None else f"{100 * error:.1f} cm"),
-        ("PSNR around it", f"{around['psnr']:.2f} dB"),
-    ]
+def summary(carried_by: Mapping[int, Mapping[str, Any]], around: Mapping[str, Any]) -> str:
+    """What ``carried`` found for numbers of frames, and ``quality_around``, as a Markdown table."""
+    rows = []
+    for earlier, found in carried_by.items():
+        frames, error = f"{earlier} frame{'s' if earlier > 1 else ''}", found["track_error"]
+        rows.append((f"weight of what was on it {frames} before", f"{100 * found['share']:.1f} %"))
+        missed = "nothing was on it" if error is None else f"{100 * error:.1f} cm"
+        rows.append((f"error of these tracks over {frames}", missed))
+    now = next(iter(carried_by.values()))["share_now"]
+    rows.append(("weight of what is on it", f"{100 * now:.1f} %"))
+    rows.append(("PSNR around it", f"{around['psnr']:.2f} dB"))
     return "\n".join(["| of the object | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
