@@ -28,6 +28,7 @@ CHECKOUT = Path(__file__).parents[1]
 FOLDER = CHECKOUT / "configs"
 PROMISES: dict[str, tuple[str, dict[str, Any]]] = {
     "demo.yaml": ("demo", {"data.downscale": 1, "data.test_every": 8}),
+    "demo_moving.yaml": ("demo_moving", {"model.stages.total": 3300}),
     "dnerf.yaml": ("mutant", {"model.background": "white", "model.stages.total": 15000}),
     "flexgs.yaml": ("scene", {"model.stages.total": 42000, "trainer.val_check_interval": 1000}),
     "flexgs_paper.yaml": ("scene", {"model.stages.total": 35000}),

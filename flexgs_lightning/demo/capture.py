@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,7 @@ def write_demo_capture(
     Raises:
         InputError: ``root`` holds files already, or cannot be written; fewer than 3 views or no pixels.
     """
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(f"{root}: expected a new or empty folder for the demo capture, found files in it.")
+    require_empty(root)
     if views < MIN_TRACK or min(width, height) < 16:
         raise InputError(
             f"demo capture: expected at least {MIN_TRACK} views of at least 16x16 pixels, "
@@ -82,6 +82,16 @@ def write_demo_capture(
     logger.info("Demo capture: %d views, %d points in %s", views, model.num_points3D(), root)
 
 
+def require_empty(root: Path) -> None:
+    """Refuse to write over anything.
+
+    Raises:
+        InputError: ``root`` holds files already.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise InputError(f"{root}: expected a new or empty folder for the demo capture, found files in it.")
+
+
 def _name(index: int) -> str:
     return f"{index:04d}.png"
 
@@ -95,13 +105,13 @@ def walk(rng: np.random.Generator, views: int, width: int, height: int) -> list[
         eye_height = 1.42 + 0.40 * np.cos(2 * np.pi * 2.5 * progress) + rng.normal(0, 0.03)
         center = np.array([distance * np.cos(azimuth), distance * np.sin(azimuth), eye_height])
         target = np.array([0.0, 0.0, 0.72]) + rng.normal(0, 0.07, 3)
-        rotation = _look_at(center, target, roll=rng.normal(0, 0.02))
+        rotation = look_at(center, target, roll=rng.normal(0, 0.02))
         cameras.append(Pinhole(rotation, center, FOCAL * width, width, height))
     return cameras
 
 
-def _look_at(
-    center: Float[np.ndarray, " 3"], target: Float[np.ndarray, " 3"], roll: float
+def look_at(
+    center: Float[np.ndarray, " 3"], target: Float[np.ndarray, " 3"], roll: float = 0.0
 ) -> Float[np.ndarray, "3 3"]:
     """Scene-to-camera rotation with z towards ``target`` and y down, turned by ``roll`` radians."""
     forward = (target - center) / np.linalg.norm(target - center)
@@ -112,12 +122,42 @@ def _look_at(
     return np.stack([cos * right + sin * down, cos * down - sin * right, forward])
 
 
+def world_to_camera(camera: Pinhole) -> Float[np.ndarray, "3 4"]:
+    """Pose in the capture's world (OpenCV)."""
+    return np.column_stack([camera.rotation @ WORLD_FROM_SCENE.T, -camera.rotation @ camera.center])
+
+
 # --- points and tracks -------------------------------------------------------------------------------
 
 
 def _sparse_model(
     rng: np.random.Generator, cameras: Sequence[Pinhole], photos: Sequence[Photo], points_per_view: int
 ) -> pycolmap.Reconstruction:
+    """The points and their tracks as COLMAP has them."""
+    tracks = find_tracks(rng, cameras, photos, points_per_view)
+    return _reconstruction(cameras, tracks)
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """What structure from motion finds in V photos.
+
+    Attributes:
+        points: [3, P] positions in the scene, with the error of triangulation.
+        colors: [P, 3] their mean colours.
+        pixels: [V, 2, P] where each photo has them, with the error of a keypoint.
+        found: [V, P] in which photos they were found.
+    """
+
+    points: Float[np.ndarray, "3 P"]
+    colors: UInt8[np.ndarray, "P 3"]
+    pixels: Float[np.ndarray, "V 2 P"]
+    found: Bool[np.ndarray, "V P"]
+
+
+def find_tracks(
+    rng: np.random.Generator, cameras: Sequence[Pinhole], photos: Sequence[Photo], points_per_view: int
+) -> Tracks:
     """Points and tracks as structure from motion finds them: on texture, in several views, with noise."""
     surface = np.concatenate(
         [_keypoints(rng, *pair, points_per_view) for pair in zip(cameras, photos, strict=True)], axis=1
@@ -129,8 +169,7 @@ def _sparse_model(
     pixels = np.stack([np.stack(camera.project(surface)[:2]) for camera in cameras])  # [V, 2, P]
     pixels += rng.normal(0, KEYPOINT_NOISE, pixels.shape)
     triangulated = _triangulate(rng, cameras, surface, found)
-    colors = _mean_colors(photos, pixels, found)
-    return _reconstruction(cameras, pixels, found, triangulated, colors)
+    return Tracks(triangulated, _mean_colors(photos, pixels, found), pixels, found)
 
 
 def _keypoints(
@@ -192,14 +231,9 @@ def _pixel(position: Float[np.ndarray, " K"], size: int) -> np.ndarray:
 # --- COLMAP ------------------------------------------------------------------------------------------
 
 
-def _reconstruction(
-    cameras: Sequence[Pinhole],
-    pixels: Float[np.ndarray, "V 2 P"],
-    found: Bool[np.ndarray, "V P"],
-    points: Float[np.ndarray, "3 P"],
-    colors: UInt8[np.ndarray, "P 3"],
-) -> pycolmap.Reconstruction:
+def _reconstruction(cameras: Sequence[Pinhole], tracks: Tracks) -> pycolmap.Reconstruction:
     """One shared PINHOLE camera, an image for each view, and the points with their tracks."""
+    points, found = tracks.points, tracks.found
     model = pycolmap.Reconstruction()
     first = cameras[0]
     parameters = [first.focal, first.focal, first.width / 2, first.height / 2]
@@ -208,11 +242,9 @@ def _reconstruction(
     )
     model.add_camera_with_trivial_rig(camera)
     for index, (view, seen) in enumerate(zip(cameras, found, strict=True)):
-        keypoints = np.ascontiguousarray(pixels[index][:, seen].T)
+        keypoints = np.ascontiguousarray(tracks.pixels[index][:, seen].T)
         image = pycolmap.Image(name=_name(index), keypoints=keypoints, camera_id=1, image_id=index + 1)
-        rotation = view.rotation @ WORLD_FROM_SCENE.T
-        pose = np.column_stack([rotation, -view.rotation @ view.center])
-        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose))
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(world_to_camera(view)))
     keypoint_numbers = np.cumsum(found, axis=1) - 1  # [V, P]
     for point in range(points.shape[1]):
         views = np.flatnonzero(found[:, point])
@@ -220,6 +252,6 @@ def _reconstruction(
             pycolmap.TrackElement(view + 1, number)
             for view, number in zip(views, keypoint_numbers[views, point], strict=True)
         ]
-        model.add_point3D(WORLD_FROM_SCENE @ points[:, point], pycolmap.Track(elements), colors[point])
+        model.add_point3D(WORLD_FROM_SCENE @ points[:, point], pycolmap.Track(elements), tracks.colors[point])
     model.update_point_3d_errors()
     return model

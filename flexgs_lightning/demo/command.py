@@ -8,11 +8,13 @@ from pathlib import Path
 
 from flexgs_lightning.data.capture import View
 from flexgs_lightning.demo.capture import write_demo_capture
+from flexgs_lightning.demo.film import write_demo_film
 from flexgs_lightning.deploy.contact_sheet import contact_sheet_of
 from flexgs_lightning.deploy.elastic_pictures import rate_quality_curve, ratio_strip
 from flexgs_lightning.deploy.export import export
 from flexgs_lightning.deploy.formats.registry import write_splats
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
+from flexgs_lightning.deploy.render_command import render
 from flexgs_lightning.evaluation.benchmark.report import scene_row
 from flexgs_lightning.evaluation.records import read_metrics
 from flexgs_lightning.model.checkpoint import Model, load
@@ -28,21 +30,31 @@ FILES = {
     "rate_quality.png": "quality against size",
     "scene.ply": "3DGS scene",
     "sizes": "3DGS scene at five sizes",
+    "held_out.mp4": "held-out film, render | photo",
+    "frozen.mp4": "a moment from all sides",
     "metrics.json": "metrics of each view",
 }
+FROZEN, FLIGHT = 0.45, 90
+"""Moment of the film that is shown from all sides, from 0 to 1, and frames of the flight."""
 
 
-def demo(config: str = "demo", root: Path = Path("data/demo"), runs: Path = Path("runs")) -> None:
+def demo(
+    config: str | None = None, root: Path | None = None, runs: Path = Path("runs"), moving: bool = False
+) -> None:
     """Make a small capture, train on it, and show the result.
 
     Args:
-        config: settings of the training: a YAML file, or the name of a config that is shipped.
-        root: folder of the demo capture; made if it is not there.
+        config: settings of the training: a YAML file, or the name of a config that is shipped; by default
+            demo, or demo_moving.
+        root: folder of the demo capture; made if it is not there. By default data/demo, or data/demo_moving.
         runs: folder of all runs.
+        moving: film a scene that moves with nine cameras, instead of taking photos of one that does not.
     """
+    name = "demo_moving" if moving else "demo"
+    config, root = config or name, root or Path("data") / name
     find_config(config)  # before the capture is made
     if not root.is_dir():
-        write_demo_capture(root)
+        (write_demo_film if moving else write_demo_capture)(root)
     options = ["--config", config, "--data.root", str(root), "--runs", str(runs)]
     run = None
 
@@ -60,7 +72,15 @@ def demo(config: str = "demo", root: Path = Path("data/demo"), runs: Path = Path
 def _show(run: TrainingRun) -> None:
     """Pictures, files and a summary of a finished training."""
     folder = run.run_folder
-    model = load(folder / "checkpoints" / "last.ckpt")
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    model = load(checkpoint)
+    if model.moves:
+        seconds = model.seconds or 1.0
+        render(folder / "held_out.mp4", checkpoint, photos=True, overwrite=True)
+        moment = f"{FROZEN * seconds:g}"
+        render(folder / "frozen.mp4", checkpoint, path="train", frames=FLIGHT, time=moment, overwrite=True)
+        sys.stdout.write(summary(folder))
+        return
     views = run.datamodule.capture.test_views
     sheet_views = views[:: max(1, len(views) // SHEET_VIEWS)]
     contact_sheet_of(model.splats(), sheet_views, folder / "contact_sheet.png")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,10 +16,31 @@ from flexgs_lightning.demo.textures import Texture
 SUN_AZIMUTH, SUN_ELEVATION = math.radians(215.0), math.radians(42.0)
 TABLE = 0.74
 """Height of the table's top in metres."""
+STOOL = 0.45
+"""Height of the stools."""
+GRAVITY = 9.81
+TOSS, ROUND = 0.9, 10.0
+"""Seconds that a ball flies from stool to stool, and that a train takes around the table."""
 
 
 def garden(seed: int) -> World:
     """The scene; ``seed`` changes its textures, the plants and the clouds, not the arrangement."""
+    return _still(seed)[0]
+
+
+def playing_garden(seed: int) -> Callable[[float], World]:
+    """The scene with a ball that is tossed over the table and a train that goes round it, at any second."""
+    still, materials = _still(seed)
+
+    def at(seconds: float) -> World:
+        return replace(
+            still, solids=[*still.solids, _tossed_ball(seconds, materials), *_train(seconds, materials)]
+        )
+
+    return at
+
+
+def _still(seed: int) -> tuple[World, dict[str, Material]]:
     rng = np.random.default_rng(seed)
     sun = np.array(
         [
@@ -36,7 +58,7 @@ def garden(seed: int) -> World:
         *_surroundings(rng, materials),
     ]
     panorama = Texture(textures.panorama(rng, sun))
-    return World(solids, materials["paving"], materials["lawn"], panorama, sun)
+    return World(solids, materials["paving"], materials["lawn"], panorama, sun), materials
 
 
 def _materials(rng: np.random.Generator) -> dict[str, Material]:
@@ -144,6 +166,29 @@ def _terrace(m: dict[str, Material]) -> Iterator[Solid]:
     yield place(Box(), m["wood"], (-0.85, 1.15, 0.20), (0.28, 0.20, 0.20), turn=15)
     yield place(Box(), m["brick"], (0.95, -1.12, 0.16), (0.30, 0.16, 0.16), turn=-25)
     yield place(Ball(), m["gingham"], (0.93, -1.12, 0.32 + 0.13), (0.13, 0.13, 0.13), turn=10, tilt=40)
+
+
+def _tossed_ball(seconds: float, m: dict[str, Material]) -> Solid:
+    """From stool to stool over the flowers and back; it falls as all things do, turns, and bounces off."""
+    flights, share = divmod(seconds / TOSS, 1.0)
+    ends = np.array([1.05, 0.75]), np.array([-1.15, -0.62])
+    start, end = ends if flights % 2 == 0 else ends[::-1]
+    x, y = start + (end - start) * share
+    radius, along = 0.12, math.degrees(math.atan2(*(ends[1] - ends[0])[::-1]))
+    height = STOOL + radius + GRAVITY / 2 * TOSS**2 * share * (1 - share)
+    turned = 150 * (share if flights % 2 == 0 else 1 - share)
+    return place(Ball(), m["gingham"], (x, y, height), (radius,) * 3, turn=along, tilt=turned)
+
+
+def _train(seconds: float, m: dict[str, Material]) -> Iterator[Solid]:
+    """An engine and two wagons, once around the rim of the table in ``ROUND`` seconds."""
+    for wagon, paint in enumerate(("poppy", "saffron", "teal")):
+        angle = 2 * math.pi * seconds / ROUND - 0.175 * wagon
+        x, y = 0.785 * math.cos(angle), 0.785 * math.sin(angle)
+        heading = math.degrees(angle) + 90
+        yield place(Box(), m[paint], (x, y, TABLE + 0.045), (0.055, 0.032, 0.035), turn=heading)
+        if wagon == 0:
+            yield place(Cylinder(), m["iron"], (x, y, TABLE + 0.10), (0.018, 0.018, 0.03))
 
 
 def _surroundings(rng: np.random.Generator, m: dict[str, Material]) -> Iterator[Solid]:
