@@ -1,6 +1,8 @@
 """The demo film reads back as what it claims to be: cameras in step, points of moments, things that move."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -12,9 +14,10 @@ from PIL import Image
 from flexgs_lightning.cli import main
 from flexgs_lightning.data.reading import read_capture
 from flexgs_lightning.demo.command import FLIGHT
-from flexgs_lightning.demo.film import POINTS_EVERY, write_demo_film
+from flexgs_lightning.demo.film import POINTS_EVERY, arc, write_demo_film
 from flexgs_lightning.demo.garden import GRAVITY, TOSS, playing_garden
-from flexgs_lightning.demo.ray_tracer import Solid
+from flexgs_lightning.demo.photography import FixedCamera, photograph
+from flexgs_lightning.demo.ray_tracer import Solid, World
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.settings import find_config, read_config
 
@@ -27,6 +30,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "film"
     write_demo_film(folder, frames=FRAMES, cameras=CAMERAS, width=WIDTH, height=HEIGHT, points_per_view=80)
     return folder
+
+
+Garden = tuple[World, Callable[[float], list[Solid]]]
+
+
+@pytest.fixture(scope="module")
+def garden() -> Garden:
+    return playing_garden(0)
 
 
 def test_it_is_an_ordinary_filmed_capture(root: Path) -> None:
@@ -50,6 +61,20 @@ def test_it_is_an_ordinary_filmed_capture(root: Path) -> None:
         assert off.median() < 25
 
 
+def test_what_stays_is_traced_once_and_nobody_can_tell(garden: Garden) -> None:
+    """The same bits as a picture of the whole, shadows, reflections and depth included."""
+    still, moving = garden
+    camera = arc(CAMERAS, WIDTH, HEIGHT)["cam01"]
+    filming = FixedCamera(camera, still)
+    for seconds in (0.0, 0.4, 7.0):
+        found = filming.photograph(moving(seconds))
+        whole = replace(still, solids=[*still.solids, *moving(seconds)])
+        expected = photograph(whole, camera)
+        assert np.array_equal(found.image, expected.image)
+        assert np.array_equal(found.depth, expected.depth)
+        assert not np.array_equal(found.image, photograph(still, camera).image)
+
+
 def test_the_held_out_camera_stands_among_the_others(root: Path) -> None:
     table = json.loads((root / "cameras.json").read_text())
     poses = [np.array(camera["w2c"]) for camera in table["cameras"]]
@@ -66,16 +91,8 @@ def test_some_of_the_picture_moves_and_most_of_it_does_not(root: Path) -> None:
         assert 0.002 < changed.mean() < 0.2
 
 
-def test_the_ball_falls_as_things_do_and_the_train_stays_on_the_table() -> None:
-    garden, still = playing_garden(0), None
-
-    def moving(seconds: float) -> list[Solid]:
-        nonlocal still
-        world = garden(seconds)
-        still = still or len(world.solids)
-        assert len(world.solids) == still
-        return list(world.solids[-5:])
-
+def test_the_ball_falls_as_things_do_and_the_train_stays_on_the_table(garden: Garden) -> None:
+    _, moving = garden
     step = TOSS / 10
     heights = [moving(TOSS + k * step)[0].frame.center[2] for k in range(1, 10)]
     np.testing.assert_allclose(np.diff(heights, 2) / step**2, -GRAVITY, rtol=1e-6)

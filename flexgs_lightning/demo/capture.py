@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from flexgs_lightning.data.colmap_library import pycolmap
 from flexgs_lightning.demo.garden import garden
-from flexgs_lightning.demo.ray_tracer import SAMPLES, Photo, Pinhole, photograph
+from flexgs_lightning.demo.photography import Photo, photograph
+from flexgs_lightning.demo.ray_tracer import SAMPLES, Pinhole
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 

@@ -20,7 +20,8 @@ from flexgs_lightning.demo.capture import (
     world_to_camera,
 )
 from flexgs_lightning.demo.garden import playing_garden
-from flexgs_lightning.demo.ray_tracer import Photo, Pinhole, photograph
+from flexgs_lightning.demo.photography import FixedCamera, Photo
+from flexgs_lightning.demo.ray_tracer import Pinhole
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 
@@ -30,7 +31,7 @@ LEAST_CAMERAS = 4
 """One is held out, and points need three."""
 POINTS_EVERY = 10
 """Frames from one that has points to the next."""
-ARC = np.radians(100.0)
+ARC = np.radians(40.0)
 """Between the outermost cameras, as seen from the table."""
 
 
@@ -69,14 +70,16 @@ def write_demo_film(
             f"demo film: expected at least {LEAST_CAMERAS} cameras of at least 16x16 pixels and 1 frame, "
             f"found {cameras} of {width}x{height} and {frames} at {fps:g} a second."
         )
-    rng, garden, rig = np.random.default_rng(seed), playing_garden(seed), arc(cameras, width, height)
+    rng, (still, moving) = np.random.default_rng(seed), playing_garden(seed)
+    rig = arc(cameras, width, height)
     with atomic_path(root) as folder:
         for name in rig:
             (folder / "frames" / name).mkdir(parents=True)
         (folder / "points").mkdir()
+        filming = {name: FixedCamera(camera, still) for name, camera in rig.items()}
         for number in tqdm(range(frames), desc="Filming the demo scene", unit="moment"):
-            moment = garden(number / fps)
-            photos = {name: photograph(moment, camera) for name, camera in rig.items()}
+            moment = moving(number / fps)
+            photos = {name: camera.photograph(moment) for name, camera in filming.items()}
             for name, photo in photos.items():
                 Image.fromarray(photo.image).save(folder / "frames" / name / f"{number:04d}.png")
             if number % POINTS_EVERY == 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 
@@ -28,16 +27,10 @@ def garden(seed: int) -> World:
     return _still(seed)[0]
 
 
-def playing_garden(seed: int) -> Callable[[float], World]:
-    """The scene with a ball that is tossed over the table and a train that goes round it, at any second."""
+def playing_garden(seed: int) -> tuple[World, Callable[[float], list[Solid]]]:
+    """The scene, and what moves in it at any second: a ball over the table, and a train around it."""
     still, materials = _still(seed)
-
-    def at(seconds: float) -> World:
-        return replace(
-            still, solids=[*still.solids, _tossed_ball(seconds, materials), *_train(seconds, materials)]
-        )
-
-    return at
+    return still, lambda seconds: [_tossed_ball(seconds, materials), *_train(seconds, materials)]
 
 
 def _still(seed: int) -> tuple[World, dict[str, Material]]:
@@ -177,7 +170,7 @@ def _tossed_ball(seconds: float, m: dict[str, Material]) -> Solid:
     radius, along = 0.12, math.degrees(math.atan2(*(ends[1] - ends[0])[::-1]))
     height = STOOL + radius + GRAVITY / 2 * TOSS**2 * share * (1 - share)
     turned = 150 * (share if flights % 2 == 0 else 1 - share)
-    return place(Ball(), m["gingham"], (x, y, height), (radius,) * 3, turn=along, tilt=turned)
+    return place(Ball(), m["ochre"], (x, y, height), (radius,) * 3, turn=along, tilt=turned)
 
 
 def _train(seconds: float, m: dict[str, Material]) -> Iterator[Solid]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 
 from flexgs_lightning.demo.shapes import Frame, Scalars, Shape, Vectors, dot
 from flexgs_lightning.demo.textures import HAZE, Texture, rgb, smoothstep
@@ -24,7 +24,6 @@ SKYLIGHT = rgb("b9d0ea") * 0.75
 BOUNCE = rgb("a3997f") * 0.30
 SHADE_RANGE = 14.0
 """Solids farther than this from the centre neither cast nor receive shadows."""
-EXPOSURE = 0.62
 SAMPLES = 2
 """Camera rays along each side of a pixel."""
 SUN_SAMPLES = 2
@@ -96,6 +95,19 @@ class Hits:
     distance: Scalars
     surface: Int[np.ndarray, "*batch"]
 
+    def meet(self, solid: Solid, number: int, origin: Vectors, direction: Vectors, window: Window) -> None:
+        """Let rays [3, H, W] end at a solid, where it is nearer; it can be seen in the window alone."""
+        every = (slice(None), *window)
+        rays = direction[every]
+        if rays.size == 0:
+            return
+        start = origin if origin.shape[1:] == (1, 1) else origin[every]
+        t = solid.shape.intersect(solid.frame.points_to_local(start), solid.frame.vectors_to_local(rays))
+        nearest = self.distance[window]
+        closer = t < nearest
+        np.copyto(nearest, t, where=closer)
+        np.copyto(self.surface[window], number, where=closer)
+
 
 @dataclass(frozen=True)
 class World:
@@ -123,21 +135,11 @@ class World:
 
     def cast(self, origin: Vectors, direction: Vectors, windows: Sequence[Window] | None = None) -> Hits:
         """Nearest hits of rays [3, H, W]; ``windows`` bounds where each solid can be seen."""
-        distance, surface = self._cast_surroundings(origin, direction)
-        whole = (slice(None), slice(None))
+        hits = Hits(*self._cast_surroundings(origin, direction))
         for number, solid in enumerate(self.solids):
-            rows, columns = windows[number] if windows is not None else whole
-            rays = direction[:, rows, columns]
-            if rays.size == 0:
-                continue
-            start = origin if origin.shape[1:] == (1, 1) else origin[:, rows, columns]
-            frame = solid.frame
-            t = solid.shape.intersect(frame.points_to_local(start), frame.vectors_to_local(rays))
-            nearest = distance[rows, columns]
-            closer = t < nearest
-            np.copyto(nearest, t, where=closer)
-            np.copyto(surface[rows, columns], number, where=closer)
-        return Hits(distance, surface)
+            window = windows[number] if windows is not None else (slice(None), slice(None))
+            hits.meet(solid, number, origin, direction, window)
+        return hits
 
     @staticmethod
     def window(camera: Pinhole, frame: Frame) -> Window:
@@ -171,33 +173,43 @@ class World:
     def sunlit(self, points: Vectors, suns: Float[np.ndarray, "S 3 N"]) -> Float[np.ndarray, " N"]:
         """Share of the S directions in which [3, N] points see the sun past the solids."""
         lit = np.ones((len(suns), points.shape[1]), np.float32)
-        across = np.linalg.svd(self.sun[None])[2][1:].astype(np.float32)  # two axes across the light
-        shadow = across @ points
+        shadow = self._across @ points
         for solid in self._blockers:
-            frame, reach = solid.frame, solid.shape.reach(solid.frame.scale)
-            spread = 2 * self.sun_radius * (frame.center[2] + reach)  # how far the sun's edge moves it
-            x, y = across @ frame.center.astype(np.float32)
-            limit = np.float32((reach + spread) ** 2)
-            near = np.flatnonzero((shadow[0] - x) ** 2 + (shadow[1] - y) ** 2 < limit)
+            near = np.flatnonzero(self._may_shadow(solid, shadow))
             if near.size == 0:
                 continue
+            frame = solid.frame
             start = frame.points_to_local(points[:, near])
             for row, towards in zip(lit, suns, strict=True):
                 t = solid.shape.intersect(start, frame.vectors_to_local(towards[:, near]))
                 row[near[np.isfinite(t)]] = 0
         return lit.mean(axis=0)
 
+    @cached_property
+    def _across(self) -> Float[np.ndarray, "2 3"]:
+        """Two axes across the light."""
+        return np.linalg.svd(self.sun[None])[2][1:].astype(np.float32)
+
+    def _may_shadow(self, solid: Solid, shadow: Float[np.ndarray, "2 N"]) -> Bool[np.ndarray, " N"]:
+        """Whether a solid can stand between the sun and points, by where these lie across the light."""
+        frame, reach = solid.frame, solid.shape.reach(solid.frame.scale)
+        spread = 2 * self.sun_radius * (frame.center[2] + reach)  # how far the sun's edge moves it
+        x, y = self._across @ frame.center.astype(np.float32)
+        found: np.ndarray = (shadow[0] - x) ** 2 + (shadow[1] - y) ** 2 < np.float32((reach + spread) ** 2)
+        return found
+
+    def may_shade(self, solid: Solid, points: Vectors) -> Bool[np.ndarray, " N"]:
+        """Whether a solid can keep light of the sun or of the sky from [3, N] points."""
+        return self._may_shadow(solid, self._across @ points) | _in_sky(solid, points, dot(points, points))
+
     def openness(self, points: Vectors, normals: Vectors) -> Float[np.ndarray, " N"]:
         """Share of the sky that [3, N] points see past the solids, each taken as a ball."""
         share = np.ones(points.shape[1], np.float32)
         norms = dot(points, points)
         for solid in self._blockers:
-            center, radius = solid.frame.center.astype(np.float32), np.float32(solid.frame.scale.min())
-            if radius < 0.04:
-                continue
-            limit = 25 * radius**2 - center @ center
-            near = np.flatnonzero(norms - (2 * center) @ points < limit)  # |p - c|^2 < (5 r)^2
+            near = np.flatnonzero(_in_sky(solid, points, norms))
             if near.size:
+                center, radius = solid.frame.center.astype(np.float32), np.float32(solid.frame.scale.min())
                 way = center[:, None] - points[:, near]
                 squared = np.maximum(dot(way, way), 1e-8)
                 facing = np.clip(dot(normals[:, near], way) / np.sqrt(squared), 0, 1)
@@ -334,6 +346,15 @@ class World:
         return color
 
 
+def _in_sky(solid: Solid, points: Vectors, norms: Scalars) -> Bool[np.ndarray, " N"]:
+    """Whether a solid is a part of the sky that counts, from [3, N] points with these squared norms."""
+    center, radius = solid.frame.center.astype(np.float32), np.float32(solid.frame.scale.min())
+    if radius < 0.04:
+        return np.zeros(len(norms), bool)
+    found: np.ndarray = norms - (2 * center) @ points < 25 * radius**2 - center @ center  # |p - c| < 5 r
+    return found
+
+
 def _painted(solid: Solid, local: Vectors, footprint: Scalars) -> Float[np.ndarray, "3 N"]:
     """Texture colours at local surface points; around the axis the texture closes without a seam."""
     u, v, around = solid.shape.coordinates(local, solid.frame.scale.astype(np.float32))
@@ -341,44 +362,3 @@ def _painted(solid: Solid, local: Vectors, footprint: Scalars) -> Float[np.ndarr
     period_u = around / max(1, round(around / period)) if around else period
     texture = solid.material.texture
     return texture.sample(u / np.float32(period_u), v / np.float32(period), footprint / np.float32(period))
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A picture and what it was taken of.
-
-    Attributes:
-        image: [H, W, 3] 8-bit sRGB.
-        depth: [2 H, 2 W] camera-space z at the centres of the pixels' quarters, in metres.
-    """
-
-    image: UInt8[np.ndarray, "H W 3"]
-    depth: Float[np.ndarray, "2*H 2*W"]
-
-
-def photograph(scene: World, camera: Pinhole) -> Photo:
-    """What ``camera`` records: four samples a pixel, a tent filter two pixels wide, a filmic curve, sRGB."""
-    rows = (np.arange(camera.height * SAMPLES + 2) - 0.5) / SAMPLES
-    columns = (np.arange(camera.width * SAMPLES + 2) - 0.5) / SAMPLES
-    direction = camera.directions(columns[None, :], rows[:, None])
-    windows = [scene.window(camera, solid.frame) for solid in scene.solids]
-    origin = camera.center.astype(np.float32).reshape(3, 1, 1)
-    hits = scene.cast(origin, direction, windows)
-    suns = scene.sun_samples(hits.distance.shape)
-    radiance = scene.shade(hits, camera.center, direction, 1 / camera.focal, suns)
-    filtered = _tent(_tent(np.minimum(radiance, 3.0)).swapaxes(1, 2)).swapaxes(1, 2)
-    return Photo(develop(filtered).transpose(1, 2, 0), hits.distance[1:-1, 1:-1])
-
-
-def _tent(samples: Float[np.ndarray, "3 N M"]) -> Float[np.ndarray, "3 K M"]:
-    """Halve the first image axis with weights 1, 3, 3, 1; one sample of margin at either end."""
-    outer, inner = samples[:, :-3:2] + samples[:, 3::2], samples[:, 1:-2:2] + samples[:, 2:-1:2]
-    return (outer + 3 * inner) / 8
-
-
-def develop(radiance: Float[np.ndarray, " *shape"]) -> UInt8[np.ndarray, " *shape"]:
-    """Linear light to 8-bit sRGB through Narkowicz's fit (2015) of the ACES film curve."""
-    x = radiance * np.float32(EXPOSURE)
-    film = np.clip(x * (2.51 * x + 0.03) / (x * (2.43 * x + 0.59) + 0.14), 0, 1)
-    srgb = np.where(film <= 0.0031308, 12.92 * film, 1.055 * np.maximum(film, 1e-6) ** (1 / 2.4) - 0.055)
-    return (srgb * 255 + 0.5).astype(np.uint8)
