@@ -243,4 +243,4 @@ def test_an_installed_wheel_knows_the_configs_outside_the_checkout(installed: Pa
     refused = run("demo", "--config", "nothing")
     assert refused.returncode == 1
     assert "nothing: no such config" in refused.stderr
-    assert "demo, dnerf, flexgs" in refused.stderr
+    assert "demo, demo_moving, dnerf, flexgs" in refused.stderr
