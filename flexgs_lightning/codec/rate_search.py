@@ -63,6 +63,7 @@ def plan_for(
     device: torch.device,
     seed: int = 0,
     loss: float = FIRST_LOSS,
+    prefix_loss: float | None = None,
 ) -> Plan:
     """Measure sensitivities and fit everything but the quality.
 
@@ -71,17 +72,19 @@ def plan_for(
         measuring: views, of training.
         device: where to draw.
         seed: of the random images.
-        loss: predicted loss in dB of the plan's steps at each level.
+        loss: predicted loss in dB of the plan's steps at full size.
+        prefix_loss: the same at smaller levels; None for ``loss``.
     """
     sensitivities, harms = [], []
-    for level in arrays.levels:
+    smaller = [loss if prefix_loss is None else prefix_loss] * (len(arrays.levels) - 1)
+    for level, allowed in zip(arrays.levels, [*smaller, loss], strict=True):
         sensitivities.append(
             measure_sensitivity(arrays, measuring, level.ratio, samples=SAMPLES, seed=seed, device=device)
         )
         error = 10 ** (-mean_psnr(arrays, level.ratio, measuring, device) / 10)
         numbers = len(level.values) * (level.values.shape[1] + 3 * arrays.sh_rest.shape[1])
         # Each number costs S step^2 / 24 if S is the second derivative and its error is uniform.
-        harms.append(math.sqrt(error * (10 ** (loss / 10) - 1) * 24 / numbers))
+        harms.append(math.sqrt(error * (10 ** (allowed / 10) - 1) * 24 / numbers))
     return make_plan(arrays, sensitivities, tuple(harms), BALANCE)
 
 

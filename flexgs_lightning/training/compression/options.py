@@ -9,6 +9,10 @@ from flexgs_lightning.model.compression.quantization import UniformQuantization
 from flexgs_lightning.model.compression.rounding import Rounding
 from flexgs_lightning.training.optimization import LARGEST_RATE, MOST_STEPS
 
+_MOST_LOSS = 100.0
+_PREFIX_SHARE = 1.5
+"""Of the loss at full size, what smaller sizes may lose by default: in training they make up for it."""
+
 
 @dataclass(frozen=True)
 class Compression:
@@ -20,8 +24,10 @@ class Compression:
             attribute to equal steps over a range, as GSCodec Studio does.
         rounding: what stands in for rounding in training: "noise" or "straight_through".
         sh_rounding: the same for the spherical harmonics above the constant one ("elastic_file").
-        psnr_loss: decibels that the steps of "elastic_file" are predicted to lose before training; larger
-            steps make smaller files.
+        psnr_loss: decibels that the steps of "elastic_file" are predicted to lose at full size before
+            training; larger steps make smaller files.
+        prefix_psnr_loss: the same at smaller sizes; null for one and a half times ``psnr_loss``. What small
+            sizes tell exactly, larger ones pay for; and training makes up for more there than at full size.
         attributes: what "uniform" quantises, of quats, scales, opacities, sh0 and shN; and what Gaussians
             have beside because they move, or have features, over the range that each has when the stage
             begins.
@@ -46,6 +52,7 @@ class Compression:
     rounding: Rounding = "noise"
     sh_rounding: Rounding = "straight_through"
     psnr_loss: float = 0.7
+    prefix_psnr_loss: float | None = None
     attributes: tuple[str, ...] = ("quats", "scales", "opacities", "sh0")
     bits: int = 8
     learned_steps: bool = False
@@ -59,8 +66,13 @@ class Compression:
     motion_threshold: float = 0.1
 
     def __post_init__(self) -> None:
+        loss = f"a positive number of dB, at most {_MOST_LOSS:g}"
         checks = {
-            "psnr_loss": (0 < self.psnr_loss < LARGEST_RATE, "a positive number of dB"),
+            "psnr_loss": (0 < self.psnr_loss <= _MOST_LOSS, loss),
+            "prefix_psnr_loss": (
+                self.prefix_psnr_loss is None or 0 < self.prefix_psnr_loss <= _MOST_LOSS,
+                f"null or {loss}",
+            ),
             "mask_degree": (0 <= self.mask_degree <= 2, "0 to 2"),
             "mask_target": (0 < self.mask_target < 1, "above 0, below 1"),
             "mask_threshold": (0 <= self.mask_threshold < LARGEST_RATE, "0 or more"),
@@ -69,6 +81,12 @@ class Compression:
         }
         require_fields("model.compression.", self, checks)
         UniformQuantization(dict.fromkeys(self.attributes, self.bits))  # refuses what it cannot do
+
+    def psnr_losses(self) -> tuple[float, float]:
+        """Predicted loss in dB at full size and at smaller ones."""
+        if self.prefix_psnr_loss is None:
+            return self.psnr_loss, _PREFIX_SHARE * self.psnr_loss
+        return self.psnr_loss, self.prefix_psnr_loss
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,8 @@ def _as_in_the_file(
     _with_unit_quats(model.scene)
     arrays = arrays_of(model)
     layout = arrays.movement.layout
-    plan = plan_for(arrays, views, model.gaussians.device, loss=options.psnr_loss)
+    full, smaller = options.psnr_losses()
+    plan = plan_for(arrays, views, model.gaussians.device, loss=full, prefix_loss=smaller)
     rule = rule_of(plan)
     channels = {field.name: len(field.columns) for field in layout.fields if field.name != "means"}
     if len(arrays.levels) > 1:
