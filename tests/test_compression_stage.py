@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -204,8 +205,38 @@ def test_every_config_of_codecs_is_one_of_these() -> None:
     assert ours <= {path.stem for path in (CONFIGS / "codec").glob("*.yaml")}
 
 
+def test_small_sizes_may_have_larger_steps() -> None:
+    """p dB are 10^(p / 10) - 1 of the squared error, which goes with steps squared; harmonics keep theirs."""
+    moved = ball()
+    moved = Splats(moved.means + 0.02, moved.quats, moved.scales, moved.opacities, moved.sh)
+    views = seen(Scene(Gaussians.from_splats(moved)), around(2, 24, 16))
+    found = []
+    for prefix in (None, 1.0, 10.0):
+        torch.manual_seed(0)
+        scene = elastic_scene(
+            Gaussians.from_splats(ball()),
+            FRAME,
+            ElasticOptions(residual_anchors=(0.3,)),
+            residual_units(LearningRates(), 1.0),
+        )
+        options = Compression(psnr_loss=1.0, prefix_psnr_loss=prefix)
+        make_small(Model(scene, 1, False, torch.zeros(3), {}, 0), options, views, FRAME, view_loss)
+        part = trained_quantization(scene)
+        assert part is not None
+        found.append(part.curves[:, :, 0].clone())
+    assert torch.equal(found[0], found[1])
+    octaves = torch.zeros_like(found[0])
+    octaves[0, :-1] = 0.5 * math.log2(9 / (10**0.1 - 1))
+    torch.testing.assert_close((found[2] - found[0]) / 4, octaves, rtol=0, atol=0.02)
+
+
 def test_impossible_options_are_named() -> None:
-    for name, value in {"psnr_loss": 0.0, "mask_target": 1.0, "mask_degree": 3}.items():
+    assert Compression(prefix_psnr_loss=None).prefix_psnr_loss is None
+    bad = {"psnr_loss": 0.0, "prefix_psnr_loss": math.inf, "mask_target": 1.0, "mask_degree": 3}
+    for name, value in bad.items():
+        with pytest.raises(InputError, match=f"model.compression.{name}: expected"):
+            Compression(**{name: value})  # type: ignore[arg-type]
+    for name, value in {"psnr_loss": 200.0, "mask_target": 1.0, "mask_degree": 3}.items():
         with pytest.raises(InputError, match=f"model.compression.{name}: expected"):
             Compression(**{name: value})  # type: ignore[arg-type]
     for name, value in {"steps": -1, "rate_weight": -1.0, "rate_rows": 0, "rate_decay": 2.0}.items():

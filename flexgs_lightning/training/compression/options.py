@@ -10,8 +10,6 @@ from flexgs_lightning.model.compression.rounding import Rounding
 from flexgs_lightning.training.optimization import LARGEST_RATE, MOST_STEPS
 
 _MOST_LOSS = 100.0
-_PREFIX_SHARE = 1.5
-"""Of the loss at full size, what smaller sizes may lose by default: in training they make up for it."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,8 @@ class Compression:
         sh_rounding: the same for the spherical harmonics above the constant one ("elastic_file").
         psnr_loss: decibels that the steps of "elastic_file" are predicted to lose at full size before
             training; larger steps make smaller files.
-        prefix_psnr_loss: the same at smaller sizes; null for one and a half times ``psnr_loss``. What small
-            sizes tell exactly, larger ones pay for; and training makes up for more there than at full size.
+        prefix_psnr_loss: the same at smaller sizes; null for ``psnr_loss``. What small sizes tell exactly,
+            larger ones pay for.
         attributes: what "uniform" quantises, of quats, scales, opacities, sh0 and shN; and what Gaussians
             have beside because they move, or have features, over the range that each has when the stage
             begins.
@@ -81,12 +79,6 @@ class Compression:
         }
         require_fields("model.compression.", self, checks)
         UniformQuantization(dict.fromkeys(self.attributes, self.bits))  # refuses what it cannot do
-
-    def psnr_losses(self) -> tuple[float, float]:
-        """Predicted loss in dB at full size and at smaller ones."""
-        if self.prefix_psnr_loss is None:
-            return self.psnr_loss, _PREFIX_SHARE * self.psnr_loss
-        return self.psnr_loss, self.prefix_psnr_loss
 
 
 @dataclass(frozen=True)

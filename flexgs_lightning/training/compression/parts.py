@@ -183,8 +183,8 @@ def _as_in_the_file(
     _with_unit_quats(model.scene)
     arrays = arrays_of(model)
     layout = arrays.movement.layout
-    full, smaller = options.psnr_losses()
-    plan = plan_for(arrays, views, model.gaussians.device, loss=full, prefix_loss=smaller)
+    losses = options.psnr_loss, options.prefix_psnr_loss
+    plan = plan_for(arrays, views, model.gaussians.device, loss=losses[0], prefix_loss=losses[1])
     rule = rule_of(plan)
     channels = {field.name: len(field.columns) for field in layout.fields if field.name != "means"}
     if len(arrays.levels) > 1:
