@@ -74,7 +74,7 @@ def test_an_object_is_looked_at_from_all_around() -> None:
     assert len(cameras) == 24
     distances = cameras.positions.norm(dim=1)
     assert (distances > 1.1).all(), "no camera stands inside"
-    assert distances.median() < 2.5, "the object fills the pictures"
+    assert distances.median() < 3.2, "the object fills more than half of a picture"
     assert (distances < 8).all()
     directions = cameras.positions / distances[:, None]
     assert directions.mean(dim=0).norm() < 0.45
@@ -171,7 +171,7 @@ def test_invented_cameras_are_kept_with_the_run(
     torch.testing.assert_close(cameras.viewmats, torch.cat([v.camera.viewmats for v in trained.views]))
     torch.testing.assert_close(cameras.Ks, torch.cat([view.camera.Ks for view in trained.views]))
     larger = open_capture(load(last).data | {"view_size": 96})
-    assert (larger.views[0].camera.width, larger.views[0].camera.height) == (96, 72)
+    assert (larger.views[0].camera.width, larger.views[0].camera.height) == (96, 96)
     torch.testing.assert_close(larger.views[3].camera.viewmats, cameras.viewmats[3:4])
 
     away = torch.eye(4)

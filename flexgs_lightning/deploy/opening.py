@@ -28,7 +28,7 @@ from flexgs_lightning.deploy.path_file import read_path
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model, load
 from flexgs_lightning.teacher.capture import scene_capture
-from flexgs_lightning.teacher.vantage_points import Lens, invent_cameras
+from flexgs_lightning.teacher.vantage_points import Lens, invent_cameras, of_size
 
 _CAPTURE_OPTIONS = ("downscale", "test_every", "images", "masks", "frames", "near_plane")
 
@@ -151,7 +151,7 @@ def _kept_cameras(data: dict[str, Any], lens: Lens) -> Cameras | None:
     if kept is None or not Path(kept).is_file():
         return None
     cameras = read_path(kept)
-    return cameras.resized(lens.width, lens.height) if len(cameras) == _invented_views(data) else None
+    return of_size(cameras, lens.width) if len(cameras) == _invented_views(data) else None
 
 
 def read_cameras(path: Path, downscale: int = 1) -> list[Cameras]:
