@@ -7,8 +7,9 @@ disagreed with; seen from outside, its frayed ends. And view-dependent colours w
 directions of the photos: gradient descent adds up the harmonics of those directions, so a Gaussian's energy
 is larger there than elsewhere. So candidates are drawn at random around and inside the scene and around what
 it has most detail of, looked through at small size, and chosen for what they show well that the chosen ones
-do not show yet; then others are tried beside these. That holds for an object that one walks around, and for
-a room that one stands in.
+do not show yet; then others are tried beside these. Only the middle of their pictures counts: how wide the
+photos were is not known, and what lies beyond their edges looks frayed from the right places, too. That holds
+for an object that one walks around, and for a room that one stands in.
 """
 
 from __future__ import annotations
@@ -65,8 +66,13 @@ class Lens:
 
     @staticmethod
     def of_size(side: int) -> Lens:
-        """Square, 66 degrees wide: a phone's picture on its longer side, whichever way up it was held."""
-        return Lens(side, side, 0.5 * side / math.tan(math.radians(33)))
+        """Square, 60 degrees wide: nearly all of a phone's picture, whichever way up it was held."""
+        return Lens(side, side, 0.5 * side / math.tan(math.radians(30)))
+
+    def middle(self) -> Lens:
+        """What is in every picture from there, however it is framed: the middle, 45 degrees wide."""
+        side = min(self.width, self.height, round(2 * self.focal_length * math.tan(math.radians(22.5))))
+        return Lens(side, side, self.focal_length)
 
     def camera(self, viewmat: Float[Tensor, "4 4"], longest_side: int | None = None) -> Cameras:
         """One camera, perhaps for a smaller picture of the same view."""
@@ -105,7 +111,7 @@ def invent_cameras(splats: Splats, count: int, lens: Lens, *, antialiased: bool,
     """
     generator = torch.Generator().manual_seed(seed)
     scene = Whereabouts.of(splats, generator)
-    gallery = _Gallery(splats, lens, antialiased, generator)
+    gallery = _Gallery(splats, lens.middle(), antialiased, generator)
     drawn = (scene.anywhere, scene.around_subject)
     gallery.fill([drawn[i % 2](generator) for i in range(_CANDIDATES * count)], "Looking for cameras")
     for step in _STEPS:

@@ -5,6 +5,8 @@
 Draws the file through the capture's held-out cameras at the photos' size in Spark and in the PlayCanvas
 engine, as they come, in headless Chromium, and prints the PSNR of each picture against our own render of the
 file and against the photo. Needs node and npm, which fetches both into a temporary folder, and chromium.
+With --spark_lod 9847, Spark also draws each file by its own tree of levels of detail, with so many Gaussians
+at most.
 """
 
 from __future__ import annotations
@@ -102,11 +104,11 @@ def awaited(page: Page, call: str) -> Any:
     return found.get("value")
 
 
-def pictures(page: Page, file: str, cameras: list[Cameras]) -> list[Tensor]:
-    """[H, W, 3] in [0, 1] of each camera."""
+def pictures(page: Page, file: str, cameras: list[Cameras], lod: int = 0) -> list[Tensor]:
+    """[H, W, 3] in [0, 1] of each camera; with ``lod``, of as many Gaussians of Spark's own tree."""
     eventually(lambda: page.run("window.ready === true"), 120)
     width, height = cameras[0].width, cameras[0].height
-    awaited(page, f"open_scene({file!r}, {width}, {height})")
+    awaited(page, f"open_scene({file!r}, {width}, {height}, {lod})")
     found = []
     for camera in (cameras[-1], *cameras):  # the first time, sorting in a worker begins
         call = f"draw({pose(camera)}, {projection(camera)})"
@@ -135,7 +137,8 @@ def main() -> None:
     parser.add_argument("--data_root", required=True)
     parser.add_argument("--downscale", type=int, default=1)
     parser.add_argument("--photos", type=int, default=7, help="how many held-out views")
-    parser.add_argument("--viewers", nargs="+", default=["spark", "playcanvas"])
+    parser.add_argument("--viewers", nargs="*", default=["spark", "playcanvas"])
+    parser.add_argument("--spark_lod", type=int, nargs="*", default=[], help="Gaussians of Spark's own tree")
     parser.add_argument("--packages", type=Path, help="folder with the packages installed, to save time")
     parser.add_argument("--pictures", type=Path, help="folder for what was drawn")
     options = parser.parse_args()
@@ -153,25 +156,28 @@ def main() -> None:
             ours = [rasterize(splats, c, antialiased=model.antialiased).image[0].clamp(0, 1) for c in cameras]
             here = statistics.mean(psnr(a[None], b[None]).item() for a, b in zip(ours, photos, strict=True))
             shutil.copy(file, folder / file.name)
-            for viewer in options.viewers:
+            drawings = [(viewer, 0) for viewer in options.viewers] + [("spark", n) for n in options.spark_lod]
+            for viewer, lod in drawings:
                 with (
                     served(folder) as address,
                     tempfile.TemporaryDirectory() as profile,
                     browse(f"{address}/{viewer}.html", Path(profile) / "b") as page,
                 ):
-                    drawn = pictures(page, file.name, cameras)
+                    drawn = pictures(page, file.name, cameras, lod)
+                    count = f", {page.run('window.drawn()'):,} of its tree" if lod else ""
                 if options.pictures is not None:
                     options.pictures.mkdir(parents=True, exist_ok=True)
                     for i, image in enumerate(drawn):
                         strip = torch.cat([image, ours[i], photos[i]], 1)
                         iio.imwrite(
-                            options.pictures / f"{file.stem}_{viewer}_{i}.png", (strip * 255).byte().numpy()
+                            options.pictures / f"{file.stem}_{viewer}_{lod}_{i}.png",
+                            (strip * 255).byte().numpy(),
                         )
                 us = statistics.mean(psnr(a[None], b[None]).item() for a, b in zip(drawn, ours, strict=True))
                 photo = statistics.mean(
                     psnr(a[None], b[None]).item() for a, b in zip(drawn, photos, strict=True)
                 )
-                print(f"| {file.name} | {viewer} | {us:.2f} | {photo:.2f} | {here:.2f} |", flush=True)
+                print(f"| {file.name} | {viewer}{count} | {us:.2f} | {photo:.2f} | {here:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
