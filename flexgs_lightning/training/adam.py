@@ -66,7 +66,7 @@ class GaussianAdam(torch.optim.Adam):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
         beta1, beta2 = group["betas"]
-        step = state["step"].item()
+        step = float(state["step"].numpy())  # the host has it: nothing to wait for
         rates = _rates(parameter, group["lr"] / (1 - beta1**step), group.get("rest", 1.0))
         item = max(1, _ITEM // len(rates)) * len(rates)
         tensors = parameter.data, gradient.contiguous(), state["exp_avg"], state["exp_avg_sq"]
