@@ -1,5 +1,6 @@
 """Elastic models: nested exact prefixes, equality of masked and selected renders, the two-stage training."""
 
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -344,16 +345,17 @@ def test_resuming_in_either_stage_equals_the_uninterrupted_run(
     choice = (f"--model.elastic.selection={selection}",)
     if selection == "gsnet":
         choice += ("--model.elastic.residual_anchors=[]",)
-    whole = FlexGSCLI(arguments(small_capture, tmp_path / "whole", *choice))
+    keep = ("--checkpoint.keep=true", "--checkpoint.every_n_steps=1")
+    whole = FlexGSCLI(arguments(small_capture, tmp_path / "whole", *choice, *keep))
     expected = state(whole.run_folder)
     assert whole.trainer.global_step == 2 * STAGE
     for stop in (STAGE, STAGE + 1, STAGE + 10):
-        options = ("--checkpoint.keep=true", f"--checkpoint.every_n_steps={stop}")
-        first = FlexGSCLI(arguments(small_capture, tmp_path / str(stop), *choice, *options))
-        checkpoint = first.run_folder / "checkpoints" / f"step_{stop}.ckpt"
+        folder = shutil.copytree(whole.run_folder, tmp_path / str(stop) / "version_0")
+        checkpoint = folder / "checkpoints" / f"step_{stop}.ckpt"
         second = FlexGSCLI(
             arguments(small_capture, tmp_path / str(stop), *choice, f"--ckpt_path={checkpoint}")
         )
+        assert second.run_folder == folder
         found = state(second.run_folder)
         assert found.keys() == expected.keys()
         for name in expected:
