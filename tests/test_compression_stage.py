@@ -146,6 +146,12 @@ def overlay(*names: str) -> Compression:
     return Compression(**options)
 
 
+def elastic_ball() -> Scene:
+    """The ball, with one level below its full size."""
+    units = residual_units(LearningRates(), 1.0)
+    return elastic_scene(Gaussians.from_splats(ball()), FRAME, ElasticOptions(residual_anchors=(0.3,)), units)
+
+
 def seen(scene: Scene, cameras: Any) -> list[Judged]:
     """What a scene shows, as photos."""
     with torch.no_grad():
@@ -213,12 +219,7 @@ def test_small_sizes_may_have_larger_steps() -> None:
     found = []
     for prefix in (None, 1.0, 10.0):
         torch.manual_seed(0)
-        scene = elastic_scene(
-            Gaussians.from_splats(ball()),
-            FRAME,
-            ElasticOptions(residual_anchors=(0.3,)),
-            residual_units(LearningRates(), 1.0),
-        )
+        scene = elastic_ball()
         options = Compression(psnr_loss=1.0, prefix_psnr_loss=prefix)
         make_small(Model(scene, 1, False, torch.zeros(3), {}, 0), options, views, FRAME, view_loss)
         part = trained_quantization(scene)
@@ -308,12 +309,7 @@ def test_training_lowers_the_bytes_of_the_file() -> None:
     sizes, decoded = [], []
     for price in (0.0, 1e-3):
         torch.manual_seed(0)
-        scene = elastic_scene(
-            Gaussians.from_splats(ball()),
-            FRAME,
-            ElasticOptions(residual_anchors=(0.3,)),
-            residual_units(LearningRates(), 1.0),
-        )
+        scene = elastic_ball()
         views = seen(scene, cameras)
         training = CompressionTraining(steps=60, rate_weight=price, rate_rows=400, rate_share=20.0)
         model = Model(scene, 1, False, torch.zeros(3), {}, 0)
