@@ -26,10 +26,11 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_film(tmp_path_factory.mktemp("capture") / "film")
 
 
-def fit(capture: Path, runs: Path, frames: tuple[int, int], *extra: str) -> Path:
-    """Train a group for a moment; returns its checkpoint."""
-    name = f"{frames[0]:03d}"
-    options = [f"--data.root={capture}", f"--runs={runs}", f"--name={name}", f"--data.frames={list(frames)}"]
+def fit(capture: Path, runs: Path, frames: tuple[int, int] | None, *extra: str) -> Path:
+    """Train a group, or all frames, for a moment; returns its checkpoint."""
+    name = f"{frames[0]:03d}" if frames else "all"
+    options = [f"--data.root={capture}", f"--runs={runs}", f"--name={name}"]
+    options += [f"--data.frames={list(frames)}"] if frames else []
     options += ["--data.downscale=2", "--model.reconstruction_steps=3", "--model.sh_degree=0"]
     options += ["--model.motion.path=polynomial", "--model.motion.opacity=varying", *CPU, *extra]
     assert main(["fit", *options]) == 0
@@ -88,6 +89,8 @@ def test_groups_that_make_no_film_are_refused(capture: Path, runs: Path, tmp_pat
     first = runs / "000" / "version_0" / "checkpoints" / "last.ckpt"
     whole = fit(capture, tmp_path / "whole", (0, 12), "--test_after_fit=false")
     late = fit(capture, tmp_path / "late", (7, 12), "--test_after_fit=false")
+    white = fit(capture, tmp_path / "white", (5, 12), "--test_after_fit=false", "--model.background=white")
+    every = fit(capture, tmp_path / "every", None, "--test_after_fit=false")
 
     def refusal(*paths: Path) -> str:
         folder = tmp_path / "groups"
@@ -105,3 +108,5 @@ def test_groups_that_make_no_film_are_refused(capture: Path, runs: Path, tmp_pat
         in (refusal(first, whole))
     )
     assert "frames 5 to 6 are in neither" in refusal(first, late)
+    assert "1.ckpt: groups of a film need one background: 0.ckpt has [0.0" in refusal(first, white)
+    assert "1.ckpt: expected a checkpoint of a group of frames (--data.frames)" in refusal(first, every)
