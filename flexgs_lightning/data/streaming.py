@@ -63,6 +63,17 @@ def _signals_held_back() -> Iterator[None]:
 
 
 class _WorkerProcess(SpawnProcess):
+    def run(self) -> None:
+        """Work, and leave without Python's own end.
+
+        That one stops the thread that hands over batches wherever it is, and inside of torch's C++ this
+        aborts the process, for which the main process would be told of a worker that was killed.
+        """
+        super().run()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
     def start(self) -> None:
         with _hidden_main(), _signals_held_back():
             super().start()
