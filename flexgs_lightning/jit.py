@@ -20,11 +20,11 @@ import logging
 import os
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -106,19 +106,37 @@ _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
 
 
+class Work(NamedTuple):
+    """Items of a kernel: ``function(counter, items, *arguments)`` takes them until none is left."""
+
+    function: Callable[..., None]
+    items: int
+    arguments: tuple[Any, ...]
+
+
 def run(function: Callable[..., None], count: int, *arguments: Any) -> None:
     """Run ``function(counter, count, *arguments)`` on several threads until ``count`` items are taken.
 
     The number of threads is ``torch.get_num_threads()``, at most ``NUMBA_NUM_THREADS``. The calling
     thread works too; helpers that have not started when it is done are not waited for.
     """
-    counter = np.zeros(1, dtype=np.int64)
-    helpers = min(torch.get_num_threads(), _MAX_THREADS, count) - 1
-    futures = [_get_pool().submit(function, counter, count, *arguments) for _ in range(helpers)]
-    function(counter, count, *arguments)
+    run_all([Work(function, count, arguments)])
+
+
+def run_all(works: Sequence[Work]) -> None:
+    """As ``run``, for work that does not depend on one another: no thread waits between one and the next."""
+    begun = [(work, np.zeros(1, dtype=np.int64)) for work in works]
+    helpers = min(torch.get_num_threads(), _MAX_THREADS, sum(work.items for work in works)) - 1
+    futures = [_get_pool().submit(_take_part, begun) for _ in range(helpers)]
+    _take_part(begun)
     for future in futures:
         if not future.cancel():
             future.result()
+
+
+def _take_part(begun: Sequence[tuple[Work, np.ndarray]]) -> None:
+    for (function, count, arguments), counter in begun:
+        function(counter, count, *arguments)
 
 
 def _get_pool() -> ThreadPoolExecutor:

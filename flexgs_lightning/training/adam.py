@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from flexgs_lightning.jit import compiler, next_item, run
+from flexgs_lightning.jit import Work, compiler, next_item, run_all
 
 _ITEM = 32_768
 """Numbers in one work item, about."""
@@ -49,16 +49,26 @@ class GaussianAdam(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 closure()
-        if all(_is_at_hand(parameter) for group in self.param_groups for parameter in group["params"]):
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._descend(parameter, parameter.grad, group)
+        if self.is_at_hand:
+            run_all(self.moves())
         else:
             self._descend_elsewhere()
 
-    def _descend(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """One tensor on the CPU."""
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether a step is ``moves``: all parameters are on the CPU."""
+        return all(_is_at_hand(parameter) for group in self.param_groups for parameter in group["params"])
+
+    def moves(self) -> list[Work]:
+        """A step's work, counted as done; each parameter's is independent of the others'."""
+        return [
+            self._move_of(parameter, parameter.grad, group)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+
+    def _move_of(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Work:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
@@ -73,7 +83,7 @@ class GaussianAdam(torch.optim.Adam):
         arrays = [tensor.view(-1).numpy() for tensor in tensors]
         root = 1 / math.sqrt(1 - beta2**step)
         factors = (np.float32(value) for value in (1 - beta1, beta2, 1 - beta2, root, group["eps"]))
-        run(_move, -(-parameter.numel() // item), item, *arrays, rates, *factors)
+        return Work(_move, -(-parameter.numel() // item), (item, *arrays, rates, *factors))
 
     def _descend_elsewhere(self) -> None:
         """Torch's own step, at the smaller rate, prolonged for the first numbers where there are two.
@@ -90,6 +100,18 @@ class GaussianAdam(torch.optim.Adam):
             group["lr"] = rate
         for parameter, before, rest in first:
             parameter[:, :1] = before.lerp(parameter[:, :1], 1 / rest)
+
+
+@torch.no_grad()
+def step_together(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Step them all; those of Gaussians on the CPU as one piece of work."""
+    moves: list[Work] = []
+    for optimizer in optimizers:
+        if isinstance(optimizer, GaussianAdam) and optimizer.is_at_hand:
+            moves += optimizer.moves()
+        else:
+            optimizer.step()
+    run_all(moves)
 
 
 def _is_at_hand(parameter: Tensor) -> bool:

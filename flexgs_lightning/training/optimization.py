@@ -15,7 +15,7 @@ from flexgs_lightning.model.gaussians import Gaussians
 from flexgs_lightning.model.lifespan import WIDTH_RATE
 from flexgs_lightning.model.motion import CENTER, OMEGA, motion_attribute
 from flexgs_lightning.processes import Shards
-from flexgs_lightning.training.adam import GaussianAdam
+from flexgs_lightning.training.adam import GaussianAdam, step_together
 
 MOST_STEPS = 10**9
 """Iterations of a stage."""
@@ -151,8 +151,7 @@ def step_all(optimizers: Sequence[LightningOptimizer]) -> None:
     iterations, because schedules, logs and checkpoints all read it.
     """
     counted, *others = optimizers
-    for optimizer in others:
-        optimizer.optimizer.step()
+    step_together(optimizer.optimizer for optimizer in others)
     counted.step()
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
