@@ -134,13 +134,13 @@ def compare(capture: str, stage: str, folders: tuple[Path, Path]) -> Comparison:
     return Comparison(capture, stage, removed(folders[0]), metrics(folders[0])["gaussians"], psnr)
 
 
-def measure(capture: str, options: argparse.Namespace) -> list[Comparison]:
+def measure(capture: str, seed: int, options: argparse.Namespace) -> list[Comparison]:
     """Both stages of a capture."""
     root, (downscale, most) = options.data / capture, CAPTURES[capture]
     shared = [
         *("--data.downscale", str(downscale), "--data.test_every", str(options.test_every)),
         *("--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "0"),
-        *("--model.lpips", "none", "--trainer.enable_progress_bar", "false"),
+        *("--model.lpips", "none", "--trainer.enable_progress_bar", "false", "--model.seed", str(seed)),
     ]
     stages = {"stage 1": [*("--model.reconstruction_steps", str(options.steps))]}
     stages["stage 1"] += ["--model.densification.max_gaussians", str(most)]
@@ -155,12 +155,12 @@ def measure(capture: str, options: argparse.Namespace) -> list[Comparison]:
             if kind == "without" and removed(folders[0]) == 0 and (starts is None or starts[0] == starts[1]):
                 folders.append(folders[0])
                 continue
-            name = f"{capture}-{options.test_every}-{kind}-{stage.replace(' ', '')}"
+            name = f"{capture}-{options.test_every}-{seed}-{kind}-{stage.replace(' ', '')}"
             start = [] if starts is None else ["--start_from", str(last(starts[len(folders)]))]
             run = SceneRun(name, root, options.runs)
             folders.append(finished(run, [*own, *shared, *start, *extra]))
         starts = folders[0], folders[1]
-        comparisons.append(compare(capture, stage, starts))
+        comparisons.append(compare(f"{capture}, seed {seed}", stage, starts))
     return comparisons
 
 
@@ -216,6 +216,7 @@ def main() -> None:
     train.add_argument("--steps", type=int, default=2_000)
     train.add_argument("--elastic_steps", type=int, default=0, help="length of the second stage")
     train.add_argument("--test_every", type=int, default=8)
+    train.add_argument("--seeds", default="42", help="like 42,43: what differs between trainings anyway")
     cutting = commands.add_parser("cut")
     cutting.add_argument("--ckpts", type=Path, nargs="+", required=True)
     cutting.add_argument("--ratios", default="1", help="sizes to draw at, like 0.05,1; the first stage has 1")
@@ -228,8 +229,9 @@ def main() -> None:
         return
     comparisons: list[Comparison] = []
     for capture in options.captures.split(","):
-        comparisons += measure(capture, options)
-        print(write(comparisons, options.runs), flush=True)
+        for seed in map(int, options.seeds.split(",")):
+            comparisons += measure(capture, seed, options)
+            print(write(comparisons, options.runs), flush=True)
 
 
 if __name__ == "__main__":
