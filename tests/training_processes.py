@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["flexgs_lightning.cli"])  # imported once, not in every process
+_context.set_forkserver_preload(  # imported once, not in every process
+    [
+        "flexgs_lightning.lightning_cli",
+        "flexgs_lightning.rendering.cpu_backend",
+        "flexgs_lightning.metrics.ssim_cpu",
+    ]
+)
 
 Preparation = Callable[[int], None]
 """Called with the rank before a process begins: a place for sabotage."""
