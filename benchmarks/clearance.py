@@ -140,7 +140,7 @@ def measure(capture: str, seed: int, options: argparse.Namespace) -> list[Compar
     shared = [
         *("--data.downscale", str(downscale), "--data.test_every", str(options.test_every)),
         *("--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "0"),
-        *("--model.lpips", "none", "--trainer.enable_progress_bar", "false", "--model.seed", str(seed)),
+        *("--model.lpips", "none", "--trainer.enable_progress_bar", "false", "--seed_everything", str(seed)),
     ]
     stages = {"stage 1": [*("--model.reconstruction_steps", str(options.steps))]}
     stages["stage 1"] += ["--model.densification.max_gaussians", str(most)]
