@@ -12,7 +12,9 @@ from torch import Tensor
 
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.cli import main
-from flexgs_lightning.deploy.dialects import DIALECTS, adapted, find_dialect
+from flexgs_lightning.deploy.dialects.closed_form import adapted
+from flexgs_lightning.deploy.dialects.distillation import distilled
+from flexgs_lightning.deploy.dialects.table import DIALECTS, find_dialect
 from flexgs_lightning.deploy.formats.registry import read_splats
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.metrics.psnr import psnr

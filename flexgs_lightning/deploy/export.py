@@ -10,7 +10,8 @@ from typing import Any, Literal
 from flexgs_lightning.cameras import Cameras
 from flexgs_lightning.data.capture import Capture
 from flexgs_lightning.deploy.budgets import Budget, parse_budgets
-from flexgs_lightning.deploy.dialects import adapted, find_dialect
+from flexgs_lightning.deploy.dialects.distillation import STEPS, distilled
+from flexgs_lightning.deploy.dialects.table import find_dialect
 from flexgs_lightning.deploy.fitting import Form, write_within
 from flexgs_lightning.deploy.formats import splatv
 from flexgs_lightning.deploy.formats.registry import FORMATS, STREAMED, Format, all_suffixes, find_format
@@ -27,6 +28,7 @@ from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
 from flexgs_lightning.model.budget import MEGABYTE
 from flexgs_lightning.model.checkpoint import Model
+from flexgs_lightning.splats import Splats
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ def export(
     profile: Path | None = None,
     time: str | None = None,
     for_viewer: str = "gsplat",
+    distillation_steps: int = STEPS,
     measure: bool = True,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: bool = False,
@@ -57,7 +60,8 @@ def export(
         ckpt: Checkpoint of a training, or an elastic file (.egs).
         output: The file to write; with several budgets a folder, which gets a file for each and an
             index.json: file, format, ratio (the one asked for, or else what the budget comes to), Gaussians,
-            bytes, and the PSNR of the file as read back on the capture's test views.
+            bytes, the viewer (--for) if it is for another's, and the PSNR of the file as read back on the
+            capture's test views.
         format: ply, compressed-ply, splat, spz or spz3 (SPZ version 4 or 3), sog, glb, or streamed-sog (one
             folder whose levels of detail are the budgets), or splatv for a scene that moves; by default what
             the output's suffix means, and ply for a folder.
@@ -70,10 +74,14 @@ def export(
         time: Moment of a scene that moves to write as it is then, such as 0.5: in seconds if it is known how
             long the scene lasts, otherwise from 0 to 1. Only splatv holds all moments.
         for_viewer: Viewer (--for) that the file shall look right in as it comes: gsplat, spark, playcanvas or
-            supersplat. The last three filter Gaussians otherwise, so scales and opacities are adapted to
-            them, at the size of the photos; this needs the capture of the training.
-        measure: Draw the capture's test views from each file of a folder, for the index; not of files that
-            are for viewers that draw otherwise than we do.
+            supersplat. The last three draw Gaussians otherwise, so the file gets other ones, which look
+            there as the model's own do here, at the size of the photos; this needs the capture of the
+            training.
+        distillation_steps: With --for, pictures through the training's cameras that the Gaussians are fitted
+            to, all together and as the viewer draws them; a few seconds a hundred. 0 adapts each by itself,
+            which is quicker and loses more.
+        measure: Draw the capture's test views from each file of a folder, for the index; of files for viewers
+            that draw otherwise than we do (--for), as an emulation of the viewer draws them.
         device: Where to draw them; "auto" takes CUDA where there is a device.
         overwrite: Replace the files if they exist.
     """
@@ -82,20 +90,22 @@ def export(
     if streamed:
         output = output if output.name == LOD_META else output / LOD_META
     require_free(output, overwrite, _endings())
-    find_dialect(for_viewer)
+    dialect = find_dialect(for_viewer)
+    if distillation_steps < 0:
+        raise InputError(f"--distillation-steps {distillation_steps}: expected 0 or more.")
     if format == splatv.NAME or (format is None and output.suffix == splatv.SUFFIX):
         _export_film(load_any(ckpt), budgets, time, output)
         return
     if streamed:
         model = _still(load_any(ckpt), time)
         levels = timed(budgets, model, model.data, device)
-        _export_levels(model, levels, output.parent, _form(model, for_viewer))
+        _export_levels(model, levels, output.parent, _form(model, for_viewer, distillation_steps))
         return
     if len(budgets) == 1:
         chosen = find_format(output, format)
         model = _still(load_any(ckpt), time)
         (budget,) = timed(budgets, model, model.data, device)
-        _tell(output, _write(budget, model, chosen, output, _form(model, for_viewer)))
+        _tell(output, _write(budget, model, chosen, output, _form(model, for_viewer, distillation_steps)))
         return
     chosen = _named(format)
     if output.suffix:
@@ -105,8 +115,8 @@ def export(
     for budget in budgets:  # a bad one writes nothing
         if budget.max_megabytes is None:
             budget.of(model)
-    form = _form(model, for_viewer)
-    capture = _capture(model) if measure and find_dialect(for_viewer) is None else None
+    form = _form(model, for_viewer, distillation_steps)
+    capture = _capture(model) if measure else None
     with atomic_path(output) as temporary:
         temporary.mkdir()
         entries = []
@@ -116,13 +126,16 @@ def export(
             path = path.rename(path.with_name(f"{output.name}_{len(file.splats)}{chosen.suffix}"))
             _tell(path, file)
             entries.append(_entry(path, chosen, model, budget, len(file.splats)))
+            if dialect is not None:
+                entries[-1]["for"] = for_viewer
             if capture is not None:
                 read, where = chosen.read(path), choose_device(device)
-                entries[-1]["psnr"] = psnr_on_test_views(read, capture, model.background, where)
+                emulation = None if dialect is None else dialect.emulation
+                entries[-1]["psnr"] = psnr_on_test_views(read, capture, model.background, where, emulation)
         (temporary / INDEX).write_text(json.dumps(entries, indent=2) + "\n")
 
 
-def _form(model: Model, for_viewer: str) -> Form:
+def _form(model: Model, for_viewer: str, distillation_steps: int) -> Form:
     """What is written of the model's Gaussians for a viewer.
 
     Raises:
@@ -130,14 +143,17 @@ def _form(model: Model, for_viewer: str) -> Form:
     """
     dialect = find_dialect(for_viewer)
     if dialect is None:
-        return lambda splats: SplatFile(splats, model.antialiased)
+        return Form(lambda splats: SplatFile(splats, model.antialiased))
     root = model.data.get("root")
     if root is None or not Path(root).is_dir():
         raise InputError(f"--for {for_viewer}: needs the capture of the training, which is not at {root}.")
     cameras = [view.camera for view in open_capture(model.data).train_views]
-    return lambda splats: SplatFile(
-        adapted(splats, model.antialiased, dialect, cameras), antialiased=dialect.compensated
-    )
+
+    def file(splats: Splats, steps: int) -> SplatFile:
+        fitted = distilled(splats.to("cpu"), model.antialiased, dialect, cameras, steps)
+        return SplatFile(fitted, dialect.compensated)
+
+    return Form(lambda splats: file(splats, distillation_steps), draft=lambda splats: file(splats, 0))
 
 
 def _still(model: Model, time: str | None) -> Model:
@@ -179,7 +195,7 @@ def _write(budget: Budget, model: Model, format: Format, path: Path, form: Form)
     """Write the model within a budget, and return what was written; megabytes are those of the format."""
     if budget.max_megabytes is not None:
         return write_within(model, format, budget.max_megabytes * MEGABYTE, path, form)
-    file = form(budget.of(model))
+    file = form.of(budget.of(model))
     format.write(file, path)
     return file
 
@@ -189,7 +205,7 @@ def _export_levels(model: Model, budgets: list[Budget], output: Path, form: Form
     if any(budget.max_megabytes is not None for budget in budgets):
         raise InputError(f"--max_megabytes: not for {STREAMED}, whose levels are --ratio or --max_gaussians.")
     files = sorted(
-        (form(budget.of(model)) for budget in budgets),
+        (form.of(budget.of(model)) for budget in budgets),
         key=lambda file: -len(file.splats),
     )
     write_streamed_sog(files, output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from flexgs_lightning.deploy.formats.registry import Format, has_suffix
@@ -23,8 +24,18 @@ _CLOSE = 0.985
 """A share of the budget from which on a measured file is not made larger."""
 _TRIES = 8
 
-Form = Callable[[Splats], SplatFile]
-"""What is written of a model's Gaussians."""
+
+@dataclass(frozen=True)
+class Form:
+    """What is written of a model's Gaussians.
+
+    Attributes:
+        of: the file of some of them.
+        draft: one of about as many bytes, where ``of`` takes long: sizes are tried out with it.
+    """
+
+    of: Callable[[Splats], SplatFile]
+    draft: Callable[[Splats], SplatFile] | None = None
 
 
 def write_within(model: Model, format: Format, max_bytes: float, path: Path, form: Form) -> SplatFile:
@@ -56,7 +67,12 @@ def write_within(model: Model, format: Format, max_bytes: float, path: Path, for
 
 def _search(model: Model, format: Format, max_bytes: float, path: Path, form: Form) -> SplatFile:
     low, high = 0, len(model) + 1  # low fits, high does not, as far as was measured
-    count = min(max(int(max_bytes / _FIRST_GUESS), 1), len(model)) if model.elastic else len(model)
+    count = len(model)
+    if model.elastic:
+        count = min(max(int(max_bytes / _FIRST_GUESS), 1), len(model))
+        if form.draft is not None:
+            with temporary_path(path) as unused:
+                count = len(_search(model, format, max_bytes, unused, Form(form.draft)).splats)
     measured: list[tuple[int, int]] = []
     best = None
     with atomic_path(path) as kept, temporary_path(path) as trial:
@@ -94,6 +110,6 @@ def _at_least_one(count: int, format: Format, max_bytes: float) -> int:
 
 
 def _write(model: Model, format: Format, count: int, path: Path, form: Form) -> SplatFile:
-    file = form(model.at(max_gaussians=count))
+    file = form.of(model.at(max_gaussians=count))
     format.write(file, path)
     return file

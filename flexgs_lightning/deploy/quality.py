@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flexgs_lightning.data.capture import Capture
+from flexgs_lightning.deploy.dialects.emulation import Emulation
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.deploy.render import draw, read_photo
 from flexgs_lightning.metrics.psnr import psnr
@@ -17,13 +18,25 @@ from flexgs_lightning.metrics.psnr import psnr
 
 @torch.no_grad()
 def psnr_on_test_views(
-    file: SplatFile, capture: Capture, background: Float[Tensor, " 3"], device: torch.device
+    file: SplatFile,
+    capture: Capture,
+    background: Float[Tensor, " 3"],
+    device: torch.device,
+    emulation: Emulation | None = None,
 ) -> float:
-    """Mean over the capture's test views of each image's PSNR in dB, drawn as the file says."""
-    splats = file.splats.to(device)
+    """Mean over the capture's test views of each image's PSNR in dB.
+
+    Drawn as the file says, or as a viewer draws it: on the CPU then.
+    """
+    if emulation is not None:
+        device = torch.device("cpu")
+    splats, background = file.splats.to(device), background.to(device)
     values = []
     for view in tqdm(capture.test_views, desc="PSNR on test views", unit="view", leave=False):
-        image = draw(splats, view.camera, background.to(device), file.antialiased)
+        if emulation is None:
+            image = draw(splats, view.camera, background, file.antialiased)
+        else:
+            image = emulation(splats, view.camera, background)
         photo = read_photo(view.source, background).to(device)
         values.append(psnr(image[None], photo[None]).item())
     return statistics.fmean(values)

@@ -25,12 +25,14 @@ from flexgs_lightning.rendering.cpu import (
     tile_pixels,
 )
 from flexgs_lightning.rendering.cpu.tiles import build_tile_lists
-from flexgs_lightning.rendering.types import Outputs, Picture, Projection
+from flexgs_lightning.rendering.types import OURS, Falloff, Footprint, Outputs, Picture, Projection
 from flexgs_lightning.splats import Splats
 
 
-def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool) -> Projection:
-    """The first step of drawing.
+def project(
+    splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool, footprint: Footprint = OURS
+) -> Projection:
+    """The first step of drawing; ``footprint`` is ours, or a viewer's.
 
     Raises:
         ValueError: a tensor of ``splats`` is not float32, the only type of the kernels.
@@ -41,13 +43,18 @@ def project(splats: Splats, cameras: Cameras, sh_degree: int, antialiased: bool)
             raise ValueError(f"rasterize: splats.{name} must be torch.float32, found {dtype}.")
     ellipsoids = (splats.means, splats.quats, splats.scales, splats.opacities)
     sh = None if splats.has_features else splats.sh
-    return Projection(*_Projection.apply(*ellipsoids, sh, cameras, sh_degree, antialiased))
+    return Projection(*_Projection.apply(*ellipsoids, sh, cameras, sh_degree, antialiased, footprint))
 
 
 def blend(
-    projection: Projection, width: int, height: int, background: Float[Tensor, "C D"], outputs: Outputs
+    projection: Projection,
+    width: int,
+    height: int,
+    background: Float[Tensor, "C D"],
+    outputs: Outputs,
+    falloff: Falloff | None = None,
 ) -> Picture:
-    """The second step of drawing; reads no radii."""
+    """The second step of drawing; reads no radii. ``falloff`` is a viewer's own."""
     means2d, features, extents, _ = projection
     channels = background.shape[1]
     missing = tile_pixels.CHANNELS - channels
@@ -55,7 +62,7 @@ def blend(
         features, background = pad(features, (0, missing)), pad(background, (0, missing))
     absolute: list[Tensor] = []
     image, alpha, depth, weights, hits = _Blending.apply(
-        means2d, features, extents, width, height, background, outputs, absolute
+        means2d, features, extents, width, height, background, outputs, falloff, absolute
     )
     absgrad = (lambda: absolute[-1]) if outputs.absgrad else None
     return Picture(image if missing <= 0 else image[..., :channels], alpha, depth, weights, hits, absgrad)
@@ -83,24 +90,26 @@ class _Projection(torch.autograd.Function):
         cameras: Cameras,
         degree: int,
         antialiased: bool,
+        footprint: Footprint,
     ) -> tuple[Tensor, ...]:
         shape = (len(cameras), len(means))
         means2d, extents = torch.empty(*shape, 2), torch.empty(*shape, 2)
         features = torch.empty(*shape, 5 if sh is None else 8)
         radii = torch.empty(*shape, 2, dtype=torch.int32)
-        cams = projection.pack_cameras(cameras)
+        cams = projection.pack_cameras(cameras, footprint.margin)
         inputs = (means, quats, scales, opacities, sh)
         run(
             projection.project,
             shape[0] * -(-shape[1] // projection.CHUNK),
             cams,
             (cameras.width, cameras.height),
+            footprint.low_pass,
             antialiased,
             degree,
             *_arrays(*inputs, means2d, features, extents, radii),
         )
         ctx.save_for_backward(*inputs, features, radii)
-        ctx.options = cams, antialiased, degree
+        ctx.options = cams, footprint.low_pass, antialiased, degree
         ctx.mark_non_differentiable(extents, radii)
         return means2d, features, extents, radii
 
@@ -115,7 +124,7 @@ class _Projection(torch.autograd.Function):
             *ctx.options,
             *_arrays(*saved, v_means2d, v_features, *gradients),
         )
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 
 class _Blending(torch.autograd.Function):
@@ -131,6 +140,7 @@ class _Blending(torch.autograd.Function):
         height: int,
         background: Tensor,
         outputs: Outputs,
+        falloff: Falloff | None,
         absolute: list[Tensor],
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
@@ -143,7 +153,7 @@ class _Blending(torch.autograd.Function):
         counted = outputs.weights or outputs.hits
         slots = np.empty((len(lists.splats), 2), np.float32) if counted else None
         rest = channels - tile_pixels.CHANNELS or None
-        tiles = (lists.offsets, lists.splats, lists.entries, lists.columns, lists.tiles, rest)
+        tiles = (lists.offsets, lists.splats, lists.entries, lists.columns, lists.tiles, rest, falloff)
         flat = [_array(tensor.flatten(0, 1)) for tensor in (means2d, features, extents)]
         drawn = _arrays(background, image, alpha, depth, transmittance, stop)
         run(raster.draw, count * lists.tiles, *tiles, *flat, *drawn, slots)
@@ -181,7 +191,7 @@ class _Blending(torch.autograd.Function):
         if absolute is not None:
             ctx.absolute.append(_sum_slots(ctx.entry_offsets, absolute)[0].view(means2d.shape))
         v_means2d, v_features = _sum_slots(ctx.entry_offsets, slots)
-        return v_means2d.view(means2d.shape), v_features.view(features.shape), *[None] * 6
+        return v_means2d.view(means2d.shape), v_features.view(features.shape), *[None] * 7
 
 
 def _sum_slots(entry_offsets: np.ndarray, slots: np.ndarray) -> tuple[Tensor, Tensor]:

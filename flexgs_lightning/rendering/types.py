@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
+import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -16,6 +17,41 @@ from flexgs_lightning.splats import Splats
 EPS2D = 0.3
 """Low-pass filter: added to the diagonal of every projected covariance, in square pixels."""
 FAR_PLANE = 1e10
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """How Gaussians become ellipses on the image plane.
+
+    Attributes:
+        low_pass: square pixels added to projected covariances.
+        margin: share of the image's size by which a Gaussian's centre may lie outside of it before the
+            projection is linearised at the margin instead.
+    """
+
+    low_pass: float = EPS2D
+    margin: float = 0.15
+
+
+OURS = Footprint()
+"""Gsplat's."""
+
+
+class Falloff(NamedTuple):
+    """A viewer's own falloff: gain (exp(-sigma) - floor) where exp(-sigma) is ``least`` or more, else 0.
+
+    With gain = 1 / (1 - floor) it is 1 in the centre. Float32, like all that the kernels take.
+    """
+
+    gain: np.float32
+    floor: np.float32
+    least: np.float32
+
+    @classmethod
+    def of(cls, floor: float, least: float) -> Falloff:
+        """Of a falloff that is 1 in the centre."""
+        return cls(np.float32(1 / (1 - floor)), np.float32(floor), np.float32(least))
+
 
 T = TypeVar("T")
 Drawn = Splats | Sequence[Splats]

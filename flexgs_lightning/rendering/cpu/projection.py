@@ -2,7 +2,7 @@
 
 Elliptical weighted average splatting (Zwicker et al. 2001; Kerbl et al. 2023). With W the camera's
 rotation, J the Jacobian of the perspective projection at the centre, R S the Gaussian's rotation and
-scales, the screen covariance is F F^T + eps I with the 2x3 factor F = J W R S. Working with F instead of
+scales, the screen covariance is F F^T + low_pass I with the 2x3 factor F = J W R S. Working with F instead of
 3x3 covariances halves the arithmetic, and det(F F^T) = |f1 x f2|^2 never suffers cancellation.
 
 The ellipse is passed on as (h, k, g) with sigma(d) = h (dx + k dy)^2 + g dy^2, the exponent of the
@@ -35,7 +35,7 @@ from flexgs_lightning.rendering.cpu.side_by_side import (
     whole_lanes,
 )
 from flexgs_lightning.rendering.cpu.spherical_harmonics import put_basis
-from flexgs_lightning.rendering.types import EPS2D, FAR_PLANE
+from flexgs_lightning.rendering.types import FAR_PLANE
 
 CHUNK = 512
 """Gaussians in one work item."""
@@ -48,19 +48,20 @@ ZERO, HALF = np.float32(0.0), np.float32(0.5)
 _MEAN, _QUAT, _SCALE, _CENTRE, _SHAPE, _SIZE, _BASIS, _END = 0, 3, 7, 10, 13, 16, 20, 36
 
 
-def pack_cameras(cameras: Cameras) -> Float[ndarray, "C 24"]:
+def pack_cameras(cameras: Cameras, margin: float) -> Float[ndarray, "C 24"]:
     """Rows of rotation (9), translation (3), fx fy cx cy, view limits (4), position (3), near plane.
 
-    The limits bound x / z and y / z in the Jacobian to the frustum with a margin of 15 % of its width,
-    because the linearisation explodes far outside the image: min x, max x, min y, max y.
+    The limits bound x / z and y / z in the Jacobian to the frustum with a margin, a share of its width,
+    because the linearisation explodes far outside the image: min x, max x, min y, max y. With an infinite
+    margin there are none.
     """
     viewmats = cameras.viewmats.detach().cpu().double().numpy()
     Ks = cameras.Ks.detach().cpu().double().numpy()
     rotation, translation = viewmats[:, :3, :3], viewmats[:, :3, 3]
     focal, centre = Ks[:, [0, 1], [0, 1]], Ks[:, :2, 2]
     size = np.array([cameras.width, cameras.height])
-    margin = 0.15 * size / focal
-    low, high = -centre / focal - margin, (size - centre) / focal + margin
+    beyond = margin * size / focal
+    low, high = -centre / focal - beyond, (size - centre) / focal + beyond
     limits = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
     position = -np.einsum("cij,ci->cj", rotation, translation)
     near = np.full((len(cameras), 1), cameras.near_plane)
@@ -136,14 +137,14 @@ def screen_axes(cam, x, y, z):
 
 
 @inlined
-def covariance(f1, f2):
-    """F F^T as (xx, xy, yy), its determinant, and that of F F^T + eps I."""
+def covariance(f1, f2, low_pass):
+    """F F^T as (xx, xy, yy), its determinant, and that of F F^T + low_pass I."""
     xx, xy, yy = dot(f1, f1), dot(f1, f2), dot(f2, f2)
     n0 = f1[1] * f2[2] - f1[2] * f2[1]
     n1 = f1[2] * f2[0] - f1[0] * f2[2]
     n2 = f1[0] * f2[1] - f1[1] * f2[0]
     determinant = n0 * n0 + n1 * n1 + n2 * n2
-    return xx, xy, yy, determinant, determinant + EPS2D * (xx + yy) + EPS2D * EPS2D
+    return xx, xy, yy, determinant, determinant + low_pass * (xx + yy) + low_pass * low_pass
 
 
 @inlined
@@ -156,7 +157,7 @@ def view_direction(cam, mean):
 
 @kernel
 def project(
-    counter, count, cams, size, antialiased, degree,
+    counter, count, cams, size, low_pass, antialiased, degree,
     means, quats, scales, opacities, sh,
     means2d, features, extents, radii,
 ):  # fmt: skip
@@ -166,7 +167,8 @@ def project(
         counter: shared item counter; ``count`` items are C x ceil(N / CHUNK).
         cams: [C, 24] from ``pack_cameras``.
         size: (width, height).
-        antialiased: multiply opacities by sqrt(det / det_with_eps).
+        low_pass: square pixels added to the covariances' diagonals.
+        antialiased: multiply opacities by sqrt(det / det_with_low_pass).
         degree: spherical-harmonics degree to evaluate.
         means, quats, scales, opacities, sh: the ``Splats``; ``sh`` is None if they carry no harmonics.
         means2d: out, [C, N, 2] pixels.
@@ -185,7 +187,7 @@ def project(
             found = np.uint64(min(BATCH, end - first))
             _load(planes, found, first, means, quats, scales)
             for j in whole_lanes(found):
-                _ellipse(planes, j, cam)
+                _ellipse(planes, j, cam, low_pass)
             if sh is not None:
                 for j in whole_lanes(found):
                     x, y, z, _ = view_direction(cam, get3(planes, _MEAN, j))
@@ -219,15 +221,15 @@ def _load(planes, found, first, means, quats, scales):
 
 
 @inlined
-def _ellipse(planes, j, cam):
+def _ellipse(planes, j, cam, low_pass):
     """What does not depend on whether the Gaussian is seen; of one behind the camera it is never read."""
     w, qx, qy, qz = get4(planes, _QUAT, j)
     rotation, scale = rotation_of(w, qx, qy, qz)[2], get3(planes, _SCALE, j)
     x, y, z = to_camera(cam, get3(planes, _MEAN, j))
     t1, t2 = screen_axes(cam, x, y, z)
     f1, f2 = scaled(times_matrix(t1, rotation), scale), scaled(times_matrix(t2, rotation), scale)
-    xx, xy, yy, plain, determinant = covariance(f1, f2)
-    xx, yy = xx + EPS2D, yy + EPS2D
+    xx, xy, yy, plain, determinant = covariance(f1, f2, low_pass)
+    xx, yy = xx + low_pass, yy + low_pass
     put3(planes, _CENTRE, j, (cam[12] * x / z + cam[14], cam[13] * y / z + cam[15], z))
     put3(planes, _SHAPE, j, (0.5 * yy / determinant, -xy / yy, 0.5 / yy))
     put4(planes, _SIZE, j, (math.sqrt(xx), math.sqrt(yy), determinant, math.sqrt(plain / determinant)))

@@ -33,7 +33,6 @@ from flexgs_lightning.rendering.cpu.side_by_side import (
     whole_lanes,
 )
 from flexgs_lightning.rendering.cpu.spherical_harmonics import direction_gradient, put_basis
-from flexgs_lightning.rendering.types import EPS2D
 
 ZERO = np.float32(0.0)
 
@@ -46,7 +45,7 @@ _BY_MEAN, _BY_SCALE, _BY_QUAT, _BY_OPACITY, _GRADIENTS = 0, 3, 6, 10, 11
 
 @kernel
 def project_backward(
-    counter, count, cams, antialiased, degree,
+    counter, count, cams, low_pass, antialiased, degree,
     means, quats, scales, opacities, sh, features, radii, v_means2d, v_features,
     v_means, v_quats, v_scales, v_opacities, v_sh,
 ):  # fmt: skip
@@ -71,7 +70,7 @@ def project_backward(
                 )  # fmt: skip
                 cam = load_camera(cams, c)
                 for j in whole_lanes(visible):
-                    _ellipse_backward(planes, j, cam, antialiased)
+                    _ellipse_backward(planes, j, cam, low_pass, antialiased)
                 if sh is not None:
                     for j in whole_lanes(visible):
                         direction = view_direction(cam, get3(planes, _MEAN, j))
@@ -163,7 +162,7 @@ def _plus(u, v):
 
 
 @inlined
-def _ellipse_backward(planes, j, cam, antialiased):
+def _ellipse_backward(planes, j, cam, low_pass, antialiased):
     """Gradients by centre, scales, quaternion and opacity."""
     w, qx, qy, qz = get4(planes, _QUAT, j)
     unit, inverse_norm, rotation = rotation_of(w, qx, qy, qz)
@@ -176,11 +175,11 @@ def _ellipse_backward(planes, j, cam, antialiased):
 
     v_xx, v_xy, v_yy = _covariance_gradient(get3(planes, _ELLIPSE, j), get3(planes, _V_ELLIPSE, j))
     if antialiased:  # opacity * sqrt(plain / determinant)
-        xx, xy, yy, plain, determinant = covariance(f1, f2)
+        xx, xy, yy, plain, determinant = covariance(f1, f2, low_pass)
         ratio = math.sqrt(plain / determinant)
         half = 0.5 * ratio * opacity * v_opacity
-        v_xx += half * (yy / plain - (yy + EPS2D) / determinant)
-        v_yy += half * (xx / plain - (xx + EPS2D) / determinant)
+        v_xx += half * (yy / plain - (yy + low_pass) / determinant)
+        v_yy += half * (xx / plain - (xx + low_pass) / determinant)
         v_xy -= 2.0 * half * xy * (1.0 / plain - 1.0 / determinant)
         v_opacity *= ratio
 

@@ -32,6 +32,7 @@ from flexgs_lightning.rendering.cpu.tile_pixels import (
     X,
     Y,
     covered,
+    fallen,
     further_plane,
     new_state,
     prefetch_splat,
@@ -80,7 +81,7 @@ def _all_finished(state, place):
 
 @kernel
 def draw(
-    counter, count, tile_offsets, tile_splats, tile_entries, columns, tiles, rest,
+    counter, count, tile_offsets, tile_splats, tile_entries, columns, tiles, rest, falloff,
     means2d, features, extents, background, image, alpha, depth, transmittance, stop, importance,
 ):  # fmt: skip
     """Blend all tiles; one item is a tile of one camera.
@@ -90,6 +91,7 @@ def draw(
         tile_offsets, tile_splats, tile_entries, columns, tiles: see ``TileLists``.
         rest: R, the number of channels beyond the first three, or None: numba then compiles all that is for
             them away.
+        falloff: a ``types.Falloff`` other than the Gaussian's own, or None: compiled away likewise.
         means2d, features, extents: [C N, ...] as from ``project``.
         background: [C, 3 + R].
         image, alpha, depth: out, [C, H, W, 3 + R | 1 | 1]; depth may be None.
@@ -118,7 +120,9 @@ def draw(
             if not finished:
                 j = place % _BATCH
                 begin, end = spans[j, 0], spans[j, 1]
-                weight, hits = _blend(state, begin, end, np.float32(place), _at_hand(batch, j), depth, rest)
+                weight, hits = _blend(
+                    state, begin, end, np.float32(place), _at_hand(batch, j), falloff, depth, rest
+                )
                 if rest is not None:
                     _blend_rest(state, begin, end, features, tile_splats[first + place], rest)
             elif importance is None:
@@ -131,7 +135,7 @@ def draw(
 
 
 @inlined
-def _blend(state, begin, end, place, splat, with_depth, with_rest):
+def _blend(state, begin, end, place, splat, falloff, with_depth, with_rest):
     """Add one Gaussian to the pixels begin..end; return the sum of its weights and its pixel count.
 
     Arguments ``with_`` are None where something is not asked for: numba then compiles its terms away.
@@ -141,7 +145,10 @@ def _blend(state, begin, end, place, splat, with_depth, with_rest):
     for i in range(begin, end):
         dy = state[Y + i] - my
         u = state[X + i] - mx + k * dy
-        alpha = min(ALPHA_MAX, opacity * exp_negative(h * u * u + g * dy * dy))
+        value = exp_negative(h * u * u + g * dy * dy)
+        if falloff is not None:
+            value = fallen(value, falloff)
+        alpha = min(ALPHA_MAX, opacity * value)
         T, stop = state[TRANSMITTANCE + i], state[STOP + i]
         after = T - alpha * T
         reached = (alpha >= ALPHA_MIN) & (stop > place)

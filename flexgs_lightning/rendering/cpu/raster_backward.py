@@ -27,6 +27,7 @@ from flexgs_lightning.rendering.cpu.tile_pixels import (
     X,
     Y,
     covered,
+    fallen,
     further_plane,
     new_state,
     prefetch_splat,
@@ -53,7 +54,7 @@ def _load_splat(means2d, features, i, left, top):
 
 @kernel
 def draw_backward(
-    counter, count, tile_offsets, tile_splats, tile_entries, columns, tiles, rest,
+    counter, count, tile_offsets, tile_splats, tile_entries, columns, tiles, rest, falloff,
     means2d, features, extents, background, alpha, depth, transmittance, stop, v_image, v_alpha, v_depth,
     gradients, absolute,
 ):  # fmt: skip
@@ -87,7 +88,7 @@ def draw_backward(
                 if rest is not None:
                     _gradient_by_weight(state, begin, end, features, index, rest)
                 values, across, down = _blend_backward(
-                    state, begin, end, np.float32(place), splat, v_alpha, v_depth, absolute, rest
+                    state, begin, end, np.float32(place), splat, falloff, v_alpha, v_depth, absolute, rest
                 )
                 if rest is not None:
                     _rest_backward(state, begin, end, gradients, row, rest)
@@ -146,7 +147,9 @@ def _load(
 
 
 @inlined
-def _blend_backward(state, begin, end, place, splat, with_alpha, with_depth, with_absolute, with_rest):
+def _blend_backward(
+    state, begin, end, place, splat, falloff, with_alpha, with_depth, with_absolute, with_rest
+):
     """Step back over one Gaussian: restore T in front of it and return its gradients (``_GRADIENTS`` of
     them), and the sums of absolute ones by the centre's two coordinates.
 
@@ -160,7 +163,10 @@ def _blend_backward(state, begin, end, place, splat, with_alpha, with_depth, wit
     for i in range(begin, end):
         dy = state[Y + i] - my
         u = state[X + i] - mx + k * dy
-        free = opacity * exp_negative(h * u * u + g * dy * dy)
+        value = exp_negative(h * u * u + g * dy * dy)
+        free = opacity * value
+        if falloff is not None:
+            free = opacity * fallen(value, falloff)
         capped = min(ALPHA_MAX, free)
         drawn = (capped >= ALPHA_MIN) & (state[STOP + i] > place)
         alpha = capped if drawn else ZERO
@@ -184,9 +190,12 @@ def _blend_backward(state, begin, end, place, splat, with_alpha, with_depth, wit
         v_red += weight * pr
         v_green += weight * pg
         v_blue += weight * pb
-        v = free * v_alpha if drawn & (free <= ALPHA_MAX) else ZERO  # minus the gradient by sigma
-        vu, vy = v * u, v * dy
+        v = free * v_alpha if drawn & (free <= ALPHA_MAX) else ZERO
         s += v
+        if falloff is not None:
+            v = opacity * value * falloff.gain * v_alpha if drawn & (free <= ALPHA_MAX) else ZERO
+        # From here on v is minus the gradient by sigma.
+        vu, vy = v * u, v * dy
         su += vu
         sy += vy
         suu += vu * u

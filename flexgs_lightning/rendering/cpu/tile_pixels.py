@@ -57,6 +57,12 @@ def covered(my, extent):
 
 
 @inlined
+def fallen(value, falloff):
+    """What a viewer with another falloff draws where the Gaussian has ``value``."""
+    return (value - falloff.floor) * falloff.gain if value >= falloff.least else ZERO
+
+
+@inlined
 def prefetch_splat(means2d, features, extents, i):
     """Have what blending reads of a Gaussian brought near; see ``AHEAD``."""
     prefetch(means2d, i)

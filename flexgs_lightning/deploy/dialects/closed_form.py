@@ -1,4 +1,4 @@
-"""Dialects: what other people's viewers make of a Gaussian, and files that look there as they do here.
+"""Each Gaussian by itself: the scales and opacity with which a viewer draws it most nearly as we do.
 
 Our rasterizer, like gsplat, adds 0.3 square pixels to each projected covariance and draws exp(-sigma) of it.
 Others add another amount, make up for it in the opacity, or draw another falloff. A file for such a viewer
@@ -9,7 +9,7 @@ over pixels) to what it is here, as the capture's cameras see it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.errors import InputError
+from flexgs_lightning.deploy.dialects.table import Dialect
 from flexgs_lightning.rendering.types import EPS2D
 from flexgs_lightning.splats import Splats
 
@@ -28,45 +28,6 @@ MORE_BLUR = (0.0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6)
 """Square pixels that a Gaussian may grow by where its opacity alone cannot make up for the filter."""
 _NEAR = 0.01
 _FULLY_OPAQUE = 0.9999
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """How a viewer draws a Gaussian.
-
-    Attributes:
-        low_pass: square pixels that it adds to a projected covariance.
-        compensated: whether opacity falls by as much as that spreads it.
-        width: covariance, as a share of the drawn one, of the Gaussian nearest to the viewer's falloff.
-        height: that Gaussian's value in the centre.
-    """
-
-    low_pass: float
-    compensated: bool
-    width: float = 1.0
-    height: float = 1.0
-
-
-_PLAYCANVAS = Dialect(low_pass=0.075, compensated=False, width=0.936, height=1.015)
-"""Its falloff is (exp(-sigma) - e^-4) / (1 - e^-4) up to sigma = 4."""
-DIALECTS: dict[str, Dialect | None] = {
-    "gsplat": None,
-    "spark": Dialect(low_pass=EPS2D, compensated=True),
-    "playcanvas": _PLAYCANVAS,
-    "supersplat": _PLAYCANVAS,
-}
-"""By the viewer's name, as it comes (Spark 2.2, PlayCanvas 2.23); None draws as we do."""
-
-
-def find_dialect(name: str) -> Dialect | None:
-    """The dialect of a viewer; None if it draws as we do.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    if name not in DIALECTS:
-        raise InputError(f"--for: expected one of {', '.join(DIALECTS)}, found '{name}'.")
-    return DIALECTS[name]
 
 
 @torch.no_grad()
@@ -79,9 +40,9 @@ def adapted(splats: Splats, antialiased: bool, dialect: Dialect, cameras: Sequen
         dialect: of the viewer.
         cameras: of the capture, one each; a Gaussian that none of them sees stays as it is.
     """
-    if dialect == Dialect(EPS2D, compensated=True) and antialiased:
+    if antialiased and dialect.compensated and dialect.low_pass == EPS2D:
         return splats  # the same filter
-    chosen = [cameras[i] for i in _evenly(len(cameras), MAX_VIEWS)]
+    chosen = _evenly(cameras, MAX_VIEWS)
     footprints = [_footprint(splats, camera) for camera in chosen]
     pixel = _typical_pixel(footprints)
     scales, opacities = splats.scales.clone(), splats.opacities.clone()
@@ -106,8 +67,14 @@ class _Footprint(NamedTuple):
     pixel: Float[Tensor, " N"]
 
 
-def _evenly(count: int, most: int) -> list[int]:
-    return sorted({round(i * (count - 1) / max(1, min(count, most) - 1)) for i in range(min(count, most))})
+def typical_pixel(splats: Splats, cameras: Sequence[Cameras]) -> Float[Tensor, " N"]:
+    """Width of a pixel in world units where each Gaussian is, for the cameras that see it; 0 if none does."""
+    return _typical_pixel([_footprint(splats, camera) for camera in _evenly(cameras, MAX_VIEWS)])
+
+
+def _evenly(cameras: Sequence[Cameras], most: int) -> list[Cameras]:
+    last, count = len(cameras) - 1, min(len(cameras), most)
+    return [cameras[i] for i in sorted({round(i * last / max(1, count - 1)) for i in range(count)})]
 
 
 def _footprint(splats: Splats, camera: Cameras) -> _Footprint:
