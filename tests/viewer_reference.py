@@ -1,8 +1,8 @@
 """Spark and PlayCanvas written a second time: dense, float64, back to front, one Gaussian after the other.
 
-Facts from the viewers' own code as published (Spark 2.2, PlayCanvas 2.23), in a form that shares nothing with
-``flexgs_lightning.deploy.dialects.emulation``: numbers are packed into integers, Gaussians sorted by counting,
-and painted over each other.
+Facts from the viewers' own code as published (Spark 2.2, PlayCanvas 2.23), in a form that shares nothing
+with ``flexgs_lightning.deploy.dialects.emulation``: numbers are packed into integers, Gaussians sorted by
+counting, and painted over each other.
 """
 
 from __future__ import annotations

@@ -177,21 +177,21 @@ def _places(splats: Splats, camera: Cameras) -> Float[Tensor, " N"]:
     There are about a quarter as many buckets as Gaussians, over the depth of the box around all of them, so
     that a small file, or one with Gaussians far away, is sorted coarsely.
     """
-    reach = 2 * splats.scales.amax(dim=1, keepdim=True)
-    low, high = (splats.means - reach).amin(dim=0), (splats.means + reach).amax(dim=0)
+    means, reach = splats.means.double(), 2 * splats.scales.double().amax(dim=1, keepdim=True)
+    low, high = (means - reach).amin(dim=0), (means + reach).amax(dim=0)
     axis, offset = camera.viewmats[0, 2, :3].double(), camera.viewmats[0, 2, 3].double()
     nearest = (torch.where(axis > 0, low, high) * axis).sum() + offset
     furthest = (torch.where(axis > 0, high, low) * axis).sum() + offset
     depth = float(furthest - nearest)
     bits = max(10, min(20, round(math.log2(max(len(splats), 1) / 4))))
     own = max(0, min(_BINS - 1, math.floor(float(furthest) / depth * _BINS)))
-    shares = [next(share for reach, share in _SHARES if abs(i - own) <= reach) for i in range(_BINS)]
+    shares = [next(share for away, share in _SHARES if abs(i - own) <= away) for i in range(_BINS)]
     buckets = torch.tensor([max(1.0, share * (2**bits + 1) // sum(shares)) for share in shares])
     begins = buckets.cumsum(0) - buckets
-    at = (furthest - offset - splats.means.double() @ axis) * (_BINS / depth)
+    at = (furthest - offset - means @ axis) * (_BINS / depth)
     bins = at.long().clamp(0, _BINS - 1)
     bucket = (begins[bins] + buckets[bins] * (at - bins)).long()  # from the furthest on
-    order = torch.argsort(_morton_codes(splats.means) - (bucket << 3 * _MORTON_BITS), stable=True)
+    order = torch.argsort(_morton_codes(means) - (bucket << 3 * _MORTON_BITS), stable=True)
     places = torch.empty(len(splats))
     places[order] = torch.arange(1.0, len(splats) + 1)
     return places
