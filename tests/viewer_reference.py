@@ -46,6 +46,7 @@ def seen_in(viewer: str, splats: Splats, camera: Cameras) -> Tensor:
         order = torch.argsort(local.detach().norm(dim=1), descending=True, stable=True).tolist()
     else:
         covariance = with_radius_within(covariance, float(size.min()), drawn)
+        drawn &= torch.linalg.eigvalsh(torch.where(drawn[:, None, None], covariance, 0.0))[:, 1] >= 1 / 8
         order = painted_by_playcanvas(order_of, camera)
     ys, xs = torch.meshgrid(torch.arange(camera.height), torch.arange(camera.width), indexing="ij")
     pixels = torch.stack([xs, ys], -1) + 0.5

@@ -15,7 +15,7 @@ from flexgs_lightning.deploy.dialects.table import find_dialect
 from flexgs_lightning.deploy.fitting import Form, write_within
 from flexgs_lightning.deploy.formats import splatv
 from flexgs_lightning.deploy.formats.registry import FORMATS, STREAMED, Format, all_suffixes, find_format
-from flexgs_lightning.deploy.formats.splat_file import SplatFile
+from flexgs_lightning.deploy.formats.splat_file import SplatFile, require_drawable
 from flexgs_lightning.deploy.formats.streamed_sog import LOD_META, write_streamed_sog
 from flexgs_lightning.deploy.opening import choose_device, load_any, open_capture
 from flexgs_lightning.deploy.profile import timed
@@ -150,6 +150,7 @@ def _form(model: Model, for_viewer: str, distillation_steps: int) -> Form:
     cameras = [view.camera for view in open_capture(model.data).train_views]
 
     def file(splats: Splats, steps: int) -> SplatFile:
+        require_drawable(Path(f"--for {for_viewer}"), splats)
         fitted = distilled(splats.to("cpu"), model.antialiased, dialect, cameras, steps)
         return SplatFile(fitted, dialect.compensated)
 

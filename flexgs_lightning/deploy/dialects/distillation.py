@@ -27,7 +27,7 @@ STEPS = 400
 """Pictures that a file is fitted to unless another number is asked for."""
 RATES = {"means": 0.02, "quats": 0.002, "scales": 0.02, "opacities": 0.05, "sh0": 0.01, "shN": 0.002}
 """Adam's first step: pixels, unit quaternions, log-scales, logits, harmonics; falls to 0 along a cosine."""
-_LEAST_OPACITY = 1e-4
+_LEAST_OPACITY, _LEAST_SCALE = 1e-4, 1e-30
 _KEPT_BYTES = 1 << 28
 """Pictures of the teacher that are kept; beyond it each is drawn anew."""
 
@@ -73,7 +73,7 @@ class _Student:
         values = {
             "means": torch.zeros_like(start.means),
             "quats": functional.normalize(start.quats, dim=1),
-            "scales": start.scales.log(),
+            "scales": start.scales.clamp_min(_LEAST_SCALE).log(),
             "opacities": start.opacities.clamp(_LEAST_OPACITY, 1 - _LEAST_OPACITY).logit(),
             "sh0": start.sh[:, :1],
             "shN": start.sh[:, 1:],

@@ -26,10 +26,7 @@ from flexgs_lightning.splats import SH_C0, Splats
 BLACK = torch.zeros(3)
 _CUT = math.exp(-4)
 """Value of the Gaussian at sqrt(8) deviations, where both viewers stop drawing it."""
-
-
-_SPARK = Footprint(margin=math.inf)
-_PLAYCANVAS = Footprint(low_pass=0.075, margin=math.inf)
+_SPARK, _PLAYCANVAS = Footprint(margin=math.inf), Footprint(low_pass=0.075, margin=math.inf)
 
 
 class Emulation(Protocol):
@@ -60,7 +57,7 @@ def playcanvas(
 ) -> Float[Tensor, "H W 3"]:
     """PlayCanvas: a smaller low-pass filter, a falloff that reaches 0, sorted by depth into buckets."""
     projection = cpu_backend.project(splats, camera, splats.sh_degree, False, _PLAYCANVAS)
-    projection = _capped(projection, camera)
+    projection = _sized(projection, camera)
     places = _places(splats.detach(), camera)
     colours = projection.features[..., CHANNELS]
     return _blended(projection, camera, background, places, colours, Falloff.of(_CUT, _CUT))
@@ -88,21 +85,21 @@ def _not_far_outside(projection: Projection, camera: Cameras) -> Float[Tensor, "
     return torch.where(inside, projection.extents, 0.0)
 
 
-def _capped(projection: Projection, camera: Cameras) -> Projection:
-    """PlayCanvas draws no Gaussian of a radius, sqrt(8) deviations, beyond the image's smaller side."""
-    most = min(camera.width, camera.height, 1024) ** 2 / 8
+def _sized(projection: Projection, camera: Cameras) -> Projection:
+    """PlayCanvas draws no radius, sqrt(8) deviations, below a pixel or beyond the image's smaller side."""
+    least, most = 1 / 8, min(camera.width, camera.height, 1024) ** 2 / 8
     h, k, g = projection.features[0, :, SHAPE].detach().double().unbind(1)
     yy = 0.5 / g
-    xx = 0.5 / h + k.square() * yy
-    rows = ((xx + yy > most) & (projection.radii[0, :, 0] > 0)).nonzero().squeeze(1)  # of no others, surely
-    xy = -k * yy
-    matrices = torch.stack([xx, xy, xy, yy], 1)[rows].view(-1, 2, 2)
-    variances, axes = torch.linalg.eigh(matrices)
+    xx, xy = 0.5 / h + k.square() * yy, -k * yy
+    variance = (xx + yy) / 2 + ((xx - yy).square() / 4 + xy.square()).sqrt()  # the larger one
+    extents = torch.where((variance < least)[:, None], 0.0, projection.extents)
+    rows = ((variance > most) & (projection.radii[0, :, 0] > 0)).nonzero().squeeze(1)
+    variances, axes = torch.linalg.eigh(torch.stack([xx, xy, xy, yy], 1)[rows].view(-1, 2, 2))
     (xx, _), (xy, yy) = ((axes * variances.clamp_max(most)[:, None]) @ axes.mT).permute(1, 2, 0)
-    kept = variances[:, 1] <= most
-    shape = torch.stack([0.5 * yy / (xx * yy - xy.square()), -xy / yy, 0.5 / yy], 1).float()
-    features, extents = projection.features.clone(), projection.extents.clone()
-    features[0, rows, SHAPE] = torch.where(kept[:, None], features[0, rows, SHAPE], shape)
+    features = projection.features.clone()
+    features[0, rows, SHAPE] = torch.stack(
+        [0.5 * yy / (xx * yy - xy.square()), -xy / yy, 0.5 / yy], 1
+    ).float()
     reach = math.sqrt(8) * torch.stack([xx, yy], 1).sqrt().float()
     extents[0, rows] = torch.minimum(extents[0, rows], reach)
     return projection._replace(features=features, extents=extents)
