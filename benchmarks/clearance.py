@@ -142,6 +142,7 @@ def measure(capture: str, seed: int, options: argparse.Namespace) -> list[Compar
         *("--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "0"),
         *("--model.lpips", "none", "--trainer.enable_progress_bar", "false", "--seed_everything", str(seed)),
     ]
+    within = ("--model.clearance.share", f"{options.share:g}")
     stages = {"stage 1": [*("--model.reconstruction_steps", str(options.steps))]}
     stages["stage 1"] += ["--model.densification.max_gaussians", str(most)]
     if options.elastic_steps:
@@ -151,7 +152,7 @@ def measure(capture: str, seed: int, options: argparse.Namespace) -> list[Compar
     starts: tuple[Path, Path] | None = None
     for stage, own in stages.items():
         folders: list[Path] = []
-        for kind, extra in (("with", ()), ("without", WITHOUT)):
+        for kind, extra in ((f"with-{options.share:g}", within), ("without", WITHOUT)):
             if kind == "without" and removed(folders[0]) == 0 and (starts is None or starts[0] == starts[1]):
                 folders.append(folders[0])
                 continue
@@ -216,6 +217,7 @@ def main() -> None:
     train.add_argument("--steps", type=int, default=2_000)
     train.add_argument("--elastic_steps", type=int, default=0, help="length of the second stage")
     train.add_argument("--test_every", type=int, default=8)
+    train.add_argument("--share", type=float, default=CameraClearance().share, help="of the nearest distance")
     train.add_argument("--seeds", default="42", help="like 42,43: what differs between trainings anyway")
     cutting = commands.add_parser("cut")
     cutting.add_argument("--ckpts", type=Path, nargs="+", required=True)
