@@ -98,7 +98,7 @@ def test_held_out_views_do_not_count() -> None:
     held_out = Capture(
         **{**vars(capture(points, places)), "test_every": 4}  # the first is held out
     )
-    space = clear_space(held_out, CameraClearance())
+    space = clear_space(held_out, CameraClearance(share=0.5))
     assert space is not None
     torch.testing.assert_close(space.centers, torch.tensor([[0.0, 0, 0], [0.1, 0, 0], [0.2, 0, 0]]))
     assert float(space.radii.max()) == pytest.approx(2.0, abs=0.02)
@@ -168,8 +168,8 @@ def test_a_surface_behind_the_camera_keeps_its_room() -> None:
     )
     assert space is not None
     assert not space.contains(behind).any()
-    assert float(space.radii[0]) == pytest.approx(0.3, abs=0.01)
-    assert float(space.radii[1]) > 1.9  # the other camera keeps its own
+    assert float(space.radii[0]) == pytest.approx(0.8 * 0.6, abs=0.01)
+    assert float(space.radii[1]) > 3.1  # the other camera keeps its own
     few = torch.cat([wall(4.0), behind[: SURFACE_POINTS - 1]])  # mismatches are no surface
     space = clear_space(capture(few, [((0.0, 0.0, 0.0), seen)]), CameraClearance())
     assert space is not None
@@ -199,7 +199,7 @@ def test_real_captures_have_hardly_a_point_inside(shared_data: Path, name: str) 
     found = read_colmap(shared_data / name, downscale=4)
     space = clear_space(found, CameraClearance())
     assert space is not None
-    assert int(space.contains(found.points.positions).sum()) <= 1
+    assert int(space.contains(found.points.positions).sum()) <= len(found.points) / 2000
 
 
 # -- what is inside --------------------------------------------------------------------------------------
@@ -360,7 +360,8 @@ def test_floaters_before_a_held_out_camera_are_removed(hazy_capture: Path, hazy:
     assert intruders(hazy_capture, last(hazy)) >= FLOATERS
     assert intruders(hazy_capture, last(clear)) == 0
     assert min(removed(clear)) == REFINED
-    assert read_checkpoint(last(clear))[CHECKPOINT_KEY]["densification"]["too_close"] == FLOATERS
+    too_close = read_checkpoint(last(clear))[CHECKPOINT_KEY]["densification"]["too_close"]
+    assert FLOATERS <= too_close <= FLOATERS + 2, "hardly any of the scene itself"
     before, after = psnr(hazy), psnr(clear)
     worst = read_colmap(hazy_capture).views[HELD_OUT].name
     assert after[worst] > before[worst] + 2.5, f"{before[worst]:.2f} -> {after[worst]:.2f} dB"

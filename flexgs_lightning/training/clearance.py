@@ -48,7 +48,7 @@ class CameraClearance:
             those of a rig are. Of them nothing but their poses is used; say so beside figures.
     """
 
-    share: float = 0.5
+    share: float = 0.8
     quantile: float = 0.01
     held_out: bool = False
 
