@@ -41,24 +41,26 @@ def test_export_writes_a_file_for_each_budget_and_an_index(checkpoint: Path, tmp
             getattr(read, field.name), getattr(expected, field.name), rtol=0, atol=1e-5
         )
 
-    several = ["--ratio=0.1,1", "--max-gaussians", "0.2k", "--max-megabytes=0.1"]
+    several = ["--ratio=0.1,0.07,1", "--max-gaussians", "0.2k", "--max-megabytes=0.1"]
     assert main([*command, str(tmp_path / "sizes"), *several]) == 0
     index = json.loads((tmp_path / "sizes" / "index.json").read_text())
-    assert [entry["gaussians"] for entry in index][:3] == [len(model) // 10, len(model), 200]
+    small = 7 * len(model) // 100
+    assert [entry["gaussians"] for entry in index][:4] == [len(model) // 10, small, len(model), 200]
     for entry in index:
         path = tmp_path / "sizes" / entry["file"]
         assert path.stat().st_size == entry["bytes"]
         assert len(read_ply(path)) == entry["gaussians"]
-    assert len(model) % 10, "otherwise the next line tells nothing"
+    assert small / len(model) != 0.07, "otherwise the next line tells nothing"
     assert [entry["ratio"] for entry in index] == [
         0.1,
+        0.07,
         1.0,
-        *(e["gaussians"] / len(model) for e in index[2:]),
+        *(e["gaussians"] / len(model) for e in index[3:]),
     ]
-    assert index[3]["bytes"] <= 100_000
+    assert index[4]["bytes"] <= 100_000
     metrics = json.loads((checkpoint.parents[1] / "metrics.json").read_text())  # a PLY loses nothing
     assert index[0]["psnr"] == pytest.approx(metrics["ratios"]["0.1"]["psnr"], abs=1e-3)
-    assert index[1]["psnr"] == pytest.approx(metrics["mean"]["psnr"], abs=1e-3)
+    assert index[2]["psnr"] == pytest.approx(metrics["mean"]["psnr"], abs=1e-3)
 
 
 def test_export_replaces_a_folder_of_exports_whole_and_no_other(
