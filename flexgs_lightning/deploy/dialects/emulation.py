@@ -26,7 +26,8 @@ from flexgs_lightning.splats import SH_C0, Splats
 BLACK = torch.zeros(3)
 _CUT = math.exp(-4)
 """Value of the Gaussian at sqrt(8) deviations, where both viewers stop drawing it."""
-_SPARK, _PLAYCANVAS = Footprint(margin=math.inf), Footprint(low_pass=0.075, margin=math.inf)
+SPARK = Footprint(margin=math.inf)
+PLAYCANVAS = Footprint(low_pass=0.075, margin=math.inf)
 
 
 class Emulation(Protocol):
@@ -45,7 +46,7 @@ def spark(splats: Splats, camera: Cameras, background: Float[Tensor, " 3"] = BLA
     position = camera.positions[0]
     seen = replace(stored, means=position + _rounded(stored.means - position, _to_half))
     seen = replace(seen, opacities=2 * _steps(seen.opacities / 2, 255))
-    projection = cpu_backend.project(seen, camera, seen.sh_degree, True, _SPARK)
+    projection = cpu_backend.project(seen, camera, seen.sh_degree, True, SPARK)
     projection = projection._replace(extents=_not_far_outside(projection, camera))
     colours = _steps(projection.features[..., CHANNELS].clamp(0, 1), 255)
     distances = (seen.means - position).detach().norm(dim=1)
@@ -56,7 +57,7 @@ def playcanvas(
     splats: Splats, camera: Cameras, background: Float[Tensor, " 3"] = BLACK
 ) -> Float[Tensor, "H W 3"]:
     """PlayCanvas: a smaller low-pass filter, a falloff that reaches 0, sorted by depth into buckets."""
-    projection = cpu_backend.project(splats, camera, splats.sh_degree, False, _PLAYCANVAS)
+    projection = cpu_backend.project(splats, camera, splats.sh_degree, False, PLAYCANVAS)
     projection = _sized(projection, camera)
     places = _places(splats.detach(), camera)
     colours = projection.features[..., CHANNELS]

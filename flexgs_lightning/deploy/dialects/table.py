@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flexgs_lightning.deploy.dialects.emulation import Emulation, playcanvas, spark
+from flexgs_lightning.deploy.dialects.emulation import PLAYCANVAS, SPARK, Emulation, playcanvas, spark
 from flexgs_lightning.errors import InputError
-from flexgs_lightning.rendering.types import EPS2D
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,13 @@ class Dialect:
     height: float = 1.0
 
 
-_PLAYCANVAS = Dialect(low_pass=0.075, compensated=False, emulation=playcanvas, width=0.936, height=1.015)
+_PLAYCANVAS = Dialect(
+    low_pass=PLAYCANVAS.low_pass, compensated=False, emulation=playcanvas, width=0.936, height=1.015
+)
 """Its falloff is (exp(-sigma) - e^-4) / (1 - e^-4) up to sigma = 4."""
 DIALECTS: dict[str, Dialect | None] = {
     "gsplat": None,
-    "spark": Dialect(low_pass=EPS2D, compensated=True, emulation=spark),
+    "spark": Dialect(low_pass=SPARK.low_pass, compensated=True, emulation=spark),
     "playcanvas": _PLAYCANVAS,
     "supersplat": _PLAYCANVAS,
 }
