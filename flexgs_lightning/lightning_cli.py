@@ -12,9 +12,16 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from flexgs_lightning.cameras import NEAR_PLANE, Cameras
 from flexgs_lightning.codec.decoder import SUFFIX
 from flexgs_lightning.data.capture import Capture
+from flexgs_lightning.data.datamodule import INVENTED
 from flexgs_lightning.deploy.formats.registry import is_splat_file
 from flexgs_lightning.deploy.opening import open_capture, open_model_file, open_start
 from flexgs_lightning.deploy.path_file import write_path
+from flexgs_lightning.deploy.trainer_cameras import (
+    WIDEST,
+    cameras_beside,
+    is_trainer_cameras,
+    read_trainer_cameras,
+)
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import CHECKPOINT_KEY, Model, read_checkpoint
 from flexgs_lightning.training.run import TrainingRun
@@ -157,15 +164,48 @@ class FlexGSCLI(TrainingRun):
         options.data.root = str(path)
         options.model.reconstruction_steps = 0
         options.model.antialiased = open_model_file(path).antialiased
+        if options.data.cameras is None and is_splat_file(path) and not self._invented_before():
+            self._take_cameras_beside(path)
+        whose = "given" if options.data.cameras else INVENTED
+        log.info("No data.root: %s is drawn from %s cameras, and learns from these pictures.", path, whose)
+
+    def _take_cameras_beside(self, path: Path) -> None:
+        """Look through what a trainer left with its splat file, at most as large as 3DGS trains by itself.
+
+        Raises:
+            InputError: that is broken.
+        """
+        data = self.options.data
+        try:
+            found = cameras_beside(path)
+            cameras = [] if found is None else read_trainer_cameras(found)
+        except InputError as error:
+            raise InputError(f"{error} --data.cameras {INVENTED} does without this file.") from error
+        if not cameras:
+            return
+        data.cameras = str(found)
+        data.downscale = data.downscale or -(-max(camera.width for camera in cameras) // WIDEST)
         log.info(
-            "No data.root: %s is drawn from invented or given cameras, and learns from these pictures.", path
+            "%s: %d cameras, which training looks through, their sizes divided by %d (--data.downscale). "
+            "--data.cameras takes others, or '%s'.",
+            *(found, len(cameras), data.downscale, INVENTED),
         )
+
+    def _invented_before(self) -> bool:
+        """Whether the run to go on with invented its cameras and kept them."""
+        kept = self._kept_cameras()
+        return kept is not None and kept.is_file() and not is_trainer_cameras(kept)
+
+    def _kept_cameras(self) -> Path | None:
+        """Where the run of the checkpoint keeps the cameras that it invents."""
+        path = self.options.ckpt_path
+        return None if path is None else Path(path).resolve().parent.parent / KEPT_CAMERAS
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Read the capture before any other process is started, and say it plainly if one is lost."""
         self.datamodule.open_scene = open_capture
-        if self.options.ckpt_path is not None and self.datamodule.invents_cameras:
-            self.datamodule.kept_cameras = Path(self.options.ckpt_path).resolve().parent.parent / KEPT_CAMERAS
+        if self.datamodule.invents_cameras:
+            self.datamodule.kept_cameras = self._kept_cameras()
         self.datamodule.prepare_data()
         if self._file is not None:
             _require_times(self._path, self._file, self.datamodule.capture)

@@ -33,6 +33,8 @@ INVENTED_VIEWS = 96
 """Of a trained scene that has no photos."""
 VIEW_SIZE = 480
 """Longest side of these, in pixels."""
+INVENTED = "invented"
+"""In place of cameras' file or folder: look for none."""
 
 
 MOST_VIEWS, MOST_WORKERS = 4096, 256
@@ -70,7 +72,9 @@ class CaptureDataModule(LightningDataModule):
             such as 1.0 where cameras stand in the walls of what they see. By default what the capture says,
             or 0.01.
         cameras: Without photos, where ``root`` is a trained scene: whose cameras to look through, a COLMAP
-            folder, a transforms.json or a camera path. By default they are invented.
+            folder, a transforms.json, a 3DGS model's folder or its cameras.json, or a camera path; "invented"
+            for none. By default those of a cameras.json that lies beside the splat file of --start_from, or
+            at the top of its 3DGS model; without one they are invented.
         views: Number of cameras to invent.
         view_size: Longest side in pixels of what they see.
     """
@@ -125,7 +129,7 @@ class CaptureDataModule(LightningDataModule):
         self.frames = frames
         self.near_plane = near_plane
         self._most_frames = published.protocol.frames if published else None
-        self.cameras = cameras
+        self.cameras = None if cameras in (None, INVENTED) else str(Path(cameras).resolve())
         self.views = views
         self.view_size = view_size
         self.open_scene: Callable[[dict[str, Any]], Capture] | None = None

@@ -3,18 +3,20 @@
 # The signature and docstring of `export` are the command line's help, so no lazy annotations here.
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from flexgs_lightning.cameras import Cameras
-from flexgs_lightning.data.capture import Capture
+from flexgs_lightning.data.capture import Capture, View
 from flexgs_lightning.deploy.budgets import Budget, parse_budgets
 from flexgs_lightning.deploy.dialects.distillation import STEPS, distilled
 from flexgs_lightning.deploy.dialects.table import find_dialect
 from flexgs_lightning.deploy.fitting import Form, write_within
 from flexgs_lightning.deploy.formats import splatv
 from flexgs_lightning.deploy.formats.registry import FORMATS, STREAMED, Format, all_suffixes, find_format
+from flexgs_lightning.deploy.formats.sog import META
 from flexgs_lightning.deploy.formats.splat_file import SplatFile, require_drawable
 from flexgs_lightning.deploy.formats.streamed_sog import LOD_META, write_streamed_sog
 from flexgs_lightning.deploy.opening import choose_device, load_any, open_capture
@@ -23,6 +25,7 @@ from flexgs_lightning.deploy.quality import psnr_on_test_views
 from flexgs_lightning.deploy.render import require_free
 from flexgs_lightning.deploy.shots import views_at
 from flexgs_lightning.deploy.timeline import parse_time
+from flexgs_lightning.deploy.trainer_cameras import FILE, is_trainer_cameras, write_trainer_cameras
 from flexgs_lightning.deploy.vantage import vantage_of_splats
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.files import atomic_path
@@ -48,6 +51,7 @@ def export(
     for_viewer: str = "gsplat",
     distillation_steps: int = STEPS,
     measure: bool = True,
+    cameras: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     overwrite: bool = False,
 ) -> None:
@@ -82,6 +86,9 @@ def export(
             which is quicker and loses more.
         measure: Draw the capture's test views from each file of a folder, for the index; of files for viewers
             that draw otherwise than we do (--for), as an emulation of the viewer draws them.
+        cameras: Also write the cameras of the capture as cameras.json into the folder of what is written, as
+            the original 3DGS does: a training with --start_from finds them there, and other programs show
+            them. This needs the capture of the training.
         device: Where to draw them; "auto" takes CUDA where there is a device.
         overwrite: Replace the files if they exist.
     """
@@ -93,7 +100,10 @@ def export(
     dialect = find_dialect(for_viewer)
     if distillation_steps < 0:
         raise InputError(f"--distillation-steps {distillation_steps}: expected 0 or more.")
-    if format == splatv.NAME or (format is None and output.suffix == splatv.SUFFIX):
+    film = format == splatv.NAME or (format is None and output.suffix == splatv.SUFFIX)
+    if cameras:
+        _require_place_for_cameras(output, len(budgets) > 1, film, overwrite)
+    if film:
         _export_film(load_any(ckpt), budgets, time, output)
         return
     if streamed:
@@ -105,7 +115,10 @@ def export(
         chosen = find_format(output, format)
         model = _still(load_any(ckpt), time)
         (budget,) = timed(budgets, model, model.data, device)
+        views = _all_views(model) if cameras else None
         _tell(output, _write(budget, model, chosen, output, _form(model, for_viewer, distillation_steps)))
+        if views is not None:
+            write_trainer_cameras(views, output.parent / FILE)
         return
     chosen = _named(format)
     if output.suffix:
@@ -117,6 +130,7 @@ def export(
             budget.of(model)
     form = _form(model, for_viewer, distillation_steps)
     capture = _capture(model) if measure else None
+    views = _all_views(model) if cameras else None
     with atomic_path(output) as temporary:
         temporary.mkdir()
         entries = []
@@ -133,6 +147,8 @@ def export(
                 emulation = None if dialect is None else dialect.emulation
                 entries[-1]["psnr"] = psnr_on_test_views(read, capture, model.background, where, emulation)
         (temporary / INDEX).write_text(json.dumps(entries, indent=2) + "\n")
+        if views is not None:
+            write_trainer_cameras(views, temporary / FILE)
 
 
 def _form(model: Model, for_viewer: str, distillation_steps: int) -> Form:
@@ -155,6 +171,38 @@ def _form(model: Model, for_viewer: str, distillation_steps: int) -> Form:
         return SplatFile(fitted, dialect.compensated)
 
     return Form(lambda splats: file(splats, distillation_steps), draft=lambda splats: file(splats, 0))
+
+
+def _require_place_for_cameras(output: Path, several: bool, film: bool, overwrite: bool) -> None:
+    """Refuse where ``cameras.json`` would lie in the way of something, before anything is written.
+
+    Raises:
+        InputError: it would be among the files of an unpacked scene, or replace what it may not.
+    """
+    if film or output.name in (META, LOD_META):
+        kind = splatv.NAME if film else f"the folder of {output.name}"
+        raise InputError(f"--cameras: not for {kind}; expected one file, or a folder of such.")
+    path = output.parent / FILE
+    if several or not path.exists():  # a folder is replaced whole
+        return
+    if not overwrite:
+        raise InputError(f"{path}: exists already. Choose another folder, or set overwrite to replace it.")
+    if not is_trainer_cameras(path):
+        raise InputError(f"{path}: not replaced, because it is no list of a capture's cameras.")
+
+
+def _all_views(model: Model) -> Sequence[View]:
+    """Of the capture that the model was trained on, at its moment.
+
+    Raises:
+        InputError: the capture is not there.
+    """
+    capture = _read_capture(model)
+    if capture is None:
+        raise InputError(
+            f"--cameras: needs the capture of the training, which is not at {model.data.get('root')}."
+        )
+    return capture.views if model.time is None else views_at(capture.views, model.time)
 
 
 def _still(model: Model, time: str | None) -> Model:

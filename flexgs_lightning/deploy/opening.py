@@ -25,6 +25,7 @@ from flexgs_lightning.data.transforms import has_transforms, read_transforms_cam
 from flexgs_lightning.deploy.formats.registry import is_splat_file, read_splats
 from flexgs_lightning.deploy.groups import open_groups
 from flexgs_lightning.deploy.path_file import read_path
+from flexgs_lightning.deploy.trainer_cameras import FILE, is_trainer_cameras, read_trainer_cameras
 from flexgs_lightning.errors import InputError
 from flexgs_lightning.model.checkpoint import Model, load
 from flexgs_lightning.teacher.capture import scene_capture
@@ -155,22 +156,28 @@ def _kept_cameras(data: dict[str, Any], lens: Lens) -> Cameras | None:
 
 
 def read_cameras(path: Path, downscale: int = 1) -> list[Cameras]:
-    """Cameras alone (C = 1 each): of a capture's folder, whose photos need not be there, or of a camera path.
+    """Cameras alone (C = 1 each): of a capture's or a 3DGS model's folder, whose photos need not be there, or
+    of one file.
 
     Raises:
-        InputError: neither; see ``read_colmap_cameras``, ``read_transforms_cameras`` and ``read_path``.
+        InputError: neither; see ``read_colmap_cameras``, ``read_transforms_cameras``,
+            ``read_trainer_cameras`` and ``read_path``.
     """
     if path.is_dir():
-        return (
-            read_transforms_cameras(path, downscale)
-            if has_transforms(path)
-            else read_colmap_cameras(path, downscale)
-        )
+        if has_transforms(path):
+            return read_transforms_cameras(path, downscale)
+        if not ((path / FILE).is_file() and is_trainer_cameras(path / FILE)):
+            return read_colmap_cameras(path, downscale)
+        path = path / FILE
     if path.name.startswith("transforms"):
         return read_transforms_cameras(path, downscale)
-    cameras = read_path(path)
-    cameras = cameras.resized(max(1, cameras.width // downscale), max(1, cameras.height // downscale))
-    return [cameras[i] for i in range(len(cameras))]
+    if is_trainer_cameras(path):
+        cameras = read_trainer_cameras(path)
+    else:
+        frames = read_path(path)
+        cameras = [frames[i] for i in range(len(frames))]
+    sizes = [(max(1, each.width // downscale), max(1, each.height // downscale)) for each in cameras]
+    return [each.resized(*size) for each, size in zip(cameras, sizes, strict=True)]
 
 
 def one_size(views: Sequence[View]) -> Cameras:

@@ -45,7 +45,7 @@ LARGEST_SIDE = 1 << 14
 """Pixels; a frame of more a side is taken for a mistake, before memory is asked for."""
 LARGEST_NUMBER = 1e15
 """Of a matrix: products of such are finite in float32."""
-_ORTHONORMAL_WITHIN = 1e-3
+ORTHONORMAL_WITHIN = 1e-3
 """Largest error of R R^T against the identity: files round to a few digits."""
 
 
@@ -133,7 +133,7 @@ def _viewmat(where: str, frame: dict[str, Any], is_opengl: bool) -> Float[np.nda
     name = "viewmat" if "viewmat" in frame and not is_opengl else "camera_to_world"
     matrix = _matrix(where, frame, name, 4)
     rotation = matrix[:3, :3]
-    is_rotation = np.abs(rotation @ rotation.T - np.eye(3)).max() < _ORTHONORMAL_WITHIN
+    is_rotation = np.abs(rotation @ rotation.T - np.eye(3)).max() < ORTHONORMAL_WITHIN
     if not is_rotation or np.linalg.det(rotation) < 0 or not np.allclose(matrix[3], [0, 0, 0, 1]):
         raise InputError(f"{where}: '{name}' must be a rotation and a translation above a row 0 0 0 1.")
     if name == "viewmat":

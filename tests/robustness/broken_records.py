@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from kinds import accepted, break_file, break_json, kind
+from kinds import accepted, break_file, break_json, judged_call, kind
 from mutations import Rng, broken_record
 from outcomes import Outcome, run
 from samples import TRAINING, Samples
 
+from flexgs_lightning.cameras import Cameras
+from flexgs_lightning.deploy.opening import read_cameras
 from flexgs_lightning.training.callbacks import WITH_OPTIONS
 
 SETTINGS = (
@@ -31,6 +34,16 @@ def camera_path(samples: Samples, folder: Path, rng: Rng) -> Outcome:
     output = folder / "frames"
     options = ["--ply", str(samples.splats["ply"]), "--path", str(path), "--output", str(output)]
     return accepted(run(["render", *options], (path.name,)), lambda: bool(list(output.glob("*.png"))))
+
+
+@kind(2)
+def trainer_cameras(samples: Samples, folder: Path, rng: Rng) -> Outcome:
+    """What a trainer leaves beside its splat file."""
+    path = Path(shutil.copy(samples.trainer_cameras, folder / "cameras.json"))
+    break_json(path, rng)
+    cameras: list[Cameras] = []
+    outcome = judged_call(lambda: cameras.extend(read_cameras(path)), (path.name,))
+    return accepted(outcome, lambda: all(bool(each.viewmats.isfinite().all()) for each in cameras))
 
 
 @kind(3)

@@ -25,6 +25,7 @@ from flexgs_lightning.data.colmap import read_colmap
 from flexgs_lightning.deploy.formats.registry import FORMATS, write_splats
 from flexgs_lightning.deploy.formats.splat_file import SplatFile
 from flexgs_lightning.deploy.path_file import write_path
+from flexgs_lightning.deploy.trainer_cameras import write_trainer_cameras
 from flexgs_lightning.model.profile import Profile
 
 FIRST, SECOND = 4, 3
@@ -81,6 +82,7 @@ class Samples:
         film_file: one of a scene that moves, in groups of frames.
         moment: what ``flexgs decompress`` makes of a moment of that.
         path: a camera path, whose frames have times.
+        trainer_cameras: cameras.json of a 3DGS model.
         transforms: a capture with transforms.json.
         blender: one with such a file for each split.
         films: filmed captures by layout: "frames" and "videos" with cameras.json, "llff" with poses, and
@@ -141,6 +143,10 @@ class Samples:
     @property
     def path(self) -> Path:
         return self.root / "path.json"
+
+    @property
+    def trainer_cameras(self) -> Path:
+        return self.root / "trainer_cameras.json"
 
     @property
     def transforms(self) -> Path:
@@ -242,6 +248,7 @@ def make(root: Path) -> Samples:
     write_moving(samples.film_file, [random_moving(total=120), random_moving("bases", total=150, seed=2)])
     camera = read_colmap(samples.binary).views[0].camera
     write_path(Cameras.stack([camera, camera]), samples.path, times=[0.0, 0.5])
+    write_trainer_cameras(read_colmap(samples.binary).views, samples.trainer_cameras)
     Profile("a clock", ((10, 1.0), (40, 2.0)), ((10, 1.5), (40, 2.5))).write(samples.profile)
     samples.site.mkdir()
     shutil.copytree(samples.binary, samples.scenes / "garden")
