@@ -5,6 +5,7 @@ import { readFileSync } from "node:fs";
 import test from "node:test";
 import { Decoder } from "../../flexgs_lightning/deploy/web/player/egs/decoder.js";
 import { FileError, crc32, readHeader } from "../../flexgs_lightning/deploy/web/player/egs/header.js";
+import { Stream, longBits, newTables, symbol } from "../../flexgs_lightning/deploy/web/player/egs/rans.js";
 
 const FILES = ["levels", "film"].map((name) => {
   const file = new Uint8Array(readFileSync(new URL(`../known_answers/${name}.egs`, import.meta.url)));
@@ -62,6 +63,17 @@ for (const { name, file, header } of FILES) {
     }
   });
 }
+
+test("streams that end early, or begin as none does, give symbols all the same and have not ended well", () => {
+  for (const bytes of [[], [0], [127, 255, 255], [0, 0, 0, 0], [255, 255, 255, 255], [1, 0, 0, 0], [127, 255, 255, 255]]) {
+    const stream = new Stream(Uint8Array.from(bytes));
+    const tables = newTables(1);
+    for (let i = 0; i < 1000; i++) assert.ok(symbol(stream, tables, 0) < 16);
+    assert.ok(Number.isSafeInteger(longBits(stream, 48)));
+    assert.ok(!stream.endedWell);
+  }
+  assert.ok(new Stream(new Uint8Array(0)).endedWell);
+});
 
 test("files that are cut off, empty or something else are refused", () => {
   for (const bytes of [FILES[0].file.subarray(0, 0), FILES[0].file.subarray(0, 19), FILES[0].file.subarray(0, 300), new Uint8Array(500)]) {

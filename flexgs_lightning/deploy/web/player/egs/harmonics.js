@@ -25,7 +25,7 @@ export function decodeHarmonics(stream, rows, offset, numbers, tables) {
   for (let i = 0; components > 0 && i < count; i++) {
     const step = stepClass(rows, i * stride, RULE, constant, numbers);
     steps[i] = STEP_SIZES[step];
-    decodeCoefficients(stream, magnitude(stream, tables, step >> 1), components, tables, coded);
+    decodeCoefficients(stream, magnitude(stream, tables, step >> 1), components, tables, coded, width);
     if (stream.failed) break;
     transform(coded, numbers, sums, i * width);
   }
@@ -42,7 +42,7 @@ class Coded {
   }
 }
 
-function decodeCoefficients(stream, number, components, tables, coded) {
+function decodeCoefficients(stream, number, components, tables, coded, width) {
   coded.count = 0;
   if (number > components) stream.failed = true;
   let first = 3;
@@ -53,7 +53,7 @@ function decodeCoefficients(stream, number, components, tables, coded) {
     const size = magnitude(stream, tables, table + activity(2 * first + second + third));
     if (size >= 32768) stream.failed = true;
     if (size > 0) {
-      coded.places[coded.count] = j;
+      coded.places[coded.count] = j * width;
       coded.factors[coded.count++] = plainBits(stream, 1) ? -size : size;
     }
     third = second;
@@ -62,19 +62,18 @@ function decodeCoefficients(stream, number, components, tables, coded) {
   }
 }
 
-/** Coefficients times the transform, three sums at a time: the hottest loop of a decoder. */
-function transform({ count, places, factors }, { width, components, columns }, sums, at) {
+/** Coefficients times the transform: the hottest loop of a decoder. `columns` [components, width] */
+function transform({ count, places, factors }, { width, columns }, sums, at) {
   for (let d = 0; d < width; d += 3) {
-    const from = d * components;
     let red = 0;
     let green = 0;
     let blue = 0;
     for (let k = 0; k < count; k++) {
       const factor = factors[k];
-      const place = from + places[k];
+      const place = places[k] + d;
       red = (red + Math.imul(factor, columns[place])) | 0;
-      green = (green + Math.imul(factor, columns[place + components])) | 0;
-      blue = (blue + Math.imul(factor, columns[place + 2 * components])) | 0;
+      green = (green + Math.imul(factor, columns[place + 1])) | 0;
+      blue = (blue + Math.imul(factor, columns[place + 2])) | 0;
     }
     sums[at + d] = red;
     sums[at + d + 1] = green;

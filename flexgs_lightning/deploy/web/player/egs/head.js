@@ -127,12 +127,7 @@ function readRules(reader, rules, features) {
 
 function readTransform(reader, width, components) {
   const scales = Float32Array.from(reader.floats(width));
-  return { scales, columns: transposed(reader.array("Int8", components * width), width) };
-}
-
-function transposed(values, width) {
-  const height = values.length / width;
-  return Int8Array.from(values, (_, i) => values[(i % height) * width + Math.floor(i / height)]);
+  return { scales, columns: Int8Array.from(reader.array("Int8", components * width)) };
 }
 
 function levelsOf(ratios, total) {

@@ -113,7 +113,8 @@ function placeRow(rows, place, code, shift, half, centre) {
     distance = Math.max(distance, Math.abs(middle - centre[axis]));
   }
   const octave = bitLength(distance) - 1;
-  rows[place + WIDTH] = 1024 * octave + Math.floor((1024 * distance) / 2 ** octave) - 1024;
+  const mantissa = octave < 10 ? distance << (10 - octave) : distance >> (octave - 10);
+  rows[place + WIDTH] = 1024 * octave + mantissa - 1024;
 }
 
 /** Bits 0, 3, 6, … 21 of a number, packed. */
@@ -214,13 +215,13 @@ export function decodeUpdate(stream, { first, stop, set }, rows, offset, numbers
  * covers the scene. Element i is the coded place of the i-th row.
  */
 export function spreadOrder(n) {
-  const bits = n > 1 ? 32 - Math.clz32(n - 1) : 0;
   const order = new Uint32Array(n);
-  let found = 0;
-  for (let i = 0; i < 2 ** bits; i++) {
-    let place = 0;
-    for (let bit = 0; bit < bits; bit++) place |= ((i >> bit) & 1) << (bits - 1 - bit);
+  const half = n > 1 ? 1 << (31 - Math.clz32(n - 1)) : 0; // the highest bit of a place
+  for (let found = 0, place = 0; found < n; ) {
     if (place < n) order[found++] = place;
+    let bit = half; // the next place: counting up from the highest bit
+    for (; place & bit; bit >>= 1) place ^= bit;
+    place |= bit;
   }
   return order;
 }

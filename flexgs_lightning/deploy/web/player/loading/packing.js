@@ -6,7 +6,7 @@ import * as layout from "./row_layout.js";
 const { STILL_WORDS, short } = layout;
 
 /** Where the other numbers of a row lie, two a word from word 3 on: t, R; scales, rotation; G, B. */
-const HALVES = [0, 10, 1, 2, 3, 7, 8, 9, 11, 12];
+const HALVES = Uint8Array.of(0, 10, 1, 2, 3, 7, 8, 9, 11, 12);
 const ROTATION_SHIFT = 1; // a rotation may reach 4, which 16 bits hold in steps of 2^-13
 const WAY = 1; // bit of the flags of Gaussians that move
 const MIDDLE = 0.5; // the time that Gaussians without a life have as their own
@@ -27,23 +27,27 @@ export function packRows(chunks, { numbers, motion }) {
   const packer = motion ? new MotionPacker(motion, floats, halves, places) : null;
   let row = 0;
   for (const { rows, flags } of chunks) {
-    for (const coded of spreadOrder(rows.length / stride)) {
+    const order = spreadOrder(rows.length / stride);
+    for (let i = 0; i < order.length; i++, row++) {
+      const coded = order[i];
       const place = coded * stride;
-      for (let axis = 0; axis < 3; axis++) {
-        const mean = meanOf(rows, place, axis, numbers);
-        floats[row * size + axis] = mean;
-        places[width * row + axis] = mean;
-      }
-      for (let half = 0; half < HALVES.length; half++) {
-        const column = HALVES[half];
-        const turned = column >= 7 && column < 10;
-        halves[2 * (row * size + 3) + half] = short(turned ? rows[place + column] >> ROTATION_SHIFT : rows[place + column]);
-      }
+      packStill(rows, place, numbers, floats, halves, row * size);
+      for (let axis = 0; axis < 3; axis++) places[width * row + axis] = floats[row * size + axis];
       packer?.pack(rows, place, flags?.[coded] ?? 0, row * size + STILL_WORDS, row * width + 3);
-      row++;
     }
   }
   return { words, places };
+}
+
+/** What is drawn of a still row, at a word of the texels that `floats` and `halves` are views of. */
+function packStill(rows, place, numbers, floats, halves, word) {
+  for (let axis = 0; axis < 3; axis++) floats[word + axis] = meanOf(rows, place, axis, numbers);
+  const at = 2 * (word + 3);
+  for (let half = 0; half < HALVES.length; half++) {
+    const column = HALVES[half];
+    const turned = column >= 7 && column < 10;
+    halves[at + half] = short(turned ? rows[place + column] >> ROTATION_SHIFT : rows[place + column]);
+  }
 }
 
 /** Writes motion of Gaussians into texels, and what sorting needs of it. */
