@@ -22,7 +22,7 @@ from flexgs_lightning.metrics.psnr import psnr
 from flexgs_lightning.rendering.rasterizer import rasterize
 from flexgs_lightning.splats import Splats
 
-VIEWERS = ("spark", "playcanvas")
+VIEWERS = ("spark", "playcanvas", "supersplat")
 
 
 def cloud(count: int = 400) -> Splats:
@@ -137,7 +137,7 @@ def test_our_own_dialect_changes_nothing_and_others_have_names() -> None:
     assert find_dialect("gsplat") is None
     with pytest.raises(InputError, match=r"--for: expected one of gsplat, spark.* found 'unreal'"):
         find_dialect("unreal")
-    assert DIALECTS["supersplat"] == DIALECTS["playcanvas"]
+    assert set(DIALECTS) == {"gsplat", *VIEWERS}
 
 
 def test_export_for_a_viewer(
@@ -163,7 +163,7 @@ def test_export_for_a_viewer(
         file = read_splats(Path("sizes") / entry["file"])
         assert (entry["for"], entry["gaussians"]) == ("supersplat", len(file.splats))
         values = [
-            psnr(seen_in("playcanvas", file.splats, view.camera)[None], read_photo(view.source)[None])
+            psnr(seen_in("supersplat", file.splats, view.camera)[None], read_photo(view.source)[None])
             for view in capture.test_views
         ]
         assert entry["psnr"] == pytest.approx(float(torch.cat(values).mean()), abs=0.01)

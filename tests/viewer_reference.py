@@ -1,12 +1,13 @@
-"""Spark and PlayCanvas written a second time: dense, float64, back to front, one Gaussian after the other.
+"""Spark, PlayCanvas and superspl.at written a second time: dense, float64, one Gaussian after the other.
 
-Facts from the viewers' own code as published (Spark 2.2, PlayCanvas 2.23), in a form that shares nothing
-with ``flexgs_lightning.deploy.dialects.emulation``: numbers are packed into integers, Gaussians sorted by
-counting, and painted over each other.
+Facts from the viewers' own code as published (Spark 2.2, PlayCanvas 2.23, superspl.at's 1.36), in a form
+that shares nothing with ``flexgs_lightning.deploy.dialects.emulation``: numbers are packed into integers,
+Gaussians sorted by counting, and painted over each other from back to front.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ C0 = 0.28209479177387814
 
 
 def seen_in(viewer: str, splats: Splats, camera: Cameras) -> Tensor:
-    """[H, W, 3] as the viewer draws it on black; differentiable where nothing is rounded (PlayCanvas)."""
+    """[H, W, 3] as the viewer draws it on black; differentiable where nothing is rounded (not Spark)."""
     view, K = camera.viewmats[0].double(), camera.Ks[0].double()
     eye = -view[:3, :3].T @ view[:3, 3]
     order_of = splats.detach()
@@ -36,7 +37,7 @@ def seen_in(viewer: str, splats: Splats, camera: Cameras) -> Tensor:
         colours = (colours.clamp(0, 1) * 255).round() / 255
     local = means @ view[:3, :3].T + view[:3, 3]
     plain = screen_covariance(splats, local, view[:3, :3], K)
-    covariance = plain + {"spark": 0.3, "playcanvas": 0.075}[viewer] * torch.eye(2, dtype=torch.float64)
+    covariance = plain + (0.3 if viewer == "spark" else 0.075) * torch.eye(2, dtype=torch.float64)
     centres = (local @ K.T)[:, :2] / local[:, 2:]
     size = torch.tensor([camera.width, camera.height])
     drawn = local[:, 2] > 0.01
@@ -47,7 +48,7 @@ def seen_in(viewer: str, splats: Splats, camera: Cameras) -> Tensor:
     else:
         covariance = with_radius_within(covariance, float(size.min()), drawn)
         drawn &= torch.linalg.eigvalsh(torch.where(drawn[:, None, None], covariance, 0.0))[:, 1] >= 1 / 8
-        order = painted_by_playcanvas(order_of, camera)
+        order = painted_by_playcanvas(order_of, camera, by_distance=viewer == "supersplat")
     ys, xs = torch.meshgrid(torch.arange(camera.height), torch.arange(camera.width), indexing="ij")
     pixels = torch.stack([xs, ys], -1) + 0.5
     image = torch.zeros(camera.height, camera.width, 3, dtype=torch.float64)
@@ -57,7 +58,7 @@ def seen_in(viewer: str, splats: Splats, camera: Cameras) -> Tensor:
         offset = pixels - centres[i]
         sigma = 0.5 * torch.einsum("hwi,ij,hwj->hw", offset, torch.linalg.inv(covariance[i]), offset)
         value = torch.exp(-sigma)
-        if viewer == "playcanvas":
+        if viewer != "spark":
             value = (value - math.exp(-4)) / (1 - math.exp(-4))
         alpha = opacities[i] * torch.where(sigma <= 4, value, 0.0)
         alpha = torch.where(alpha >= 1 / 255, alpha, 0.0)[..., None]
@@ -126,24 +127,33 @@ def with_radius_within(covariance: Tensor, most: float, drawn: Tensor) -> Tensor
     return torch.stack(found)
 
 
-def painted_by_playcanvas(splats: Splats, camera: Cameras) -> list[int]:
-    """In the order of its counting sort: buckets of depth between 32 bins, most of them near the camera."""
+def painted_by_playcanvas(splats: Splats, camera: Cameras, by_distance: bool) -> list[int]:
+    """In the order of its counting sort: buckets of depth between 32 bins, most of them near the camera.
+
+    superspl.at has it sort by distance instead.
+    """
     means = splats.means.double().numpy()
     memory = sorted(range(len(means)), key=lambda i: (z_order(means, i), i))
     reach = 2 * splats.scales.double().amax(1).numpy()[:, None]
     low, high = (means - reach).min(0), (means + reach).max(0)
+    eye = camera.positions[0].double().numpy()
     back, offset = -camera.viewmats[0, 2, :3].double().numpy(), -float(camera.viewmats[0, 2, 3])
     ends = [sorted((low[axis] * back[axis], high[axis] * back[axis])) for axis in range(3)]
     corners = [sum(end[side] for end in ends) + offset for side in (0, 1)]
     least, extent = min(corners), max(corners) - min(corners)
+    heights = means @ back + offset - least
+    if by_distance:
+        corners = [math.dist(eye, corner) for corner in itertools.product(*zip(low, high, strict=True))]
+        extent = max(corners)
+        heights = extent - np.linalg.norm(means - eye, axis=1)
     buckets = 2 ** max(10, min(20, round(math.log2(len(means) / 4)))) + 1
-    here = max(0, min(31, math.floor(-least / extent * 32)))
-    by_distance = [40, 20, 20, 8, 8, 8, 3, 3, 3, 3, 3] + [1] * 21
-    weights = [by_distance[abs(i - here)] for i in range(32)]
+    here = 31 if by_distance else max(0, min(31, math.floor(-least / extent * 32)))
+    near = [40, 20, 20, 8, 8, 8, 3, 3, 3, 3, 3] + [1] * 21
+    weights = [near[abs(i - here)] for i in range(32)]
     widths = [max(1, math.floor(w / sum(weights) * buckets)) for w in weights]
     filled: dict[int, list[int]] = {}
     for i in memory:
-        at = (means[i] @ back + offset - least) * 32 / extent
+        at = heights[i] * 32 / extent
         n = min(31, int(at))
         filled.setdefault(math.floor(sum(widths[:n]) + widths[n] * (at - n)), []).append(i)
     return [i for key in sorted(filled) for i in reversed(filled[key])]

@@ -2,10 +2,11 @@
 
     python tests/interop/viewers.py scene.ply --data_root data/fox --downscale 8 [--photos 7]
 
-Draws the file through the capture's held-out cameras at the photos' size in Spark and in the PlayCanvas
-engine, as they come, in headless Chromium, and prints the PSNR of each picture against our emulation of the
-viewer (``flexgs_lightning.deploy.dialects.emulation``; it is good from 42 dB on), against our own render of
-the file, and against the photo. Needs node and npm, which fetches both into a temporary folder, and chromium.
+Draws the file through the capture's held-out cameras at the photos' size in Spark, in the PlayCanvas engine
+and in the viewer of superspl.at, as they come, in headless Chromium, and prints the PSNR of each picture
+against our emulation of the viewer (``flexgs_lightning.deploy.dialects.emulation``; it is good from 42 dB
+on), against our own render of the file, and against the photo. Needs node and npm, which fetches them into a
+temporary folder, and chromium.
 With --spark_lod 9847, Spark also draws each file by its own tree of levels of detail, with so many Gaussians
 at most.
 """
@@ -47,7 +48,12 @@ from flexgs_lightning.deploy.opening import open_model
 from flexgs_lightning.metrics.psnr import psnr
 from flexgs_lightning.rendering.rasterizer import rasterize
 
-PACKAGES = ("@sparkjsdev/spark@2.2.0", "three@0.187.0", "playcanvas@2.23.3")
+PACKAGES = (
+    "@sparkjsdev/spark@2.2.0",
+    "three@0.187.0",
+    "playcanvas@2.23.3",
+    "@playcanvas/supersplat-viewer@1.36.2",
+)
 PAGES = Path(__file__).parent / "viewers"
 NEAR, FAR = 0.01, 1000.0
 PATIENCE = 900.0
@@ -132,7 +138,7 @@ def install(folder: Path) -> None:
     """The viewers' packages, and our pages beside them."""
     command = ("npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), *PACKAGES)
     subprocess.run(command, capture_output=True, timeout=300, check=True)
-    for path in PAGES.glob("*.html"):
+    for path in PAGES.iterdir():
         shutil.copy(path, folder)
 
 
@@ -144,7 +150,7 @@ def main() -> None:
     parser.add_argument("--data_root", required=True)
     parser.add_argument("--downscale", type=int, default=1)
     parser.add_argument("--photos", type=int, default=7, help="how many held-out views")
-    parser.add_argument("--viewers", nargs="*", default=["spark", "playcanvas"])
+    parser.add_argument("--viewers", nargs="*", default=["spark", "playcanvas", "supersplat"])
     parser.add_argument("--spark_lod", type=int, nargs="*", default=[], help="Gaussians of Spark's own tree")
     parser.add_argument("--packages", type=Path, help="folder with the packages installed, to save time")
     parser.add_argument("--pictures", type=Path, help="folder for what was drawn")

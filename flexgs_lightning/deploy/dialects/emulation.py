@@ -1,8 +1,8 @@
 """Emulations of other people's viewers on the CPU, differentiable, to fit files to.
 
 Written from what the viewers' published shaders and sort workers do as they come (Spark 2.2, PlayCanvas
-2.23; SuperSplat is made of the latter's engine). What they round is rounded here with the gradient of what
-was not (straight-through).
+2.23, and superspl.at's viewer 1.36, which is made of the latter's engine). What they round is rounded here
+with the gradient of what was not (straight-through).
 """
 
 from __future__ import annotations
@@ -57,9 +57,22 @@ def playcanvas(
     splats: Splats, camera: Cameras, background: Float[Tensor, " 3"] = BLACK
 ) -> Float[Tensor, "H W 3"]:
     """PlayCanvas: a smaller low-pass filter, a falloff that reaches 0, sorted by depth into buckets."""
+    return _by_its_engine(splats, camera, background, _behind)
+
+
+def supersplat(
+    splats: Splats, camera: Cameras, background: Float[Tensor, " 3"] = BLACK
+) -> Float[Tensor, "H W 3"]:
+    """superspl.at: as PlayCanvas, but sorted by distance."""
+    return _by_its_engine(splats, camera, background, _away)
+
+
+def _by_its_engine(
+    splats: Splats, camera: Cameras, background: Float[Tensor, " 3"], order: Order
+) -> Float[Tensor, "H W 3"]:
     projection = cpu_backend.project(splats, camera, splats.sh_degree, False, PLAYCANVAS)
     projection = _sized(projection, camera)
-    places = _places(splats.detach(), camera)
+    places = _places(splats.detach(), camera, order)
     colours = projection.features[..., CHANNELS]
     return _blended(projection, camera, background, places, colours, Falloff.of(_CUT, _CUT))
 
@@ -169,30 +182,60 @@ _MORTON_BITS = 10
 """An axis."""
 
 
-def _places(splats: Splats, camera: Cameras) -> Float[Tensor, " N"]:
+def _places(splats: Splats, camera: Cameras, order: Order) -> Float[Tensor, " N"]:
     """Front to back, from 1 on, in PlayCanvas's order: by buckets of depth, and by Morton code in each.
 
     There are about a quarter as many buckets as Gaussians, over the depth of the box around all of them, so
     that a small file, or one with Gaussians far away, is sorted coarsely.
     """
     means, reach = splats.means.double(), 2 * splats.scales.double().amax(dim=1, keepdim=True)
-    low, high = (means - reach).amin(dim=0), (means + reach).amax(dim=0)
+    nearness, own = order(means, (means - reach).amin(dim=0), (means + reach).amax(dim=0), camera)
+    bits = max(10, min(20, round(math.log2(max(len(splats), 1) / 4))))
+    own = max(0, min(_BINS - 1, math.floor(own * _BINS)))
+    shares = [next(share for away, share in _SHARES if abs(i - own) <= away) for i in range(_BINS)]
+    buckets = torch.tensor([max(1.0, share * (2**bits + 1) // sum(shares)) for share in shares])
+    begins = buckets.cumsum(0) - buckets
+    at = nearness * _BINS
+    bins = at.long().clamp(0, _BINS - 1)
+    bucket = (begins[bins] + buckets[bins] * (at - bins)).long()  # from the furthest on
+    ranking = torch.argsort(_morton_codes(means) - (bucket << 3 * _MORTON_BITS), stable=True)
+    places = torch.empty(len(splats))
+    places[ranking] = torch.arange(1.0, len(splats) + 1)
+    return places
+
+
+class Order(Protocol):
+    """Where Gaussians lie between the furthest place of the box around them, 0, and its nearest, 1."""
+
+    def __call__(
+        self,
+        means: Float[Tensor, "N 3"],
+        low: Float[Tensor, " 3"],
+        high: Float[Tensor, " 3"],
+        camera: Cameras,
+    ) -> tuple[Float[Tensor, " N"], float]:
+        """The Gaussians', and the camera's."""
+        ...
+
+
+def _behind(
+    means: Float[Tensor, "N 3"], low: Float[Tensor, " 3"], high: Float[Tensor, " 3"], camera: Cameras
+) -> tuple[Float[Tensor, " N"], float]:
+    """By depth along the camera's axis."""
     axis, offset = camera.viewmats[0, 2, :3].double(), camera.viewmats[0, 2, 3].double()
     nearest = (torch.where(axis > 0, low, high) * axis).sum() + offset
     furthest = (torch.where(axis > 0, high, low) * axis).sum() + offset
     depth = float(furthest - nearest)
-    bits = max(10, min(20, round(math.log2(max(len(splats), 1) / 4))))
-    own = max(0, min(_BINS - 1, math.floor(float(furthest) / depth * _BINS)))
-    shares = [next(share for away, share in _SHARES if abs(i - own) <= away) for i in range(_BINS)]
-    buckets = torch.tensor([max(1.0, share * (2**bits + 1) // sum(shares)) for share in shares])
-    begins = buckets.cumsum(0) - buckets
-    at = (furthest - offset - means @ axis) * (_BINS / depth)
-    bins = at.long().clamp(0, _BINS - 1)
-    bucket = (begins[bins] + buckets[bins] * (at - bins)).long()  # from the furthest on
-    order = torch.argsort(_morton_codes(means) - (bucket << 3 * _MORTON_BITS), stable=True)
-    places = torch.empty(len(splats))
-    places[order] = torch.arange(1.0, len(splats) + 1)
-    return places
+    return (furthest - offset - means @ axis) / depth, float(furthest) / depth
+
+
+def _away(
+    means: Float[Tensor, "N 3"], low: Float[Tensor, " 3"], high: Float[Tensor, " 3"], camera: Cameras
+) -> tuple[Float[Tensor, " N"], float]:
+    """By distance; the camera itself is nearest, wherever the box lies."""
+    position = camera.positions[0].double()
+    furthest = torch.maximum((low - position).abs(), (high - position).abs()).norm()
+    return 1 - (means - position).norm(dim=1) / furthest, 1.0
 
 
 def _morton_codes(means: Float[Tensor, "N 3"]) -> Int[Tensor, " N"]:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from flexgs_lightning.deploy.dialects.emulation import PLAYCANVAS, SPARK, Emulation, playcanvas, spark
+from flexgs_lightning.deploy.dialects.emulation import (
+    PLAYCANVAS,
+    SPARK,
+    Emulation,
+    playcanvas,
+    spark,
+    supersplat,
+)
 from flexgs_lightning.errors import InputError
 
 
@@ -35,9 +42,9 @@ DIALECTS: dict[str, Dialect | None] = {
     "gsplat": None,
     "spark": Dialect(low_pass=SPARK.low_pass, compensated=True, emulation=spark),
     "playcanvas": _PLAYCANVAS,
-    "supersplat": _PLAYCANVAS,
+    "supersplat": replace(_PLAYCANVAS, emulation=supersplat),
 }
-"""By the viewer's name, as it comes (Spark 2.2, PlayCanvas 2.23); None draws as we do."""
+"""By the viewer's name, as it comes (Spark 2.2, PlayCanvas 2.23, superspl.at's 1.36); None draws as we do."""
 
 
 def find_dialect(name: str) -> Dialect | None:
