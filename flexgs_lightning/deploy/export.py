@@ -78,9 +78,9 @@ def export(
         time: Moment of a scene that moves to write as it is then, such as 0.5: in seconds if it is known how
             long the scene lasts, otherwise from 0 to 1. Only splatv holds all moments.
         for_viewer: Viewer (--for) that the file shall look right in as it comes: gsplat, spark, playcanvas or
-            supersplat. The last three draw Gaussians otherwise, so the file gets other ones, which look
-            there as the model's own do here, at the size of the photos; this needs the capture of the
-            training.
+            supersplat (that of superspl.at). The last three draw Gaussians otherwise, so the file gets other
+            ones, which look there as the model's own do here, at the size of the photos; this needs the
+            capture of the training.
         distillation_steps: With --for, pictures through the training's cameras that the Gaussians are fitted
             to, all together and as the viewer draws them; a few seconds a hundred. 0 adapts each by itself,
             which is quicker and loses more.
