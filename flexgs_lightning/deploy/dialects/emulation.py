@@ -57,22 +57,22 @@ def playcanvas(
     splats: Splats, camera: Cameras, background: Float[Tensor, " 3"] = BLACK
 ) -> Float[Tensor, "H W 3"]:
     """PlayCanvas: a smaller low-pass filter, a falloff that reaches 0, sorted by depth into buckets."""
-    return _by_its_engine(splats, camera, background, _behind)
+    return _by_its_engine(splats, camera, background, _by_depth)
 
 
 def supersplat(
     splats: Splats, camera: Cameras, background: Float[Tensor, " 3"] = BLACK
 ) -> Float[Tensor, "H W 3"]:
     """superspl.at: as PlayCanvas, but sorted by distance."""
-    return _by_its_engine(splats, camera, background, _away)
+    return _by_its_engine(splats, camera, background, _by_distance)
 
 
 def _by_its_engine(
-    splats: Splats, camera: Cameras, background: Float[Tensor, " 3"], order: Order
+    splats: Splats, camera: Cameras, background: Float[Tensor, " 3"], nearness_of: _Nearness
 ) -> Float[Tensor, "H W 3"]:
     projection = cpu_backend.project(splats, camera, splats.sh_degree, False, PLAYCANVAS)
     projection = _sized(projection, camera)
-    places = _places(splats.detach(), camera, order)
+    places = _places(splats.detach(), camera, nearness_of)
     colours = projection.features[..., CHANNELS]
     return _blended(projection, camera, background, places, colours, Falloff.of(_CUT, _CUT))
 
@@ -180,19 +180,24 @@ _SHARES = ((0, 40), (2, 20), (5, 8), (10, 3), (_BINS, 1))
 """Buckets of a stretch by how many stretches it is away from the camera, at most."""
 _MORTON_BITS = 10
 """An axis."""
+_Nearness = Callable[[Tensor, Tensor, Tensor, Cameras], tuple[Tensor, float]]
+"""Where N centres and the camera lie between the box's furthest place, 0, and its nearest, 1.
+
+Takes the centres [N, 3], the lowest and the highest corner of the box around all Gaussians, and the camera.
+"""
 
 
-def _places(splats: Splats, camera: Cameras, order: Order) -> Float[Tensor, " N"]:
+def _places(splats: Splats, camera: Cameras, nearness_of: _Nearness) -> Float[Tensor, " N"]:
     """Front to back, from 1 on, in PlayCanvas's order: by buckets of depth, and by Morton code in each.
 
     There are about a quarter as many buckets as Gaussians, over the depth of the box around all of them, so
     that a small file, or one with Gaussians far away, is sorted coarsely.
     """
     means, reach = splats.means.double(), 2 * splats.scales.double().amax(dim=1, keepdim=True)
-    nearness, own = order(means, (means - reach).amin(dim=0), (means + reach).amax(dim=0), camera)
+    nearness, own = nearness_of(means, (means - reach).amin(dim=0), (means + reach).amax(dim=0), camera)
     bits = max(10, min(20, round(math.log2(max(len(splats), 1) / 4))))
-    own = max(0, min(_BINS - 1, math.floor(own * _BINS)))
-    shares = [next(share for away, share in _SHARES if abs(i - own) <= away) for i in range(_BINS)]
+    here = max(0, min(_BINS - 1, math.floor(own * _BINS)))
+    shares = [next(share for away, share in _SHARES if abs(i - here) <= away) for i in range(_BINS)]
     buckets = torch.tensor([max(1.0, share * (2**bits + 1) // sum(shares)) for share in shares])
     begins = buckets.cumsum(0) - buckets
     at = nearness * _BINS
@@ -204,21 +209,7 @@ def _places(splats: Splats, camera: Cameras, order: Order) -> Float[Tensor, " N"
     return places
 
 
-class Order(Protocol):
-    """Where Gaussians lie between the furthest place of the box around them, 0, and its nearest, 1."""
-
-    def __call__(
-        self,
-        means: Float[Tensor, "N 3"],
-        low: Float[Tensor, " 3"],
-        high: Float[Tensor, " 3"],
-        camera: Cameras,
-    ) -> tuple[Float[Tensor, " N"], float]:
-        """The Gaussians', and the camera's."""
-        ...
-
-
-def _behind(
+def _by_depth(
     means: Float[Tensor, "N 3"], low: Float[Tensor, " 3"], high: Float[Tensor, " 3"], camera: Cameras
 ) -> tuple[Float[Tensor, " N"], float]:
     """By depth along the camera's axis."""
@@ -229,7 +220,7 @@ def _behind(
     return (furthest - offset - means @ axis) / depth, float(furthest) / depth
 
 
-def _away(
+def _by_distance(
     means: Float[Tensor, "N 3"], low: Float[Tensor, " 3"], high: Float[Tensor, " 3"], camera: Cameras
 ) -> tuple[Float[Tensor, " N"], float]:
     """By distance; the camera itself is nearest, wherever the box lies."""
